@@ -1,0 +1,138 @@
+"""The typed specification of every model that InSync serves: names, tensors, types, batch limits.
+
+`model_repository/*/config.pbtxt` are held to this module by tests; clients, exporters and models read their constants here.
+Only the standard library is imported, so that the thin client can use it too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+SAMPLE_RATE_HZ = 16_000
+WINDOW_SAMPLES = 6_400  # 0.4 s of audio around one frame
+WINDOW_PAST_SAMPLES = 4_480  # 280 ms before the frame's time
+WINDOW_FUTURE_SAMPLES = WINDOW_SAMPLES - WINDOW_PAST_SAMPLES  # 120 ms after: the look-ahead
+MEL_BANDS = 80
+MEL_FRAMES = 40  # one every 10 ms
+CROP_SIZE = 256  # pixels, square
+CHANNELS = 64  # feature channels of SOURCE, REFERENCE and ALIGNED
+FEATURE_SIZE = CROP_SIZE // 4
+REFERENCES = 5  # reference crops of a twin
+MOUTH = 12  # dimensions of a mouth code
+POSE = 32
+IDENTITY = 128
+SPEECH = 256
+STYLE = 128
+MAX_PIXELS = 16_777_216  # of one frame, checked before it is decoded
+MAX_FRAME_BYTES = 32 * 2**20  # of one encoded frame
+MAX_REGISTRATION_FRAMES = 300
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One named tensor. `shape` leaves the batch dimension out; -1 is any length. `dtype` is Triton's, without TYPE_."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    """One served model: what goes in, what comes out, and in what order."""
+
+    name: str
+    backend: str  # "dali", "python", "onnxruntime" or "ensemble"
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    max_batch_size: int = 8
+    steps: tuple[str, ...] = field(default=())  # ensembles only: the models they call, in order
+
+
+FRAME = Tensor("FRAME", "UINT8", (-1,))
+AUDIO = Tensor("AUDIO", "FP32", (WINDOW_SAMPLES,))
+TWIN = Tensor("TWIN", "STRING", (1,))
+FACE_HINT = Tensor("FACE_HINT", "FP32", (4,), optional=True)
+IMAGE = Tensor("IMAGE", "UINT8", (-1, -1, 3))
+MEL = Tensor("MEL", "FP32", (MEL_BANDS, MEL_FRAMES))
+TRANSFORM = Tensor("TRANSFORM", "FP32", (2, 3))
+CONFIDENCE = Tensor("CONFIDENCE", "FP32", (1,))
+FACE = Tensor("FACE", "FP32", (4,))
+CROP = Tensor("CROP", "FP32", (3, CROP_SIZE, CROP_SIZE))
+REFERENCE = Tensor("REFERENCE", "FP32", (CHANNELS, FEATURE_SIZE, FEATURE_SIZE))
+IDENTITY_DESCRIPTOR = Tensor("IDENTITY", "FP32", (IDENTITY,))
+SOURCE = Tensor("SOURCE", "FP32", (CHANNELS, FEATURE_SIZE, FEATURE_SIZE))
+POSE_DESCRIPTOR = Tensor("POSE", "FP32", (POSE,))
+SPEECH_EMBEDDING = Tensor("SPEECH", "FP32", (SPEECH,))
+AFFINE = Tensor("AFFINE", "FP32", (CHANNELS, 4))
+STYLE_VECTOR = Tensor("STYLE", "FP32", (STYLE,))
+MOUTH_CODE = Tensor("MOUTH", "FP32", (MOUTH,))
+ALIGNED = Tensor("ALIGNED", "FP32", (CHANNELS, FEATURE_SIZE, FEATURE_SIZE))
+PATCH = Tensor("PATCH", "UINT8", (CROP_SIZE, CROP_SIZE, 4))
+SYNCED = Tensor("SYNCED", "UINT8", (-1,))
+CROPS = Tensor("CROPS", "FP32", (REFERENCES, 3, CROP_SIZE, CROP_SIZE))
+CODES = Tensor("CODES", "FP32", (REFERENCES, MOUTH))
+FRAMES = Tensor("FRAMES", "STRING", (-1,))
+REPORT = Tensor("REPORT", "STRING", (1,))
+
+_PATCH_STEPS = (
+    "lipsync_guard",
+    "lipsync_preprocess",
+    "lipsync_face",
+    "lipsync_align",
+    "lipsync_twin_features",
+    "lipsync_encoder",
+    "lipsync_mixer",
+    "lipsync_adaat",
+    "lipsync_decoder",
+)
+
+MODELS: dict[str, Model] = {
+    model.name: model
+    for model in (
+        # Proves a frame decodable and audio finite before anything costly: DALI fails a whole batch on one bad sample.
+        Model(
+            "lipsync_guard",
+            "python",
+            (FRAME, AUDIO),
+            (Tensor("CHECKED_FRAME", "UINT8", (-1,)), Tensor("CHECKED_AUDIO", "FP32", (WINDOW_SAMPLES,))),
+        ),
+        Model("lipsync_preprocess", "dali", (FRAME, AUDIO), (IMAGE, MEL)),
+        Model("lipsync_face", "python", (IMAGE, FACE_HINT), (TRANSFORM, CONFIDENCE, FACE)),
+        Model("lipsync_align", "dali", (IMAGE, TRANSFORM), (CROP,)),
+        Model("lipsync_twin_features", "python", (TWIN,), (REFERENCE, IDENTITY_DESCRIPTOR)),
+        Model("lipsync_encoder", "onnxruntime", (CROP, MEL), (SOURCE, POSE_DESCRIPTOR, SPEECH_EMBEDDING)),
+        Model(
+            "lipsync_mixer",
+            "onnxruntime",
+            (POSE_DESCRIPTOR, IDENTITY_DESCRIPTOR, SPEECH_EMBEDDING),
+            (AFFINE, STYLE_VECTOR, MOUTH_CODE),
+        ),
+        Model("lipsync_adaat", "python", (REFERENCE, AFFINE), (ALIGNED,)),
+        Model("lipsync_decoder", "onnxruntime", (SOURCE, ALIGNED, STYLE_VECTOR), (PATCH,)),
+        Model(
+            "lipsync_composite",
+            "python",
+            (FRAME, IMAGE, TRANSFORM, PATCH, CONFIDENCE),
+            (SYNCED,),
+        ),
+        Model("lipsync_reference", "onnxruntime", (CROPS, CODES), (REFERENCE, IDENTITY_DESCRIPTOR)),
+        # Not batched: one registration is one request.
+        Model("lipsync_twin", "python", (FRAMES,), (TWIN, REPORT), max_batch_size=0),
+        Model(
+            "lipsync_patch",
+            "ensemble",
+            (FRAME, AUDIO, TWIN, FACE_HINT),
+            (PATCH, TRANSFORM, CONFIDENCE, FACE, MOUTH_CODE),
+            steps=_PATCH_STEPS,
+        ),
+        Model(
+            "lipsync",
+            "ensemble",
+            (FRAME, AUDIO, TWIN, FACE_HINT),
+            (SYNCED, CONFIDENCE, FACE, MOUTH_CODE),
+            steps=(*_PATCH_STEPS, "lipsync_composite"),
+        ),
+    )
+}
