@@ -27,7 +27,8 @@ def oracle(audio: NDArray[np.float32]) -> NDArray[np.float64]:
     rise = (hz[None] - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     fall = (edges[2:, None] - hz[None]) / (edges[2:] - edges[1:-1])[:, None]
     bank = np.maximum(0, np.minimum(rise, fall)) * (2 / (edges[2:] - edges[:-2]))[:, None]
-    return (np.log(np.maximum(bank @ power.T, 1e-6)) + 4) / 9.8
+    mel: NDArray[np.float64] = (np.log(np.maximum(bank @ power.T, 1e-6)) + 4) / 9.8
+    return mel
 
 
 @pytest.fixture(scope="module")

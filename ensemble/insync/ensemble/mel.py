@@ -1,7 +1,7 @@
 """Log-mel spectrograms of audio windows, computed by DALI: one graph for serving and for training.
 
-The serialised `lipsync_preprocess` pipeline and `LogMel` are built from the same `log_mel`, so that a network never meets
-another front end in service than in training. DALI is imported when first used: the thin client has none.
+The serialised `lipsync_preprocess` pipeline and `LogMel` are built from the same `log_mel`, so that a network never
+meets another front end in service than in training. DALI is imported when first used: the thin client has none.
 """
 
 from __future__ import annotations
@@ -55,21 +55,14 @@ class LogMel:
             batch_size: the most windows computed in one run; a call may be of any length.
             threads: CPU threads of DALI.
         """
-        from nvidia.dali import fn, pipeline_def
-
-        @pipeline_def(
-            batch_size=batch_size,
-            num_threads=threads,
-            device_id=None,
-            prefetch_queue_depth=1,
-            exec_async=False,
-            exec_pipelined=False,
-        )
-        def graph() -> Any:
-            return log_mel(fn.external_source(name="AUDIO", ndim=1))
+        from nvidia.dali import Pipeline, fn
 
         self._batch_size = batch_size
-        self._pipeline = graph()
+        self._pipeline: Any = Pipeline(
+            batch_size, threads, None, prefetch_queue_depth=1, exec_async=False, exec_pipelined=False
+        )
+        with self._pipeline:
+            self._pipeline.set_outputs(log_mel(fn.external_source(name="AUDIO", ndim=1)))
         self._pipeline.build()
 
     def __call__(self, audio: NDArray[np.float32]) -> NDArray[np.float32]:
