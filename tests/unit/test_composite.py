@@ -46,7 +46,7 @@ def test_visibility_is_a_monotone_ramp() -> None:
     assert values == sorted(values)
 
 
-@pytest.mark.parametrize("scale", [0.3, 0.8, 1.0, 1.7, 3.0])
+@pytest.mark.parametrize("scale", [0.5, 0.8, 1.0, 1.7, 3.0])
 @pytest.mark.parametrize("angle", [0.0, 0.4])
 def test_lands_where_the_transform_says(image: NDArray[np.uint8], scale: float, angle: float) -> None:
     source = image.copy()
