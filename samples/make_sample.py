@@ -1,7 +1,8 @@
 """Make the sample that InSync ships: a clip of a face, and speech for it to say.
 
-The picture is the portrait of the astronaut Eileen Collins by NASA, in the public domain, which comes inside scikit-image's wheel. A slow
-hand-held camera movement and a gentle change of light make a clip of it. espeak-ng speaks a sentence of our own. Run it as
+The picture is the portrait of the astronaut Eileen Collins by NASA, in the public domain, which comes inside
+scikit-image's wheel. A slow hand-held camera movement and a gentle change of light make a clip of it. espeak-ng speaks
+a sentence of our own. Run it as
 
     pip install --no-deps scikit-image    # only its data folder is read; nothing of it is imported
     python samples/make_sample.py

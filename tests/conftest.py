@@ -1,0 +1,50 @@
+"""What every test may ask for: the shipped sample, the model repository, one embedded server for the whole run."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _has_gpu() -> bool:
+    """Ask the driver, not PyTorch: most tests never load it."""
+    program = shutil.which("nvidia-smi")
+    return program is not None and subprocess.run([program, "-L"], capture_output=True, check=False).returncode == 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave tests that need a CUDA device out where there is none, and say so."""
+    if any(item.get_closest_marker("gpu") for item in items) and not _has_gpu():
+        absent = pytest.mark.skip(reason="needs a CUDA device")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(absent)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's top folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The committed model repository."""
+    return ROOT / "model_repository"
+
+
+@pytest.fixture(scope="session")
+def sample_clip() -> Path:
+    """The shipped clip: 1280×720, 25 fps, 153 frames, one face, no sound."""
+    return ROOT / "samples" / "sample.mp4"
+
+
+@pytest.fixture(scope="session")
+def sample_speech() -> Path:
+    """The shipped speech: 6.10 s, 22,050 Hz, mono."""
+    return ROOT / "samples" / "speech.wav"
