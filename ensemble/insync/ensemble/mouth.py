@@ -1,0 +1,101 @@
+"""Mouth codes: lip shapes free of head pose and of the person, from landmarks.
+
+A shape is the lips and chin in a frame that is fixed to the skull: the landmarks are turned and scaled in space until the points
+that speech does not move lie where the mean face has them (Umeyama, 1991). A code is the shape minus the person's resting shape, in
+the principal components of such differences over the training footage, each divided by its standard deviation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+# FaceMesh indices.
+RIGID = (33, 133, 362, 263, 168, 6, 197, 195, 5, 98, 327, 2, 10, 151, 9, 8, 54, 284, 127, 356, 234, 454)
+OUTER_LIPS = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
+INNER_LIPS = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191)
+CHIN = (152, 148, 377, 199)
+POINTS = OUTER_LIPS + INNER_LIPS + CHIN
+_UPPER, _LOWER = POINTS.index(13), POINTS.index(14)
+RESTING_SHARE = 0.15  # of the frames, those with the smallest opening: their median is the neutral mouth
+
+
+@dataclass(frozen=True)
+class MouthBasis:
+    """What turns landmarks into mouth codes and back.
+
+    Attributes:
+        rigid: float32 [R, 3], the mean face's rigid points, outer eye corners one unit apart.
+        rest: float32 [L, 2], the mean resting shape.
+        components: float32 [MOUTH, 2 L], orthonormal rows.
+        deviation: float32 [MOUTH], each component's standard deviation over the training footage.
+    """
+
+    rigid: Floats
+    rest: Floats
+    components: Floats
+    deviation: Floats
+
+    @classmethod
+    def load(cls, path: Path) -> MouthBasis:
+        """Reads a basis from an .npz file."""
+        with np.load(path) as data:
+            return cls(**{name: data[name].astype(np.float32) for name in ("rigid", "rest", "components", "deviation")})
+
+    def save(self, path: Path) -> None:
+        """Writes the basis to an .npz file."""
+        np.savez(path, rigid=self.rigid, rest=self.rest, components=self.components, deviation=self.deviation)
+
+    def shape(self, landmarks: Floats) -> Floats:
+        """Pose-free lips and chin, float32 [L, 2], outer eye corners one unit apart, from landmarks float32 [468, 3]."""
+        return skull_fixed(landmarks, self.rigid)[list(POINTS), :2]
+
+    def neutral(self, shapes: Floats) -> Floats:
+        """The resting shape, float32 [L, 2], of a person seen in shapes float32 [N, L, 2].
+
+        The median of the least open ones. Where even those stand open (a single photo of a smile), the opening
+        is closed to that of the mean resting shape.
+        """
+        openings = np.array([opening(shape) for shape in shapes])
+        count = max(1, round(RESTING_SHARE * len(shapes)))
+        resting: Floats = np.median(shapes[np.argsort(openings, kind="stable")[:count]], axis=0).astype(np.float32)
+        excess = opening(resting) - max(0.04, opening(self.rest))
+        if excess > 0:
+            lower = [POINTS.index(i) for i in POINTS if self._hangs(i)]
+            resting[lower, 1] -= excess
+        return resting
+
+    def _hangs(self, index: int) -> bool:
+        """Whether a landmark hangs from the jaw: it lies below the line between the mean resting lips."""
+        line = (self.rest[_UPPER, 1] + self.rest[_LOWER, 1]) / 2
+        return bool(self.rest[POINTS.index(index), 1] > line)
+
+    def code(self, shape: Floats, neutral: Floats) -> Floats:
+        """The mouth code float32 [MOUTH] of a shape relative to a neutral one, both float32 [L, 2]."""
+        return np.asarray(self.components @ (shape - neutral).reshape(-1) / self.deviation, np.float32)
+
+    def decode(self, code: Floats, neutral: Floats) -> Floats:
+        """The shape float32 [L, 2] that a code float32 [MOUTH] stands for on a face with this neutral shape."""
+        return np.asarray(neutral + ((code * self.deviation) @ self.components).reshape(neutral.shape), np.float32)
+
+
+def opening(shape: Floats) -> float:
+    """Height of the gap between the inner lips of a shape float32 [L, 2], in distances of the outer eye corners."""
+    return float(shape[_LOWER, 1] - shape[_UPPER, 1])
+
+
+def skull_fixed(landmarks: Floats, rigid: Floats) -> Floats:
+    """Landmarks float32 [468, 3] turned, scaled and moved so that their rigid points best fit rigid, float32 [R, 3]."""
+    points = landmarks.astype(np.float64)
+    source, target = points[list(RIGID)], rigid.astype(np.float64)
+    source_mean, target_mean = source.mean(0), target.mean(0)
+    a, b = source - source_mean, target - target_mean
+    u, s, vt = np.linalg.svd(b.T @ a)
+    sign = np.diag([1.0, 1.0, float(np.sign(np.linalg.det(u @ vt)))])
+    scale = float((s * np.diag(sign)).sum() / max(float((a**2).sum()), 1e-12))
+    return np.asarray((points - source_mean) @ (scale * u @ sign @ vt).T + target_mean, np.float32)

@@ -1,0 +1,69 @@
+"""Building blocks that several components share. No normalisation layers: they would cost more than the convolutions they serve."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+SLOPE = 0.1  # of leaky rectifiers
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    """A padded convolution, initialised for the leaky rectifiers (He et al., 2015)."""
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+    nn.init.kaiming_normal_(layer.weight, a=SLOPE)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def activation() -> nn.Module:
+    """The rectifier used everywhere."""
+    return nn.LeakyReLU(SLOPE)
+
+
+class Residual(nn.Module):
+    """Two convolutions around a skip (He et al., 2016); starts as the identity, which stands in for normalisation (Zhang et al., 2019)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv(channels, channels), activation(), conv(channels, channels))
+        nn.init.zeros_(self.body[2].weight)  # type: ignore[arg-type]
+        self.act = activation()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, H, W] → [B, C, H, W]."""
+        result: Tensor = self.act(features + self.body(features))
+        return result
+
+
+class StyledResidual(nn.Module):
+    """A residual block whose channels are scaled and shifted by a style vector (FiLM; Perez et al., 2018)."""
+
+    def __init__(self, channels: int, style: int) -> None:
+        super().__init__()
+        self.first, self.second = conv(channels, channels), conv(channels, channels)
+        self.film = nn.Linear(style, 2 * channels)
+        nn.init.normal_(self.film.weight, std=0.02)
+        nn.init.zeros_(self.film.bias)
+        nn.init.normal_(self.second.weight, std=0.01)
+        self.act = activation()
+
+    def forward(self, features: Tensor, style: Tensor) -> Tensor:
+        """Features [B, C, H, W], style [B, S] → [B, C, H, W]."""
+        scale, shift = self.film(style)[:, :, None, None].chunk(2, dim=1)
+        inner = self.act(self.first(features) * (1 + scale) + shift)
+        result: Tensor = self.act(features + self.second(inner))
+        return result
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers of these widths with rectifiers between."""
+    layers: list[nn.Module] = []
+    for i, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        layers += [nn.Linear(inputs, outputs)] + ([activation()] if i < len(widths) - 2 else [])
+    return nn.Sequential(*layers)
+
+
+def pool(features: Tensor) -> Tensor:
+    """Mean over space, [B, C, H, W] → [B, C]."""
+    return torch.mean(features, dim=(2, 3))

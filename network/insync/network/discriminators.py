@@ -1,0 +1,59 @@
+"""Local and global discriminators: is this mouth, is this face, real? Used in training only."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from insync.ensemble.spec import MOUTH
+from insync.network import mask
+from insync.network.blocks import activation, conv
+
+
+class Discriminator(nn.Module):
+    """A spectrally normalised patch discriminator (Miyato et al., 2018), conditioned on the mouth code by projection (Miyato & Koyama, 2018).
+
+    Without the condition a closed mouth passes for any code, and the mouth learns not to open.
+    """
+
+    def __init__(self, inputs: int = 3, width: int = 32) -> None:
+        super().__init__()
+        widths = (inputs, width, 2 * width, 4 * width, 4 * width)
+        self.layers = nn.ModuleList(
+            [spectral_norm(conv(a, b, kernel=4, stride=2)) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+        )
+        self.out = spectral_norm(conv(widths[-1], 1))
+        self.project = spectral_norm(nn.Linear(MOUTH, widths[-1]))
+        self.act = activation()
+
+    def forward(self, picture: Tensor, code: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Picture [B, 3, H, W] in [0, 1], mouth code [B, 12] → realness [B, 1, h, w], and the features of every layer."""
+        features, maps = picture * 2 - 1, []
+        for layer in self.layers:
+            features = self.act(layer(features))
+            maps.append(features)
+        match = (features.mean((2, 3)) * self.project(code)).sum(1)
+        return self.out(features) + match[:, None, None, None], maps
+
+
+def local_view(window: Tensor) -> Tensor:
+    """The mouth [B, 3, 112, 112] out of the decoder's window [B, 3, 144, 192]: what the local discriminator sees."""
+    top, left = mask.MOUTH_ROWS[0] - mask.ROWS[0], mask.MOUTH_COLUMNS[0] - mask.COLUMNS[0]
+    height, width = (r[1] - r[0] for r in (mask.MOUTH_ROWS, mask.MOUTH_COLUMNS))
+    return window[..., top : top + height, left : left + width]
+
+
+def global_view(crop: Tensor, window: Tensor) -> Tensor:
+    """The whole face at half size [B, 3, 128, 128], with the window put into the crop [B, 3, 256, 256]: what the global one sees."""
+    whole = torch.cat(
+        [
+            crop[:, :, : mask.ROWS[0]],
+            torch.cat(
+                [crop[:, :, mask.ROWS[0] :, : mask.COLUMNS[0]], window, crop[:, :, mask.ROWS[0] :, mask.COLUMNS[1] :]], dim=3
+            ),
+        ],
+        dim=2,
+    )
+    return F.avg_pool2d(whole, 2)

@@ -1,0 +1,39 @@
+"""The mouth region of the crop: what the encoder must not see, where the patch lies, and how it fades into the source."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from insync.ensemble.spec import CROP_SIZE
+
+# An ellipse from the base of the nose to below the chin of an open mouth, within the cheeks of a turned head; pixels of the crop.
+CENTRE = (127.5, 186.0)
+RADII = (67.0, 64.0)
+FEATHER = 16.0  # pixels inside the edge over which alpha rises from 0 to 1
+# The decoder computes this window of the crop only: rows, then columns, in multiples of 8 so that it halves three times.
+ROWS = (112, 256)
+COLUMNS = (32, 224)
+# What the local discriminator and the mouth reader look at.
+MOUTH_ROWS = (128, 240)
+MOUTH_COLUMNS = (72, 184)
+
+
+def distance() -> Tensor:
+    """Approximate signed distance to the ellipse's edge in pixels, positive inside: float32 [256, 256]."""
+    y, x = torch.meshgrid(torch.arange(CROP_SIZE), torch.arange(CROP_SIZE), indexing="ij")
+    u, v = (x - CENTRE[0]) / RADII[0], (y - CENTRE[1]) / RADII[1]
+    radius = torch.sqrt(u**2 + v**2)
+    slope = torch.sqrt((u / RADII[0]) ** 2 + (v / RADII[1]) ** 2) / radius.clamp(min=1e-3)
+    return ((1 - radius) / slope.clamp(min=1e-6)).float()
+
+
+def hole() -> Tensor:
+    """1 where the encoder must not see: float32 [1, 1, 256, 256]."""
+    return (distance() > 0).float()[None, None]
+
+
+def feather() -> Tensor:
+    """The largest alpha that a patch may have: 0 outside the hole, smoothly 1 well inside; float32 [1, 1, 256, 256]."""
+    t = (distance() / FEATHER).clamp(0, 1)
+    return (t * t * (3 - 2 * t))[None, None]
