@@ -1,0 +1,125 @@
+"""Checks a frame and an audio window before anything costly touches them.
+
+A frame is judged by its header and its end alone: its kind, its size in pixels before any pixel is decoded, and
+whether it was cut off. JPEG: ITU-T T.81; PNG: ISO/IEC 15948.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from insync.ensemble.errors import BadInputError
+from insync.ensemble.spec import MAX_FRAME_BYTES, MAX_PIXELS, WINDOW_SAMPLES
+
+MAX_AMPLITUDE = 4.0  # audio is in [-1, 1]; resampling may overshoot, 16-bit integers turned to float may not pass
+MIN_SIDE = 16  # pixels
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
+_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 without DHT, JPG and DAC
+
+
+class Size(NamedTuple):
+    """Of a picture, in pixels, as stored (an EXIF turn is not applied)."""
+
+    width: int
+    height: int
+
+
+def check_frame(data: bytes | memoryview, name: str = "FRAME") -> Size:
+    """Checks one encoded frame.
+
+    Args:
+        data: a whole JPEG or PNG file.
+        name: of the field, for the error's text.
+
+    Returns:
+        Its size.
+
+    Raises:
+        BadInputError: it is empty, of another kind, cut off, or too large or small in bytes or pixels.
+    """
+    if len(data) == 0:
+        raise BadInputError(f"{name} is empty (0 bytes), expected a whole JPEG or PNG picture")
+    if len(data) > MAX_FRAME_BYTES:
+        raise BadInputError(f"{name} has {len(data):,} bytes, allowed are up to {MAX_FRAME_BYTES:,}")
+    head = bytes(data[:33])
+    if head.startswith(b"\xff\xd8\xff"):
+        size = _jpeg_size(memoryview(data), name)
+        whole = bytes(data[-2:]) == b"\xff\xd9"
+    elif head.startswith(_PNG):
+        size = _png_size(head, name)
+        whole = bytes(data[-12:]) == _PNG_END
+    else:
+        raise BadInputError(f"{name} is neither JPEG nor PNG: it begins with bytes {head[:4].hex(' ')}")
+    if size.width * size.height > MAX_PIXELS:
+        raise BadInputError(
+            f"{name} is {size.width}×{size.height} ({size.width * size.height / 1e6:.1f} megapixels), "
+            f"allowed are up to {MAX_PIXELS / 1e6:.1f} megapixels: scale it down"
+        )
+    if min(size) < MIN_SIDE:
+        raise BadInputError(f"{name} is {size.width}×{size.height}, allowed are sides from {MIN_SIDE} pixels")
+    if not whole:
+        raise BadInputError(f"{name} is truncated: its {len(data):,} bytes have no end marker, send the whole picture")
+    return size
+
+
+def check_audio(audio: NDArray[np.float32], name: str = "AUDIO") -> None:
+    """Checks one audio window.
+
+    Args:
+        audio: float32 [6400].
+        name: of the field, for the error's text.
+
+    Raises:
+        BadInputError: another length, not-a-number or infinite samples, or samples far outside [-1, 1].
+    """
+    if audio.shape != (WINDOW_SAMPLES,):
+        raise BadInputError(f"{name} has shape {list(audio.shape)}, expected [{WINDOW_SAMPLES}] samples")
+    peak = float(np.abs(audio).max())  # NaN wins over every number
+    if not np.isfinite(peak):
+        wrong = int(np.count_nonzero(~np.isfinite(audio)))
+        raise BadInputError(f"{name} has {wrong} samples that are not finite, expected numbers in [-1, 1]")
+    if peak > MAX_AMPLITUDE:
+        raise BadInputError(
+            f"{name} reaches {peak:g}, expected float samples in [-1, 1]: divide integers by their range"
+        )
+
+
+def _png_size(head: bytes, name: str) -> Size:
+    if len(head) < 33 or head[12:16] != b"IHDR":
+        raise BadInputError(f"{name} is truncated: a PNG without its header")
+    return Size(*struct.unpack(">II", head[16:24]))
+
+
+def _jpeg_size(data: memoryview, name: str) -> Size:
+    """Walks the segments up to the frame header."""
+    position = 2
+    while position + 4 <= len(data):
+        if data[position] != 0xFF:
+            raise BadInputError(f"{name} is a damaged JPEG: no marker at byte {position}")
+        marker = data[position + 1]
+        if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD7:  # fill bytes and markers without a segment
+            position += 1 if marker == 0xFF else 2
+            continue
+        if marker in (0xD9, 0xDA):  # the end, or pixels, before any frame header
+            break
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker in _FRAME_HEADERS:
+            if marker not in (_BASELINE, _EXTENDED, _PROGRESSIVE):
+                raise BadInputError(
+                    f"{name} is a JPEG of a rare kind (SOF{marker - 0xC0}), send baseline or progressive"
+                )
+            if position + 10 > len(data):
+                break
+            if data[position + 4] != 8:
+                raise BadInputError(f"{name} is a JPEG of {data[position + 4]} bits per sample, expected 8")
+            height, width = struct.unpack(">HH", data[position + 5 : position + 9])
+            return Size(width, height)
+        position += 2 + max(length, 2)
+    raise BadInputError(f"{name} is truncated: a JPEG without a frame header in its {len(data):,} bytes")

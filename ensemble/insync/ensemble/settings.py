@@ -1,0 +1,55 @@
+"""The only place where the environment is read.
+
+| variable | meaning | default |
+|---|---|---|
+| `INSYNC_TWINS` | folder of the twin store | `~/.local/share/insync/twins` |
+| `INSYNC_TWIN_CACHE` | twins that `lipsync_twin_features` keeps in memory | 64 |
+| `INSYNC_JPEG_QUALITY` | of SYNCED, 1 to 100 | 92 |
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from insync.ensemble.errors import BadInputError
+
+TWINS_VARIABLE = "INSYNC_TWINS"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says to the serving side."""
+
+    twins: Path
+    twin_cache: int
+    jpeg_quality: int
+
+
+def default_twins() -> Path:
+    """The twin store's folder where nothing else is said."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "insync" / "twins"
+
+
+def load() -> Settings:
+    """Reads the environment.
+
+    Raises:
+        BadInputError: a variable holds something that is not allowed.
+    """
+    twins = os.environ.get(TWINS_VARIABLE)
+    return Settings(
+        twins=Path(twins).expanduser() if twins else default_twins(),
+        twin_cache=_integer("INSYNC_TWIN_CACHE", 64, 1, 100_000),
+        jpeg_quality=_integer("INSYNC_JPEG_QUALITY", 92, 1, 100),
+    )
+
+
+def _integer(name: str, default: int, low: int, high: int) -> int:
+    text = os.environ.get(name)
+    if not text:
+        return default
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise BadInputError(f"{name} is {text!r}, allowed is a whole number from {low} to {high}")
+    return int(text)

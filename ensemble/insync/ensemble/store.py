@@ -1,0 +1,186 @@
+"""The twin store: one folder for each registered identity, readable with any viewer and editor.
+
+`<store>/<id>/crops.png` holds the reference crops side by side, `<store>/<id>/twin.json` the rest. Features are not
+stored: they belong to the weights of the day, and the server computes them when it first meets a twin.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from insync.ensemble.errors import BadInputError, NotFoundError
+from insync.ensemble.spec import CROP_SIZE, MOUTH, REFERENCES
+
+ID_FORM = "32 hexadecimal digits, as registration returned them"
+_ID = re.compile(r"[0-9a-f]{32}")
+_VERSION = 1  # of the layout of twin.json
+
+
+@dataclass(frozen=True)
+class Record:
+    """What registration found out about a person.
+
+    Attributes:
+        crops: uint8 [5, 256, 256, 3], RGB reference crops.
+        codes: float32 [5, MOUTH], their mouth codes.
+        neutral: float32 [L, 2], the resting mouth shape.
+        report: what was used and why, ready for JSON.
+    """
+
+    crops: NDArray[np.uint8]
+    codes: NDArray[np.float32]
+    neutral: NDArray[np.float32]
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the store's list: `created` is in UTC, ISO 8601."""
+
+    id: str
+    created: str
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A stored twin."""
+
+    id: str
+    created: str
+    record: Record
+
+
+class TwinStore:
+    """Twins in a folder. Any number of processes may use one folder: twins appear and vanish whole.
+
+    Args:
+        folder: made when the first twin is saved, readable by its owner alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, record: Record) -> str:
+        """Stores a twin.
+
+        Returns:
+            Its id, 128 random bits: who does not know it cannot guess it.
+
+        Raises:
+            BadInputError: a part of the record has another shape than it must have.
+            OSError: the folder cannot be written.
+        """
+        shape = (REFERENCES, CROP_SIZE, CROP_SIZE, 3)
+        if record.crops.shape != shape or record.crops.dtype != np.uint8:
+            raise BadInputError(
+                f"crops are {record.crops.dtype} {list(record.crops.shape)}, expected uint8 {list(shape)}"
+            )
+        if record.codes.shape != (REFERENCES, MOUTH) or not np.isfinite(record.codes).all():
+            raise BadInputError(f"codes have shape {list(record.codes.shape)}, expected finite [{REFERENCES}, {MOUTH}]")
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        twin = secrets.token_hex(16)
+        made = self.folder / f".{twin}.tmp"
+        made.mkdir(mode=0o700)
+        try:
+            strip = np.ascontiguousarray(record.crops.transpose(1, 0, 2, 3).reshape(CROP_SIZE, -1, 3))
+            _, png = cv2.imencode(".png", cv2.cvtColor(strip, cv2.COLOR_RGB2BGR))
+            (made / "crops.png").write_bytes(png.tobytes())
+            content = {
+                "version": _VERSION,
+                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "codes": record.codes.tolist(),
+                "neutral": record.neutral.tolist(),
+                "report": record.report,
+            }
+            (made / "twin.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+            made.rename(self.folder / twin)
+        except BaseException:  # an interrupt, too, must leave no half twin
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+        return twin
+
+    def load(self, twin: str) -> Twin:
+        """Reads a twin.
+
+        Raises:
+            NotFoundError: there is none of this id, or the text is no id, or its files are damaged.
+        """
+        folder = self._folder(twin)
+        content = _content(folder, twin)
+        strip = cv2.imread(str(folder / "crops.png"), cv2.IMREAD_COLOR)
+        if strip is None or strip.shape != (CROP_SIZE, REFERENCES * CROP_SIZE, 3):
+            raise NotFoundError(f"twin {twin} is damaged: crops.png is not readable, register the person again")
+        crops = (
+            cv2.cvtColor(strip, cv2.COLOR_BGR2RGB).reshape(CROP_SIZE, REFERENCES, CROP_SIZE, 3).transpose(1, 0, 2, 3)
+        )
+        return Twin(
+            twin,
+            str(content["created"]),
+            Record(
+                np.ascontiguousarray(crops),
+                np.asarray(content["codes"], np.float32).reshape(REFERENCES, MOUTH),
+                np.asarray(content["neutral"], np.float32),
+                content["report"],
+            ),
+        )
+
+    def list(self) -> list[Entry]:
+        """All whole twins, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        entries = []
+        for folder in self.folder.iterdir():
+            if _ID.fullmatch(folder.name) and (folder / "twin.json").is_file():
+                content = _content(folder, folder.name)
+                entries.append(Entry(folder.name, str(content["created"]), content["report"]))
+        return sorted(entries, key=lambda entry: (entry.created, entry.id))
+
+    def remove(self, twin: str) -> None:
+        """Deletes a twin. Servers that hold it in memory forget it with their next look at the store.
+
+        Raises:
+            NotFoundError: there is none of this id.
+        """
+        folder = self._folder(twin)
+        # Renamed first, so that nobody meets half a twin.
+        gone = self.folder / f".{twin}.gone"
+        folder.rename(gone)
+        shutil.rmtree(gone)
+
+    def holds(self, twin: str) -> bool:
+        """Whether there is a twin of this id."""
+        return _ID.fullmatch(twin) is not None and (self.folder / twin).is_dir()
+
+    def _folder(self, twin: str) -> Path:
+        # The form is checked before the name meets the file system: no «..» and no separator gets there.
+        if not _ID.fullmatch(twin):
+            shown = twin if len(twin) <= 40 else twin[:40] + "…"
+            raise NotFoundError(f"TWIN {shown!r} is not a twin's id: expected {ID_FORM}")
+        folder = self.folder / twin
+        if not folder.is_dir():
+            raise NotFoundError(
+                f"TWIN {twin!r} is not in the twin store: register the person, or check the id ({ID_FORM})"
+            )
+        return folder
+
+
+def _content(folder: Path, twin: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((folder / "twin.json").read_text(encoding="utf-8"))
+        if content["version"] != _VERSION:
+            raise NotFoundError(f"twin {twin} was written by another release: register the person again")
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise NotFoundError(f"twin {twin} is damaged: twin.json is not readable, register the person again") from exc
+    return content

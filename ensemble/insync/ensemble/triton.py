@@ -1,0 +1,83 @@
+"""Between Triton's Python backend and our functions: arrays in, one response for every request, errors with their code.
+
+Only importable inside the Python backend, which brings `triton_python_backend_utils`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb
+from numpy.typing import NDArray
+
+from insync.ensemble.errors import BadInputError, NotFoundError
+
+Array = NDArray[Any]
+Outputs = dict[str, Array]
+
+
+def array(request: Any, name: str) -> Array:
+    """One input of a request, without a copy: valid until the request is answered."""
+    value = optional(request, name)
+    if value is None:
+        raise BadInputError(f"{name} is missing")
+    return value
+
+
+def optional(request: Any, name: str) -> Array | None:
+    """One input of a request, or None where it was not sent."""
+    tensor = pb.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    value: Array = tensor.as_numpy()
+    return value
+
+
+def text(value: Any) -> str:
+    """One element of a string tensor; what is not UTF-8 is shown as such."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def response(outputs: Outputs) -> Any:
+    """A response with these tensors."""
+    return pb.InferenceResponse([pb.Tensor(name, np.ascontiguousarray(value)) for name, value in outputs.items()])
+
+
+def failure(error: Exception) -> Any:
+    """A response with an error, and the code that tells the caller whether it was its input."""
+    if isinstance(error, BadInputError):
+        return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.INVALID_ARG))
+    if isinstance(error, NotFoundError):
+        return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.NOT_FOUND))
+    pb.Logger.log_error(f"{type(error).__name__}: {error}")
+    return pb.InferenceResponse(error=pb.TritonError(f"{type(error).__name__}: {error}", pb.TritonError.INTERNAL))
+
+
+def answer(requests: Sequence[Any], work: Callable[[Any], Outputs]) -> list[Any]:
+    """Answers every request by itself: whatever goes wrong in one, the others are served."""
+    responses = []
+    for request in requests:
+        try:
+            responses.append(response(work(request)))
+        except Exception as error:  # noqa: BLE001  an exception that leaves execute() fails the whole batch
+            responses.append(failure(error))
+    return responses
+
+
+def call(model: str, inputs: Outputs, outputs: Sequence[str]) -> Outputs:
+    """Calls another model of the same server and waits for it (business logic scripting).
+
+    Raises:
+        RuntimeError: the other model answered with an error.
+    """
+    request = pb.InferenceRequest(
+        model_name=model,
+        requested_output_names=list(outputs),
+        inputs=[pb.Tensor(name, value) for name, value in inputs.items()],
+    )
+    reply = request.exec()
+    if reply.has_error():
+        raise RuntimeError(f"{model}: {reply.error().message()}")
+    return {name: pb.get_output_tensor_by_name(reply, name).as_numpy().copy() for name in outputs}

@@ -1,0 +1,80 @@
+"""The DALI pipelines of the model repository, and how they are serialised (`insync export dali`).
+
+The same files serve on the CPU and on a GPU server's CPU; they hold no device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nvidia.dali import Pipeline, fn, types
+from nvidia.dali._utils import dali_trace
+
+from insync.ensemble.mel import log_mel
+from insync.ensemble.spec import CROP_SIZE, MODELS
+
+
+def preprocess(batch_size: int, threads: int = 1) -> Pipeline:
+    """FRAME uint8 [N] (JPEG or PNG), AUDIO float32 [6400] → IMAGE uint8 [H, W, 3] RGB, MEL float32 [80, 40]."""
+    pipeline = _pipeline(batch_size, threads)
+    with pipeline:
+        frame = fn.external_source(name="FRAME", ndim=1, dtype=types.UINT8)
+        audio = fn.external_source(name="AUDIO", ndim=1, dtype=types.FLOAT)
+        pipeline.set_outputs(fn.decoders.image(frame, device="cpu", output_type=types.RGB), log_mel(audio))
+    return pipeline
+
+
+def align(batch_size: int, threads: int = 1) -> Pipeline:
+    """IMAGE uint8 [H, W, 3], TRANSFORM float32 [2, 3] (frame → crop) → CROP float32 [3, 256, 256] in [0, 1]."""
+    pipeline = _pipeline(batch_size, threads)
+    with pipeline:
+        image = fn.external_source(name="IMAGE", ndim=3, dtype=types.UINT8, layout="HWC")
+        transform = fn.external_source(name="TRANSFORM", ndim=2, dtype=types.FLOAT)
+        # TRANSFORM has pixel centres at integers, DALI has them at halves.
+        matrix = fn.transforms.combine(
+            fn.transforms.translation(offset=(-0.5, -0.5)), transform, fn.transforms.translation(offset=(0.5, 0.5))
+        )
+        # Rounded to uint8, as the crops that the network is trained on.
+        crop = fn.warp_affine(
+            image, matrix=matrix, inverse_map=False, size=(CROP_SIZE, CROP_SIZE), fill_value=0, dtype=types.UINT8
+        )
+        pipeline.set_outputs(
+            fn.crop_mirror_normalize(crop, dtype=types.FLOAT, output_layout="CHW", mean=[0.0], std=[255.0])
+        )
+    return pipeline
+
+
+def serialise(repository: Path) -> list[Path]:
+    """Writes `lipsync_preprocess/1/model.dali` and `lipsync_align/1/model.dali`.
+
+    Args:
+        repository: the Triton model repository.
+
+    Returns:
+        The files written.
+    """
+    written = []
+    for name, build in (("lipsync_preprocess", preprocess), ("lipsync_align", align)):
+        path = repository / name / "1" / "model.dali"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _without_origins():
+            path.write_bytes(build(MODELS[name].max_batch_size).serialize())
+        written.append(path)
+    return written
+
+
+@contextmanager
+def _without_origins() -> Iterator[None]:
+    """Keeps the place in the source that defined each operator out of the file: it holds this machine's paths."""
+    dali_trace.set_tracing(enabled=False)
+    try:
+        yield
+    finally:
+        dali_trace.set_tracing(enabled=True)
+
+
+def _pipeline(batch_size: int, threads: int) -> Any:
+    return Pipeline(batch_size, threads, None, prefetch_queue_depth=1, exec_async=False, exec_pipelined=False)
