@@ -1,0 +1,78 @@
+"""What every training stage shares: a time budget, a CSV log, and checkpoints that survive a kill."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+
+class Budget:
+    """Counts steps and minutes, across resumptions, and says how far a stage has come."""
+
+    def __init__(self, minutes: float, spent_s: float = 0.0) -> None:
+        self._total_s, self._spent_s, self._began = minutes * 60, spent_s, time.monotonic()
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of training so far, earlier runs included."""
+        return self._spent_s + time.monotonic() - self._began
+
+    @property
+    def share(self) -> float:
+        """Share of the budget that is used up: 0 at first, 1 at the end."""
+        return min(1.0, self.spent_s / max(self._total_s, 1e-9))
+
+    def steps(self, first: int, description: str) -> Iterator[tuple[int, Any]]:
+        """Step numbers from `first` on, with the progress bar to write figures to, until the time is up."""
+        with tqdm(total=round(self._total_s), unit="s", desc=description, mininterval=5) as bar:
+            step = first
+            while self.share < 1:
+                bar.n = round(self.spent_s)
+                yield step, bar
+                step += 1
+
+
+class Log:
+    """A CSV of training figures; goes on where an earlier run stopped."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, row: dict[str, float]) -> None:
+        """Appends a row; the first row ever also writes the header."""
+        new = not self._path.exists()
+        with open(self._path, "a", newline="") as sink:
+            writer = csv.DictWriter(sink, fieldnames=list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow({key: f"{value:.6g}" for key, value in row.items()})
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes a checkpoint beside the old one and then puts it in its place, so that a kill leaves one of the two."""
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The checkpoint at path, or None where there is none yet."""
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def cosine(share: float, warm_up: float = 0.02) -> float:
+    """Learning-rate factor: a linear warm-up, then half a cosine down to 2 %."""
+    if share < warm_up:
+        return share / warm_up + 1e-3
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (share - warm_up) / (1 - warm_up)))
