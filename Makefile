@@ -36,8 +36,8 @@ lint: $(VENV)/.all
 	$(BIN)/mypy
 
 bench: $(VENV)/.all
-	$(BIN)/python benchmarks/dub_speed.py
-	$(BIN)/python benchmarks/ensemble_share.py
+	$(BIN)/python -m benchmarks.dub_speed
+	$(BIN)/python -m benchmarks.ensemble_share
 
 # scikit-image carries the photograph; only its data folder is read, so nothing that it depends on is installed.
 sample: $(VENV)/.serve
