@@ -19,15 +19,35 @@ SERVE = ("pytriton", "nvidia.dali", "onnxruntime", "numba", "ai_edge_litert", "P
 BASE_ENSEMBLE = ("insync.ensemble.spec", "insync.ensemble.composite")
 MAX_FILE_BYTES = 5_000_000
 MAX_WEIGHTS_BYTES = 16_000_000
-PUBLIC = ["Client", "InsyncError"]  # adapted when the client is in
+PUBLIC = [
+    "BadInput",
+    "Client",
+    "DubReport",
+    "InsyncError",
+    "MediaError",
+    "MissingExtra",
+    "NoAudioTrack",
+    "NoVideoTrack",
+    "NotFound",
+    "ProtocolError",
+    "ServerError",
+    "ServerTimeout",
+    "ServerUnavailable",
+    "Stages",
+    "SyncedFrame",
+    "TimedFrame",
+    "Twin",
+    "UnreadableMedia",
+    "UnwritableMedia",
+    "dub",
+]
 
 
 def _modules(folder: str) -> list[str]:
     package = ROOT / folder / "insync" / folder
     found = sorted(path.relative_to(ROOT / folder).with_suffix("") for path in package.rglob("*.py"))
-    # `__main__` runs when it is imported; the backends' stand-ins import what only Triton's Python stub offers.
-    names = [".".join(path.parts).removesuffix(".__init__") for path in found if path.name != "__main__"]
-    return [name for name in names if ".backends." not in name]
+    # `__main__` runs when it is imported.
+    return [".".join(path.parts).removesuffix(".__init__") for path in found if path.name != "__main__"]
 
 
 def _tracked() -> list[Path]:
@@ -46,7 +66,10 @@ def _pyproject() -> str:
 def _import_without(blocked: tuple[str, ...], modules: list[str]) -> subprocess.CompletedProcess[str]:
     """Import `modules` in a fresh interpreter in which importing a name of `blocked` fails."""
     program = (
-        "import importlib, sys\n"
+        "import importlib, sys, types\n"
+        # Triton's Python backend alone has this one. Its names are only looked at here, so any class will do.
+        "backend = sys.modules['triton_python_backend_utils'] = types.ModuleType('triton_python_backend_utils')\n"
+        "backend.__getattr__ = lambda name: type(name, (Exception,), {})\n"
         f"for name in {blocked!r}: sys.modules[name] = None\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
     )
