@@ -47,17 +47,16 @@ def adaat(reference: Floats, affine: Floats, threads: int = 1) -> Floats:
     aligned = np.empty((batch, channels, height, width), np.float32)
     planes = np.ascontiguousarray(reference, np.float32).reshape(-1, height, width)
     parameters = np.ascontiguousarray(affine, np.float32).reshape(-1, 4)
-    _kernel(threads > 1)(planes, parameters, aligned.reshape(-1, height, width))
+    kernel, set_threads = _kernel()
+    set_threads(threads)
+    kernel(planes, parameters, aligned.reshape(-1, height, width))
     return aligned
 
 
 @functools.cache
-def _kernel(parallel: bool) -> Callable[[Floats, Floats, Floats], None]:
-    """Compiles the kernel on first use (about a second): numba stays out of whoever only imports this module."""
+def _kernel() -> tuple[Callable[[Floats, Floats, Floats], None], Callable[[int], None]]:
+    """Compiles the kernel on first use, for seconds, or finds it on disk: who only imports this module pays nothing."""
     import numba
-
-    # Without "nnan" and "ninf": overflowing coordinates must still compare, and end outside.
-    compiled = numba.njit(parallel=parallel, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
 
     def warp(planes: Any, parameters: Any, aligned: Any) -> None:
         count, height, width = planes.shape
@@ -97,5 +96,13 @@ def _kernel(parallel: bool) -> Callable[[Floats, Floats, Floats], None]:
                     bottom = flat[at + stride] * (one - u) + flat[at + stride + 1] * u
                     aligned[plane, row, column] = top * (one - v) + bottom * v
 
-    kernel: Callable[[Floats, Floats, Floats], None] = compiled(warp)
-    return kernel
+    # Without "nnan" and "ninf": overflowing coordinates must still compare, and end outside.
+    compile_ = functools.partial(
+        numba.njit, parallel=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy"
+    )
+    kernel: Callable[[Floats, Floats, Floats], None]
+    try:
+        kernel = compile_(cache=True)(warp)
+    except RuntimeError:  # neither this folder nor the user's cache folder can be written
+        kernel = compile_()(warp)
+    return kernel, lambda threads: numba.set_num_threads(min(max(threads, 1), numba.config.NUMBA_NUM_THREADS))

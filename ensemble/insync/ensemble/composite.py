@@ -115,6 +115,13 @@ def blend(image: NDArray[np.uint8], placed: Placed) -> None:
     region[...] = cv2.blendLinear(placed.rgb, np.ascontiguousarray(region), placed.alpha, 1 - placed.alpha)
 
 
+def encode_jpeg(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    """A JPEG file, uint8 [bytes], of an image uint8 [H, W, 3] RGB, quality 1 to 100."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    data: NDArray[np.uint8] = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, quality))[1]
+    return data
+
+
 def _box(
     matrix: NDArray[np.float64], u: int, v: int, columns: int, rows: int, width: int, height: int
 ) -> tuple[int, int, int, int]:

@@ -1,8 +1,8 @@
 """Stand-in for Triton's `dali` backend: DALI itself, on the CPU, running the serialised pipeline `model.dali`.
 
 Honours `num_threads` of the model's config. The pipeline's external sources are the config's inputs by name, its
-outputs the config's outputs in order. Requests that were batched together run as one; a sample that fails fails only its
-own request.
+outputs the config's outputs in order. Requests that were batched together run as one; a sample that fails fails only
+its own request.
 """
 
 from __future__ import annotations

@@ -1,0 +1,67 @@
+"""A real inference through both ensembles: what tells a server that serves from one that only says that it is ready.
+
+Triton's ready endpoints stay green when a model's process has died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tritonclient.grpc as triton
+from numpy.typing import NDArray
+
+from insync.ensemble.errors import NotFoundError, ServerError
+from insync.ensemble.spec import CROP_SIZE, MODELS, MOUTH, REFERENCES, WINDOW_SAMPLES
+from insync.ensemble.store import Record, TwinStore
+
+ENSEMBLES = tuple(name for name, model in MODELS.items() if model.backend == "ensemble")
+
+
+def answers_frames(url: str, twin_store: Path, timeout_s: float) -> None:
+    """Sends a grey frame and silence, for a twin that exists only meanwhile, through every ensemble.
+
+    Args:
+        url: the server's gRPC address, HOST:PORT.
+        twin_store: the server's.
+        timeout_s: for each inference.
+
+    Raises:
+        ServerError: an ensemble answers with an error, or not at all; or the twin store cannot be written.
+    """
+    grey = np.full((REFERENCES, CROP_SIZE, CROP_SIZE, 3), 128, np.uint8)
+    codes, neutral = np.zeros((REFERENCES, MOUTH), np.float32), np.zeros((1, 2), np.float32)
+    store = TwinStore(twin_store)
+    try:
+        twin = store.save(Record(grey, codes, neutral, {"references": [], "warnings": ["canary"]}))
+    except OSError as exc:
+        raise ServerError(f"the twin store {twin_store} cannot be written: {exc.strerror}") from exc
+    try:
+        with triton.InferenceServerClient(url) as client:
+            inputs = _inputs(twin)
+            for ensemble in ENSEMBLES:
+                try:
+                    client.infer(ensemble, inputs, client_timeout=timeout_s)
+                except triton.InferenceServerException as exc:
+                    raise ServerError(f"{ensemble} does not serve: {exc.message()}") from exc
+    finally:
+        with contextlib.suppress(NotFoundError):  # whoever removed it did what we wanted
+            store.remove(twin)
+
+
+def _inputs(twin: str) -> list[triton.InferInput]:
+    frame = cv2.imencode(".jpg", np.full((128, 128, 3), 128, np.uint8))[1].reshape(1, -1)
+    values: dict[str, tuple[str, NDArray[Any]]] = {
+        "FRAME": ("UINT8", frame),
+        "AUDIO": ("FP32", np.zeros((1, WINDOW_SAMPLES), np.float32)),
+        "TWIN": ("BYTES", np.array([[twin]], np.object_)),
+    }
+    inputs = []
+    for name, (dtype, value) in values.items():
+        tensor = triton.InferInput(name, value.shape, dtype)
+        tensor.set_data_from_numpy(value)
+        inputs.append(tensor)
+    return inputs

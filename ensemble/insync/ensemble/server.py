@@ -1,0 +1,248 @@
+"""The embedded server: a real `tritonserver` on this machine, without a GPU and without Docker.
+
+The binary comes from the `nvidia-pytriton` wheel, or from a system-wide installation. What the model repository asks for
+and the installation lacks (`onnxruntime`, `dali`) is filled in by the stand-ins of `insync.ensemble.backends`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+
+from insync.ensemble import settings
+from insync.ensemble.canary import answers_frames
+from insync.ensemble.errors import ServerError
+from insync.ensemble.installation import Installation, find_installation
+from insync.ensemble.spec import MODELS
+
+SHARED_MEMORY = Path("/dev/shm")
+STOP_TIMEOUT_S = 10.0
+_POLL_S = 0.05
+
+
+def default_repository() -> Path:
+    """The model repository that came with this package: in the wheel, or in the checkout.
+
+    Raises:
+        ServerError: there is none.
+    """
+    here = Path(__file__).resolve()
+    for folder in (here.parents[1] / "model_repository", here.parents[3] / "model_repository"):
+        if folder.is_dir():
+            return folder
+    raise ServerError("the model repository is missing from this installation: say where it is with --repository")
+
+
+class EmbeddedServer:
+    """A Triton server as a child process; a context manager.
+
+    `start` returns when every model is ready and both ensembles have answered a real inference; `stop` leaves no
+    process and no shared memory. Not thread-safe. Addresses are known from the beginning: `grpc_url`, `http_url`, `metrics_url`
+    (each HOST:PORT).
+    """
+
+    def __init__(
+        self,
+        repository: Path | None = None,
+        twin_store: Path | None = None,
+        grpc_port: int | None = None,
+        http_port: int | None = None,
+        metrics_port: int | None = None,
+        host: str = "127.0.0.1",
+        log: Path | None = None,
+        start_timeout_s: float = 120.0,
+    ) -> None:
+        """Chooses ports and folders; nothing is started yet.
+
+        Args:
+            repository: Triton model repository, by default the one that came with the package.
+            twin_store: folder of the twins, by default what the environment says.
+            grpc_port, http_port, metrics_port: by default free ones.
+            host: address to listen on. Other machines are let in only where this says so.
+            log: file for the server's log, by default one that goes with the server.
+            start_timeout_s: for `start`.
+
+        Raises:
+            ServerError: a given port is taken, or there is no repository.
+        """
+        self.repository = (repository or default_repository()).resolve()
+        self.twin_store = (twin_store or settings.load().twins).expanduser().absolute()
+        wanted = {"gRPC": grpc_port, "HTTP": http_port, "metrics": metrics_port}
+        self._ports = _choose_ports(host, wanted)
+        self.grpc_url, self.http_url, self.metrics_url = (f"{host}:{port}" for port in self._ports)
+        self._host = host
+        self._given_log = log
+        self._start_timeout_s = start_timeout_s
+        self._prefix = f"insync_{secrets.token_hex(6)}_"  # of shared memory: cleaning up touches nobody else's
+        self._folder: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the server, None while it is not running."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def log(self) -> Path | None:
+        """The server's log file, None before `start` and after `stop` of a server that had a temporary one."""
+        return self._given_log or (self._folder / "server.log" if self._folder is not None else None)
+
+    def __enter__(self) -> EmbeddedServer:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Starts the server and waits until it serves.
+
+        Raises:
+            ServerError: something is missing or broken, or it takes longer than `start_timeout_s`.
+        """
+        if self._process is not None:
+            raise ServerError("the server is already started")
+        if not (self.repository / "lipsync" / "config.pbtxt").is_file():
+            raise ServerError(f"{self.repository} is not InSync's model repository: lipsync/config.pbtxt is not in it")
+        installation = find_installation()
+        atexit.register(self.stop)
+        try:
+            self._launch(installation)
+            deadline = time.monotonic() + self._start_timeout_s
+            self._wait_until_ready(deadline)
+            answers_frames(self.grpc_url, self.twin_store, max(1.0, deadline - time.monotonic()))
+        except BaseException:  # an interrupt while it starts must not leave it running either
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stops the server and removes what it made, except twins and a given log. Safe to repeat."""
+        atexit.unregister(self.stop)
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(STOP_TIMEOUT_S)
+            # Models run as its children: none may outlive it, whatever became of the server itself.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+        for region in SHARED_MEMORY.glob(f"{self._prefix}*"):
+            region.unlink(missing_ok=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def check(self) -> None:
+        """Does nothing while the server's process lives.
+
+        Raises:
+            ServerError: it is gone; the text says what its log says.
+        """
+        if self._process is not None and self._process.poll() is not None:
+            raise ServerError(f"the server died (exit code {self._process.returncode}): {self._reason()}")
+
+    def _launch(self, installation: Installation) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="insync-server-"))
+        backends = self._folder / "backends"
+        installation.write_backends(backends)
+        grpc, http, metrics = (str(port) for port in self._ports)
+        command = [
+            str(installation.server),
+            f"--model-repository={self.repository}",
+            f"--backend-directory={backends}",
+            f"--backend-config=python,shm-region-prefix-name={self._prefix}",
+            "--disable-auto-complete-config",  # our configs are whole, and completing starts every Python model twice
+            f"--grpc-address={self._host}",
+            f"--grpc-port={grpc}",
+            f"--http-address={self._host}",
+            f"--http-port={http}",
+            f"--metrics-address={self._host}",
+            f"--metrics-port={metrics}",
+            "--exit-timeout-secs=5",
+        ]
+        log = self.log
+        assert log is not None
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, **installation.environment(), settings.TWINS_VARIABLE: str(self.twin_store)}
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # a group of its own: Ctrl-C reaches us alone, and we can end all of it
+            )
+
+    def _wait_until_ready(self, deadline: float) -> None:
+        waiting = ["", *MODELS]
+        while waiting:
+            assert self._process is not None
+            if self._process.poll() is not None:
+                raise ServerError(f"the server did not start: {self._reason()}")
+            if time.monotonic() > deadline:
+                late = waiting[0] or "server"
+                raise ServerError(f"{late} was not ready after {self._start_timeout_s:g} s: {self._reason()}")
+            path = f"/v2/models/{waiting[0]}/ready" if waiting[0] else "/v2/health/ready"
+            try:
+                with urllib.request.urlopen(f"http://{self.http_url}{path}", timeout=1):
+                    waiting.pop(0)
+            except (urllib.error.URLError, OSError):
+                time.sleep(_POLL_S)
+
+    def _reason(self) -> str:
+        log = self.log
+        if log is None or not log.is_file():
+            return "it left no log"
+        return failure_reason(log.read_text(errors="replace"))
+
+
+_LOAD_FAILURE = re.compile(r"failed to load '(\w+)' version \d+: (.+)")
+_ERROR = re.compile(r"^(?:E\d{4} .*?\] |error: )(.+)$", re.MULTILINE)
+
+
+def failure_reason(log: str) -> str:
+    """The one line of a server's log that says why it did not start."""
+    failures = _LOAD_FAILURE.findall(log)
+    if failures:
+        return "; ".join(f"{model}: {reason.strip().strip(chr(34))}" for model, reason in failures[:3])
+    # A server without a GPU says so in lines that look like errors, and are none here.
+    errors = [line for line in _ERROR.findall(log) if not re.search("CUDA|Cuda|NVML|DCGM", line)]
+    if errors:
+        return str(errors[0]).strip().strip('"')
+    lines = [line for line in log.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "its log is empty"
+
+
+def _choose_ports(host: str, wanted: dict[str, int | None]) -> list[int]:
+    """Ports that are free now. All are held until all are chosen, so that none is given twice."""
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for name, port in wanted.items():
+            held = stack.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                held.bind((host, port or 0))
+                held.listen(1)
+            except OverflowError as exc:
+                raise ServerError(f"{name} port {port} is not a port: allowed are 1 to 65535") from exc
+            except OSError as exc:
+                reason = "is taken, choose another" if port else "cannot be opened"
+                raise ServerError(f"{name} port {port or 'any'} on {host} {reason} ({exc.strerror})") from exc
+            ports.append(int(held.getsockname()[1]))
+        return ports
