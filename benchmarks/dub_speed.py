@@ -128,7 +128,7 @@ def statistics(client: Any) -> dict[str, Busy]:
 def dub_once(clip: Path, speech: Path, out: Path, server: str) -> Run:
     """Run one job, as a user would."""
     started = time.perf_counter()
-    report = dub(clip, speech, out, server=server)
+    report = dub(clip, speech, out, server=server, progress=False)
     return Run(time.perf_counter() - started, report.stages)
 
 
