@@ -1,1 +1,45 @@
-"""InSync client."""
+"""InSync's client: streams frames and audio to a server, and gets frames whose mouths follow the audio."""
+
+from insync.client.client import Client, Twin
+from insync.client.dub import DubReport, dub
+from insync.client.errors import (
+    BadInput,
+    InsyncError,
+    MediaError,
+    MissingExtra,
+    NoAudioTrack,
+    NotFound,
+    NoVideoTrack,
+    ProtocolError,
+    ServerError,
+    ServerTimeout,
+    ServerUnavailable,
+    UnreadableMedia,
+    UnwritableMedia,
+)
+from insync.client.picture import TimedFrame
+from insync.client.stages import Stages
+from insync.client.stream import SyncedFrame
+
+__all__ = [
+    "BadInput",
+    "Client",
+    "DubReport",
+    "InsyncError",
+    "MediaError",
+    "MissingExtra",
+    "NoAudioTrack",
+    "NoVideoTrack",
+    "NotFound",
+    "ProtocolError",
+    "ServerError",
+    "ServerTimeout",
+    "ServerUnavailable",
+    "Stages",
+    "SyncedFrame",
+    "TimedFrame",
+    "Twin",
+    "UnreadableMedia",
+    "UnwritableMedia",
+    "dub",
+]

@@ -21,8 +21,8 @@ def extended(video: VideoFile, until_s: Fraction, extend: str, trim: bool) -> It
     Args:
         video: the source. A photo stands still, whatever `extend` says.
         until_s: the audio's end.
-        extend: after the video's end it runs backwards and forwards in turn ("bounce"), starts again ("loop"), stands still
-            ("freeze"), or ends ("none").
+        extend: after the video's end it runs backwards and forwards in turn ("bounce"), starts again ("loop"), stands
+            still ("freeze"), or ends ("none").
         trim: end at the audio's end, where the video is longer.
 
     Yields:
@@ -47,6 +47,8 @@ def extended(video: VideoFile, until_s: Fraction, extend: str, trim: bool) -> It
         while (now := now + video.step) < end:
             yield DecodedFrame(now, copy_frame(last.frame))
         return
+    if len(times) == 1:
+        extend = "loop"  # one frame has no way back
     forwards = extend == "loop"
     while now + video.step < end:
         if forwards:
@@ -66,8 +68,6 @@ def extended(video: VideoFile, until_s: Fraction, extend: str, trim: bool) -> It
                     return
                 now = offset - frame.pts
                 yield DecodedFrame(now, frame.frame)
-        if len(times) == 1:
-            return  # one frame has no way to go
         forwards = extend == "loop" or not forwards
 
 

@@ -49,8 +49,8 @@ class VideoFile:
 
     Args:
         path: the file.
-        upright: turn the frames as their rotation tag says, for outputs that cannot carry the tag. Otherwise they stay as they
-            lie, and `turns` and `matrix` say how they are to be shown.
+        upright: turn the frames as their rotation tag says, for outputs that cannot carry the tag. Otherwise they stay
+            as they lie, and `turns` and `matrix` say how they are to be shown.
 
     Attributes:
         width, height: of the frames as they are given, in pixels.
@@ -191,9 +191,9 @@ class VideoFile:
     @staticmethod
     def _frames_by_duration(container: Any, stream: Any) -> int:
         if stream.duration and stream.average_rate:
-            return round(stream.duration * stream.time_base * stream.average_rate)
+            return int(stream.duration * stream.time_base * stream.average_rate + Fraction(1, 2))
         if container.duration and stream.average_rate:
-            return round(Fraction(container.duration, av.time_base) * stream.average_rate)
+            return int(Fraction(container.duration, av.time_base) * stream.average_rate + Fraction(1, 2))
         return 0
 
     def _target_format(self, frame: Any) -> str:
@@ -294,21 +294,15 @@ class AudioFile:
         """Seconds, exactly."""
         return Fraction(self.samples, self.rate_hz)
 
-    def frames(self, limit: int | None = None) -> Iterator[Any]:
-        """Decoded av.AudioFrames, up to `limit` samples."""
-        given = 0
+    def frames(self) -> Iterator[Any]:
+        """Decoded av.AudioFrames."""
         with _opened(self.path) as container:
             if not container.streams.audio or container.format.name in _NOT_MEDIA:
                 kinds = sorted({s.type for s in container.streams}) or ["nothing"]
                 raise NoAudioTrack(f"{self.path}: no audio track; the file holds {', '.join(kinds)}")
             try:
                 for packet in container.demux(container.streams.audio[0]):
-                    for frame in _decoded(packet):
-                        if limit is not None and given + frame.samples >= limit:
-                            yield _cut(frame, limit - given)
-                            return
-                        given += frame.samples
-                        yield frame
+                    yield from _decoded(packet)
             except av.error.InvalidDataError:
                 return  # the container breaks off here; what was there counts
             except (av.error.FFmpegError, OSError) as exc:
@@ -350,15 +344,6 @@ def _decoded(packet: Any) -> list[Any]:
         return list(packet.decode())
     except av.error.InvalidDataError:
         return []  # a damaged packet; the rest of the track is good
-
-
-def _cut(frame: Any, samples: int) -> Any:
-    """The first samples of an audio frame."""
-    array = frame.to_ndarray()
-    kept = array[:, :samples] if frame.format.is_planar else array[:, : samples * frame.layout.nb_channels]
-    cut = av.AudioFrame.from_ndarray(np.ascontiguousarray(kept), format=frame.format.name, layout=frame.layout.name)
-    cut.sample_rate = frame.sample_rate
-    return cut
 
 
 def _orientation(frame: Any) -> tuple[int, tuple[int, ...] | None]:

@@ -72,7 +72,7 @@ class RgbPicture:
 
     def __init__(self, image: Image, encoded: bytes | None = None) -> None:
         self._image = image
-        self._own = encoded is not None
+        self._own = False
         self.encoded = encoded
         self.height, self.width = int(image.shape[0]), int(image.shape[1])
         self.pixel_aspect = 1.0
@@ -117,7 +117,10 @@ def open_picture(frame: Any, name: str) -> Picture:
             )
         return RgbPicture(frame)
     if isinstance(frame, (bytes, bytearray, memoryview)):
-        return RgbPicture(decode_image(bytes(frame), name), bytes(frame))
+        data = bytes(frame)
+        # OpenCV turns a picture as its EXIF data says; the server may not, so then it gets the turned pixels.
+        turned = b"Exif\0\0" in data[:64] or b"eXIf" in data[:4096]
+        return RgbPicture(decode_image(data, name), None if turned else data)
     if isinstance(frame, Picture):
         return frame
     raise BadInput(

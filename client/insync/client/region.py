@@ -131,8 +131,10 @@ class RegionTracker:
         self._crop = self._region = None
 
     def doubtful(self, region: Region, face: NDArray[Any], transform: NDArray[Any], confidence: float) -> bool:
-        """Whether a region's answer (in frame pixels) may be wrong because the region is one: low confidence, or a face or
-        crop that reaches over an edge behind which the frame goes on."""
+        """Whether an answer, in frame pixels, may be wrong because only a region was sent.
+
+        So it is at low confidence, and where the face or the crop reaches over an edge behind which the frame goes on.
+        """
         if region.whole:
             return False
         if confidence < TRUSTED or not face.any():

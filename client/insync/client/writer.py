@@ -1,4 +1,4 @@
-"""Writing the result: H.264 with the new audio, in a temporary file that takes the output's name only when it is whole."""
+"""Writing the result: H.264 with the new audio, in a temporary file that takes the output's name when it is whole."""
 
 from __future__ import annotations
 
@@ -152,10 +152,6 @@ class VideoWriter:
                 piece.pts, piece.time_base = self._heard, Fraction(1, self._audio.rate_hz)
                 self._heard += piece.samples
                 self._container.mux(self._sound.encode(piece))
-
-    def limit_audio(self, samples: int) -> None:
-        """Cuts the sound off after this many samples. To be called before the first frame is written."""
-        self._pieces = self._audio.frames(samples)
 
     def _add_video(self, quality: Quality) -> Any:
         video = self._video

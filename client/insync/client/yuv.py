@@ -1,7 +1,7 @@
 """A decoded video frame as a picture: regions are cut out of its planes, and patches go back into them.
 
-Nothing else of the frame is converted, so every sample outside a patch stays what the decoder gave. Chroma is taken to lie in
-the middle of its luma pixels in both directions of the conversion: whatever siting the source has, cut and paste agree.
+Nothing else of the frame is converted, so every sample outside a patch stays what the decoder gave. Chroma is taken to
+lie in the middle of its luma pixels in both directions: whatever the source's siting, cut and paste agree.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class YuvPicture:
 
     Args:
         frame: of one of `NATIVE_FORMATS`.
-        turns: quarter turns counter-clockwise that set the frame upright (its rotation tag); the picture's coordinates are
-            the upright ones, the frame's planes stay as they lie.
+        turns: quarter turns counter-clockwise that set the frame upright (its rotation tag); the picture's coordinates
+            are the upright ones, the frame's planes stay as they lie.
         pixel_aspect: of the frame as it lies, a pixel's width over its height.
     """
 

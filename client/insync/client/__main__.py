@@ -1,0 +1,5 @@
+"""`python -m insync.client`: the command line."""
+
+from insync.client.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,293 @@
+"""The command line: `insync dub`, `twin`, `serve`, `export`. Each command imports its part only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from insync.client.errors import InsyncError, MissingExtra
+
+__all__ = ["main"]
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2  # also a missing part
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: arguments without the program's name; None takes the process's.
+
+    Returns:
+        0; 1 where the command failed, 2 for wrong usage or a part that is not installed, 130 where it was interrupted.
+        A failure is one line on stderr.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["export"]:  # has a parser of its own
+        return _export(arguments[1:])
+    options = _parser().parse_args(arguments)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up on both
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return EXIT_INTERRUPTED
+    except InsyncError as exc:
+        if options.debug:
+            raise
+        _say(str(exc))
+        return EXIT_USAGE if isinstance(exc, MissingExtra) else EXIT_FAILED
+    except Exception as exc:
+        if options.debug or not _is_ours(exc):
+            raise
+        _say(str(exc))
+        return EXIT_FAILED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="insync", description="Makes a filmed person speak any audio, through a Triton Inference Server."
+    )
+    parser.set_defaults(debug=False)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_dub(commands)
+    _add_twin(commands)
+    _add_serve(commands)
+    commands.add_parser("export", help="write the served artefacts from a checkpoint", add_help=False)
+    return parser
+
+
+def _add_dub(commands: Any) -> None:
+    dub = commands.add_parser(
+        "dub",
+        help="make the person in a video speak an audio file",
+        description="Makes the person in VIDEO speak AUDIO and writes the result to OUT. Size, frame rate, rotation "
+        "and colours stay; every pixel outside the mouth is the source's.",
+    )
+    dub.add_argument("video", metavar="VIDEO", type=Path, help="video file, or a photo")
+    dub.add_argument("audio", metavar="AUDIO", type=Path, help="any file with an audio track")
+    dub.add_argument(
+        "-o", "--out", metavar="OUT", type=Path, required=True, help=".mp4, .m4v, .mov or .mkv; replaced if it exists"
+    )
+    dub.add_argument("--twin", metavar="ID", help="a registered person; default: registers the one in VIDEO")
+    dub.add_argument(
+        "--extend",
+        choices=("bounce", "loop", "freeze", "none"),
+        default="bounce",
+        help="where the audio is longer, the video runs back and forth, starts again, stands still, or ends with the "
+        "audio cut (default: %(default)s)",
+    )
+    dub.add_argument(
+        "--trim", action="store_true", help="where the video is longer, end with the audio; default: a resting mouth"
+    )
+    dub.add_argument(
+        "--quality",
+        choices=("lossless", "high", "medium", "low"),
+        default="high",
+        help="of the result; lossless keeps every pixel outside the mouth exactly (default: %(default)s)",
+    )
+    dub.add_argument(
+        "--in-flight", metavar="N", type=int, default=8, help="frames under way at once (default: %(default)s)"
+    )
+    dub.add_argument(
+        "--whole-frames", action="store_true", help="send whole frames to the server, not only the face's surroundings"
+    )
+    dub.add_argument("--timings", action="store_true", help="print where the time went")
+    dub.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no notes")
+    _add_server(dub)
+    dub.set_defaults(run=_dub)
+
+
+def _add_twin(commands: Any) -> None:
+    twin = commands.add_parser("twin", help="register a person, and look after those registered")
+    actions = twin.add_subparsers(title="actions", required=True, metavar="ACTION")
+
+    create = actions.add_parser(
+        "create", help="register the person in videos or photos", description="Prints the new twin's id."
+    )
+    create.add_argument("sources", metavar="FILE", type=Path, nargs="+", help="a video or photo of the person")
+    _add_server(create)
+    create.set_defaults(run=_twin_create)
+
+    for name, function, text in (
+        ("list", _twin_list, "list the registered persons of this machine"),
+        ("show", _twin_show, "draw a person's chosen references"),
+        ("rm", _twin_rm, "forget a person"),
+    ):
+        action = actions.add_parser(name, help=text)
+        if name != "list":
+            action.add_argument("twin", metavar="ID", help="as 'insync twin create' printed it")
+        if name == "show":
+            action.add_argument("-o", "--out", metavar="PNG", type=Path, help="default: ID.png in this folder")
+        action.add_argument("--twins", metavar="FOLDER", type=Path, help="twin store (default: $INSYNC_TWINS)")
+        action.add_argument("--debug", action="store_true", help="show tracebacks")
+        action.set_defaults(run=function)
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="run the server on this machine",
+        description="Runs Triton with InSync's models until Ctrl-C or SIGTERM, and prints where it listens.",
+    )
+    serve.add_argument("--repository", metavar="FOLDER", type=Path, help="model repository (default: the shipped one)")
+    serve.add_argument("--twins", metavar="FOLDER", type=Path, help="twin store (default: $INSYNC_TWINS)")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    for name, port in (("grpc", 8001), ("http", 8000), ("metrics", 8002)):
+        serve.add_argument(f"--{name}-port", metavar="PORT", type=int, default=port, help="default: %(default)s")
+    serve.add_argument("--log", metavar="FILE", type=Path, help="keep the server's log here")
+    serve.add_argument("--debug", action="store_true", help="show tracebacks")
+    serve.set_defaults(run=_serve)
+
+
+def _add_server(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--server", metavar="HOST:PORT", help="gRPC endpoint; default: a server on this machine, for this command alone"
+    )
+    command.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def _dub(options: argparse.Namespace) -> int:
+    from insync.client.dub import dub
+
+    report = dub(
+        options.video,
+        options.audio,
+        options.out,
+        server=options.server,
+        twin=options.twin,
+        extend=options.extend,
+        trim=options.trim,
+        quality=options.quality,
+        in_flight=options.in_flight,
+        region=not options.whole_frames,
+        progress=not options.quiet,
+    )
+    if not options.quiet:
+        for note in report.notes:
+            _say(f"note: {note}")
+    if options.timings:
+        stages = report.stages
+        parts = ", ".join(f"{stage} {1000 * s / max(1, report.frames):.1f}" for stage, s in report.stages_s.items())
+        _say(
+            f"{report.frames} frames in {stages.wall_s:.1f} s: {stages.fps:.1f} fps; ms per frame: {parts}; "
+            f"client processor time {stages.client_cpu_ms:.1f}"
+        )
+    return 0
+
+
+def _twin_create(options: argparse.Namespace) -> int:
+    import itertools
+    from contextlib import nullcontext
+
+    from insync.client.client import Client, Twin
+    from insync.client.dub import embedded_server, registration_pictures
+    from insync.client.media import VideoFile
+
+    videos = [VideoFile(path) for path in options.sources]
+
+    async def register(address: str) -> Twin:
+        async with Client(address) as client:
+            return await client.register(itertools.chain.from_iterable(registration_pictures(v) for v in videos))
+
+    with nullcontext(options.server) if options.server is not None else embedded_server() as address:
+        print(asyncio.run(register(address)))  # noqa: T201
+    return 0
+
+
+def _store(options: argparse.Namespace) -> Any:
+    from insync.client.dub import missing_extra
+
+    try:
+        from insync.ensemble import settings
+        from insync.ensemble.store import TwinStore
+    except ImportError as exc:
+        raise missing_extra("serve", exc) from exc
+    return TwinStore(options.twins or settings.load().twins)
+
+
+def _twin_list(options: argparse.Namespace) -> int:
+    for entry in _store(options).list():
+        print(f"{entry.id}  {entry.created}")  # noqa: T201
+    return 0
+
+
+def _twin_show(options: argparse.Namespace) -> int:
+    import cv2
+
+    from insync.client.dub import missing_extra
+    from insync.client.errors import UnwritableMedia
+
+    twin = _store(options).load(options.twin)
+    try:
+        from insync.ensemble.twin import contact_sheet
+    except ImportError as exc:
+        raise missing_extra("serve", exc) from exc
+    out = options.out or Path(f"{options.twin}.png")
+    try:
+        written = cv2.imwrite(str(out), cv2.cvtColor(contact_sheet(twin), cv2.COLOR_RGB2BGR))
+    except cv2.error as exc:
+        raise UnwritableMedia(f"{out}: no picture format has this extension; try .png") from exc
+    if not written:
+        raise UnwritableMedia(f"{out}: cannot be written")
+    print(out)  # noqa: T201
+    return 0
+
+
+def _twin_rm(options: argparse.Namespace) -> int:
+    _store(options).remove(options.twin)
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from insync.client.dub import missing_extra
+
+    try:
+        from insync.ensemble.serve import serve
+    except ImportError as exc:
+        raise missing_extra("serve", exc) from exc
+    return int(
+        serve(
+            repository=options.repository,
+            twin_store=options.twins,
+            grpc_port=options.grpc_port,
+            http_port=options.http_port,
+            metrics_port=options.metrics_port,
+            host=options.host,
+            log=options.log,
+        )
+        or 0
+    )
+
+
+def _export(arguments: list[str]) -> int:
+    try:
+        from insync.export.cli import main as export
+    except ImportError as exc:
+        _say(f"this needs a part that is not installed ({exc.name}): pip install 'insync[export]'")
+        return EXIT_USAGE
+    return int(export(arguments) or 0)
+
+
+def _is_ours(exc: Exception) -> bool:
+    """Whether an error was raised on purpose by the serving part, which has a tree of its own."""
+    from insync.ensemble.errors import EnsembleError
+
+    return isinstance(exc, EnsembleError)
+
+
+def _say(text: str) -> None:
+    print(f"insync: {text}", file=sys.stderr)  # noqa: T201
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,289 @@
+"""The client: talks to the served models over gRPC, and to nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import re
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.grpc import InferInput
+from tritonclient.grpc.aio import InferenceServerClient
+
+from insync.client.errors import BadInput, ProtocolError, ServerTimeout, ServerUnavailable, mapped_errors
+from insync.client.picture import open_picture, to_jpeg
+from insync.client.region import Region
+from insync.client.source import Source
+from insync.client.stages import StageClock
+from insync.client.stream import Stream, StreamOptions, SyncedFrame
+from insync.ensemble import spec
+
+__all__ = ["DEFAULT_SERVER", "Client", "Twin"]
+
+DEFAULT_SERVER = "127.0.0.1:8001"
+MAX_MESSAGE_BYTES = 64 * 2**20
+MAX_REGISTRATION_BYTES = 48 * 2**20
+REGISTRATION_FRAMES = 96  # most that are sent
+REGISTRATION_SIDE = 1280  # pixels; larger frames are scaled down
+REGISTRATION_QUALITY = 95
+_DTYPES = {"UINT8": np.uint8, "FP32": np.float32, "STRING": np.object_}
+_TRITON_DTYPES = {"UINT8": "UINT8", "FP32": "FP32", "STRING": "BYTES"}
+
+
+class Twin(str):
+    """The id of a registered person, with the server's report on the registration.
+
+    Attributes:
+        report: what the server says of the frames: how many were used, which were chosen, and so on.
+    """
+
+    report: dict[str, Any]
+
+    def __new__(cls, identifier: str, report: dict[str, Any] | None = None) -> Twin:
+        twin = super().__new__(cls, identifier)
+        twin.report = report or {}
+        return twin
+
+
+class Client:
+    """A connection to a server. Used by one event loop; any number of streams may run on it at once.
+
+    ::
+
+        async with Client("127.0.0.1:8001") as client:
+            twin = await client.register(frames)
+            async for synced in client.stream(frames, audio, twin=twin, fps=25):
+                ...
+
+    Args:
+        server: HOST:PORT of the server's gRPC endpoint.
+        connect_timeout_s: for the first answer.
+        request_timeout_s: for each frame's answer.
+        registration_timeout_s: for a registration's.
+
+    Raises:
+        BadInput: `server` is no HOST:PORT.
+    """
+
+    def __init__(
+        self,
+        server: str = DEFAULT_SERVER,
+        *,
+        connect_timeout_s: float = 5.0,
+        request_timeout_s: float = 30.0,
+        registration_timeout_s: float = 120.0,
+    ) -> None:
+        match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(\d{1,5})", server)
+        if not match or not 0 < int(match[2]) < 65536:
+            raise BadInput(f"server is {server!r}; allowed: HOST:PORT of its gRPC endpoint, as in {DEFAULT_SERVER}")
+        self.server = server
+        self._host = match[1].strip("[]")
+        self._connect_timeout_s = connect_timeout_s
+        self._request_timeout_s = request_timeout_s
+        self._registration_timeout_s = registration_timeout_s
+        self._triton: InferenceServerClient | None = None
+        self._streams: weakref.WeakSet[AsyncGenerator[SyncedFrame, None]] = weakref.WeakSet()
+
+    async def __aenter__(self) -> Client:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def connect(self) -> None:
+        """Opens the connection and makes sure that our models answer there.
+
+        Raises:
+            ServerUnavailable: nobody answers, or the models are not ready.
+        """
+        if self._triton is not None:
+            return
+        # Giving any option drops tritonclient's own, the message limits among them. No keepalive: pings more often than
+        # every 300 s make a server hang up, and a dead one is seen by the request's deadline.
+        options: list[tuple[str, int]] = [
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_reconnect_backoff_ms", 1_000),
+        ]
+        if _is_loopback(self._host):
+            options.append(("grpc.enable_http_proxy", 0))  # an http_proxy of the environment is not for this machine
+        triton = InferenceServerClient(self.server, channel_args=options)
+        try:
+            with mapped_errors("connecting", self.server):
+                if not await triton.is_model_ready("lipsync_patch", client_timeout=self._connect_timeout_s):
+                    raise ServerUnavailable(
+                        f"connecting: {self.server} answers, but its model lipsync_patch is not ready: "
+                        "it is still loading, or serves other models"
+                    )
+        except BaseException as exc:
+            await triton.close()
+            if isinstance(exc, ServerTimeout):
+                raise ServerUnavailable(
+                    f"connecting: nothing answers at {self.server} within {self._connect_timeout_s:g} s; "
+                    "start a server with 'insync serve' or check the address"
+                ) from exc
+            raise
+        self._triton = triton
+
+    async def close(self) -> None:
+        """Ends every stream and closes the connection."""
+        for stream in list(self._streams):
+            await _closed(stream)
+        if self._triton is not None:
+            await self._triton.close()
+            self._triton = None
+
+    async def register(self, frames: Iterable[Any] | AsyncIterable[Any]) -> Twin:
+        """Registers a person.
+
+        Args:
+            frames: any iterable of frames that show one person: 12 s of footage are plenty, one photo is the least.
+                Each is uint8 [H, W, 3] RGB, or the bytes of a JPEG or PNG. Of many, up to 96 are sampled evenly.
+
+        Returns:
+            The twin's id.
+
+        Raises:
+            BadInput: no frames, frames that cannot be decoded, or frames without a usable face.
+        """
+        source = Source(frames, "frames")
+        kept: list[tuple[int, bytes]] = []
+        stride = 1
+        index = 0
+        try:
+            while True:
+                more, frame = await source.next()
+                if not more:
+                    break
+                if index % stride == 0:
+                    kept.append((index, await asyncio.to_thread(_registration_jpeg, frame, f"frame {index}")))
+                    if len(kept) > REGISTRATION_FRAMES or sum(len(d) for _, d in kept) > MAX_REGISTRATION_BYTES:
+                        stride *= 2
+                        kept = [entry for entry in kept if entry[0] % stride == 0]
+                index += 1
+        finally:
+            await source.close()
+        if not kept:
+            raise BadInput("registering needs at least one frame; got none")
+        data = np.empty(len(kept), np.object_)
+        data[:] = [jpeg for _, jpeg in kept]
+        outputs = await self._infer("lipsync_twin", {"FRAMES": data}, "registering", self._registration_timeout_s)
+        try:
+            report = json.loads(outputs["REPORT"][0])
+        except ValueError as exc:
+            raise ProtocolError("registering: the server's REPORT is not JSON") from exc
+        return Twin(outputs["TWIN"][0].decode(), report)
+
+    def stream(
+        self,
+        frames: Iterable[Any] | AsyncIterable[Any],
+        audio: Iterable[Any] | AsyncIterable[Any] | NDArray[Any],
+        *,
+        twin: str,
+        fps: float | Fraction = 25,
+        audio_rate_hz: int = spec.SAMPLE_RATE_HZ,
+        in_flight: int = 8,
+        region: bool = True,
+        composite: Literal["client", "server"] = "client",
+        clock: StageClock | None = None,
+    ) -> AsyncGenerator[SyncedFrame, None]:
+        """Makes the person in `frames` speak `audio`.
+
+        A frame is answered when the audio up to 120 ms after it has come, or has ended; after the audio's end there is
+        silence. Frames are read only while fewer than `in_flight` wait for the consumer. Closing the generator early
+        (`aclose()`, or leaving the client's block) cancels what is under way.
+
+        Args:
+            frames: any iterable, plain or asynchronous: uint8 [H, W, 3] RGB arrays, or the bytes of JPEGs or PNGs, or
+                `TimedFrame`s of those where the frame rate varies.
+            audio: any iterable of arrays [N] or [N, channels], float in [-1, 1] or int16; or one such array.
+            twin: from `register`.
+            fps: frames per second.
+            audio_rate_hz: samples per second of `audio`.
+            in_flight: most frames under way; fewer give less latency, more give more throughput.
+            region: send only the face's surroundings.
+            composite: "client" blends on the caller's own pixels; "server" gets finished JPEGs from the server.
+            clock: takes the times of the stages.
+
+        Yields:
+            One SyncedFrame for each frame, in order. A frame without a face passes through untouched.
+
+        Raises:
+            InsyncError: see its tree; frames before the failing one are yielded first.
+        """
+        if self._triton is None:
+            raise BadInput("the client is not connected: use it as 'async with Client(...)', or call connect()")
+        options = StreamOptions(fps, audio_rate_hz, in_flight, region, composite)
+        run = Stream(self._infer, frames, audio, twin, options, clock).run()
+        self._streams.add(run)
+        return run
+
+    async def _infer(
+        self, model: str, arrays: dict[str, NDArray[Any]], doing: str, timeout_s: float | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Asks a model, with shapes as in the specification, and holds the answer to it."""
+        if self._triton is None:
+            raise ServerUnavailable(f"{doing}: the client was closed", retryable=False)
+        described = spec.MODELS[model]
+        batched = described.max_batch_size > 0
+        inputs = []
+        for tensor in described.inputs:
+            if tensor.name in arrays:
+                array = arrays[tensor.name][None] if batched else arrays[tensor.name]
+                entry = InferInput(tensor.name, list(array.shape), _TRITON_DTYPES[tensor.dtype])
+                entry.set_data_from_numpy(array)
+                inputs.append(entry)
+        with mapped_errors(doing, self.server):
+            result = await self._triton.infer(
+                model, inputs, client_timeout=timeout_s if timeout_s is not None else self._request_timeout_s
+            )
+        outputs: dict[str, NDArray[Any]] = {}
+        for tensor in described.outputs:
+            array = result.as_numpy(tensor.name)
+            if array is not None and batched:
+                array = array[0]
+            if (
+                array is None
+                or array.dtype != _DTYPES[tensor.dtype]
+                or len(array.shape) != len(tensor.shape)
+                or any(want not in (-1, have) for want, have in zip(tensor.shape, array.shape, strict=True))
+            ):
+                got = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
+                raise ProtocolError(
+                    f"{doing}: {model}'s {tensor.name} is {got}, expected {tensor.dtype} {list(tensor.shape)}; "
+                    "do the client's and the server's versions differ?"
+                )
+            outputs[tensor.name] = array
+        return outputs
+
+
+async def _closed(stream: AsyncGenerator[SyncedFrame, None]) -> None:
+    try:
+        await stream.aclose()
+    except RuntimeError:
+        # It is being iterated by another task just now: its next request fails, and it ends by itself.
+        return
+
+
+def _registration_jpeg(frame: Any, name: str) -> bytes:
+    picture = open_picture(frame, name)
+    scale = min(1.0, REGISTRATION_SIDE / max(picture.width, picture.height))
+    width = max(1, round(picture.width * scale * min(1.0, picture.pixel_aspect)))
+    height = max(1, round(picture.height * scale * min(1.0, 1 / picture.pixel_aspect)))
+    return to_jpeg(picture.cut(Region(0, 0, picture.width, picture.height, width, height, True)), REGISTRATION_QUALITY)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

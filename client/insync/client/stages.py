@@ -1,0 +1,115 @@
+"""Where the time of a job goes, per frame."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+__all__ = ["StageClock", "Stages"]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Means over all frames, in milliseconds of wall time. Stages overlap: their sum is more than `frame_ms`.
+
+    Attributes:
+        frames: how many.
+        wall_s: of the whole stream, without start-up and registration.
+        decode_ms: reading and decoding the source.
+        prepare_ms: cutting the region out and encoding it as a JPEG.
+        server_ms: from sending a request to its answer, with its wait in the server's queue.
+        paste_ms: placing and blending the patch.
+        encode_ms: encoding and muxing.
+        client_cpu_ms: processor time of the client's process, all threads.
+        requests: sent for all frames; more than `frames` where a region had to be sent again.
+        sent_bytes: of all pictures sent.
+    """
+
+    frames: int
+    wall_s: float
+    decode_ms: float
+    prepare_ms: float
+    server_ms: float
+    paste_ms: float
+    encode_ms: float
+    client_cpu_ms: float
+    requests: int
+    sent_bytes: int
+
+    @property
+    def fps(self) -> float:
+        """Frames per second, end to end."""
+        return self.frames / self.wall_s if self.wall_s > 0 else 0.0
+
+    @property
+    def totals_s(self) -> dict[str, float]:
+        """Wall seconds of each stage over all frames."""
+        means = {
+            "decode": self.decode_ms,
+            "prepare": self.prepare_ms,
+            "server": self.server_ms,
+            "paste": self.paste_ms,
+            "encode": self.encode_ms,
+        }
+        return {stage: mean * self.frames / 1000 for stage, mean in means.items()}
+
+    @property
+    def frame_ms(self) -> float:
+        """Milliseconds from one finished frame to the next."""
+        return 1000 * self.wall_s / max(1, self.frames)
+
+
+class StageClock:
+    """Sums up the stages' times. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sums: dict[str, float] = {}
+        self._start = time.perf_counter()
+        self._cpu = _cpu_s()
+        self.requests = 0
+        self.sent_bytes = 0
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Adds the block's wall time to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - start)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Adds to a stage."""
+        with self._lock:
+            self._sums[stage] = self._sums.get(stage, 0.0) + seconds
+
+    def restart(self) -> None:
+        """Begins the wall and processor clocks anew."""
+        self._start, self._cpu = time.perf_counter(), _cpu_s()
+
+    def stages(self, frames: int) -> Stages:
+        """The means so far."""
+        with self._lock:
+            mean = {stage: 1000 * seconds / max(1, frames) for stage, seconds in self._sums.items()}
+        return Stages(
+            frames=frames,
+            wall_s=time.perf_counter() - self._start,
+            decode_ms=mean.get("decode", 0.0),
+            prepare_ms=mean.get("prepare", 0.0),
+            server_ms=mean.get("server", 0.0),
+            paste_ms=mean.get("paste", 0.0),
+            encode_ms=mean.get("encode", 0.0),
+            client_cpu_ms=1000 * (_cpu_s() - self._cpu) / max(1, frames),
+            requests=self.requests,
+            sent_bytes=self.sent_bytes,
+        )
+
+
+def _cpu_s() -> float:
+    times = os.times()
+    return times.user + times.system
