@@ -25,9 +25,7 @@ def test_readme_code_speaks(server: EmbeddedServer, root: Path, sample_clip: Pat
     assert callable(speak)
 
     with av.open(str(sample_clip)) as container:
-        frames = [
-            frame.to_ndarray(format="rgb24") for frame, _ in zip(container.decode(video=0), range(8), strict=False)
-        ]
+        frames = [frame.to_ndarray(format="rgb24") for frame in islice(container.decode(video=0), 8)]
     with av.open(str(sample_speech)) as container:
         resampler = av.AudioResampler(format="s16", layout="mono", rate=48_000)
         audio = [part.to_ndarray()[0] for frame in container.decode(audio=0) for part in resampler.resample(frame)]
