@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from insync.ensemble import spec
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+TWIN_ACTIONS = ("create", "list", "show", "rm")
 
 
 def blocks(language: str) -> list[str]:
@@ -58,3 +61,17 @@ def test_diagram_shows_the_ensembles_steps() -> None:
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(lipsync\w*)`", README))))
 def test_models_exist(name: str) -> None:
     assert name in spec.MODELS
+
+
+@pytest.mark.parametrize("command", ["dub", "serve", "export", *(f"twin {action}" for action in TWIN_ACTIONS)])
+def test_commands_exist(command: str) -> None:
+    assert f"`insync {command.split()[0]}" in README
+    done = subprocess.run(
+        [sys.executable, "-m", "insync.client.cli", *command.split(), "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"insync {command}" in done.stdout
