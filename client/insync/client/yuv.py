@@ -153,13 +153,13 @@ def plane_views(frame: Any) -> list[NDArray[np.uint8]]:
 
 
 def copy_frame(frame: Any) -> Any:
-    """A frame with its own memory, and the same colours and times."""
+    """A frame with its own memory, and the same colours and pts."""
     copy = av.VideoFrame(frame.width, frame.height, frame.format.name)
     for target, source in zip(plane_views(copy), plane_views(frame), strict=True):
         target[...] = source
     copy.colorspace, copy.color_range = frame.colorspace, frame.color_range
     copy.color_primaries, copy.color_trc = frame.color_primaries, frame.color_trc
-    copy.pts, copy.time_base = frame.pts, frame.time_base
+    copy.pts = frame.pts
     return copy
 
 
