@@ -1,7 +1,7 @@
 """The embedded server: a real `tritonserver` on this machine, without a GPU and without Docker.
 
-The binary comes from the `nvidia-pytriton` wheel, or from a system-wide installation. What the model repository asks for
-and the installation lacks (`onnxruntime`, `dali`) is filled in by the stand-ins of `insync.ensemble.backends`.
+The binary comes from the `nvidia-pytriton` wheel, or from a system-wide installation. What the model repository asks
+for and the installation lacks (`onnxruntime`, `dali`) is filled in by the stand-ins of `insync.ensemble.backends`.
 """
 
 from __future__ import annotations
@@ -50,8 +50,11 @@ class EmbeddedServer:
     """A Triton server as a child process; a context manager.
 
     `start` returns when every model is ready and both ensembles have answered a real inference; `stop` leaves no
-    process and no shared memory. Not thread-safe. Addresses are known from the beginning: `grpc_url`, `http_url`, `metrics_url`
-    (each HOST:PORT).
+    process and no shared memory. Not thread-safe.
+
+    Attributes:
+        grpc_url, http_url, metrics_url: HOST:PORT, known before `start`.
+        repository, twin_store: the folders in use.
     """
 
     def __init__(

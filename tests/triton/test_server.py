@@ -1,0 +1,219 @@
+"""The embedded server as a process: what it starts, what it says when it cannot, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from insync.ensemble.errors import ServerError
+from insync.ensemble.server import EmbeddedServer, default_repository, failure_reason
+from insync.ensemble.spec import MODELS
+
+pytestmark = pytest.mark.triton
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def shared() -> set[str]:
+    return {path.name for path in SHARED_MEMORY.glob("insync_*")}
+
+
+def group(leader: int) -> list[psutil.Process]:
+    """Processes of a session, without those that only wait to be reaped."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (ProcessLookupError, PermissionError, psutil.Error):
+            continue
+    return found
+
+
+def copied_repository(folder: Path) -> Path:
+    """The repository with links for its files, so that a test may break it."""
+    repository = folder / "repository"
+    shutil.copytree(
+        default_repository(),
+        repository,
+        copy_function=os.link if folder.stat().st_dev == default_repository().stat().st_dev else shutil.copy2,
+    )
+    return repository
+
+
+def test_every_model_is_ready_and_listens_on_loopback(server: EmbeddedServer, raw: Any) -> None:
+    for name in MODELS:
+        assert raw.client.is_model_ready(name), name
+    assert server.pid is not None
+    listening = {
+        connection.laddr.ip
+        for process in group(server.pid)
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+
+
+def test_the_server_tells_what_the_specification_says(raw: Any) -> None:
+    for name, model in MODELS.items():
+        told = raw.client.get_model_metadata(name)
+        batch = [-1] if model.max_batch_size else []
+        kinds = {"STRING": "BYTES"}
+        for kind in ("inputs", "outputs"):
+            expected = [(t.name, kinds.get(t.dtype, t.dtype), [*batch, *t.shape]) for t in getattr(model, kind)]
+            assert sorted((t.name, t.datatype, list(t.shape)) for t in getattr(told, kind)) == sorted(expected), name
+
+
+def test_numpy_is_one_that_the_backend_can_read() -> None:
+    """With numpy 2, Triton 2.51's Python backend silently reads wrong inputs."""
+    assert int(np.__version__.split(".")[0]) < 2
+
+
+def test_a_server_that_dies_is_noticed_and_leaves_nothing(tmp_path: Path) -> None:
+    before = shared()
+    server = EmbeddedServer(twin_store=tmp_path / "twins")
+    server.start()
+    try:
+        leader, log = server.pid, server.log
+        assert leader is not None
+        assert len(group(leader)) > len(MODELS) // 2
+        assert shared() > before
+        server.check()
+        os.kill(leader, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while server.pid is not None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with pytest.raises(ServerError, match="the server died"):
+            server.check()
+    finally:
+        server.stop()
+    assert group(leader) == []
+    assert shared() <= before | shared_by_others(before)
+    assert log is not None
+    assert not log.parent.exists()
+    assert list((tmp_path / "twins").iterdir()) == []  # the canary's twin is gone
+    server.stop()  # again, for nothing
+
+
+def shared_by_others(before: set[str]) -> set[str]:
+    """Regions of the session's server, which may grow its own meanwhile."""
+    prefixes = {name.rsplit("_", 1)[0] for name in before}
+    return {name for name in shared() if name.rsplit("_", 1)[0] in prefixes}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_stops_cleanly_on(number: signal.Signals, tmp_path: Path) -> None:
+    before = shared()
+    code = "import sys; from pathlib import Path; from insync.ensemble.serve import serve; "
+    code += f"sys.exit(serve(twin_store=Path({str(tmp_path)!r}), grpc_port=0, http_port=0, metrics_port=0))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert "gRPC 127.0.0.1:" in line
+        children = psutil.Process(process.pid).children()
+        assert len(children) == 1
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(20)
+    assert process.returncode == 0, err
+    assert out == "InSync has stopped.\n"
+    assert group(children[0].pid) == []
+    assert shared() <= before | shared_by_others(before)
+
+
+def serve_fails(*arguments: str, prelude: str = "") -> str:
+    """Runs `serve` in a process of its own; returns the one line that it fails with."""
+    code = f"import sys; from pathlib import Path; {prelude}\nfrom insync.ensemble.serve import serve\n"
+    code += f"sys.exit(serve({', '.join(arguments)}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerError, match=f"gRPC port {port} on 127.0.0.1 is taken"):
+            EmbeddedServer(grpc_port=port)
+        assert f"HTTP port {port} on 127.0.0.1 is taken" in serve_fails("grpc_port=0", f"http_port={port}")
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_what_is_no_port_is_refused(port: int) -> None:
+    with pytest.raises(ServerError, match="port"):
+        EmbeddedServer(grpc_port=port)
+
+
+@pytest.mark.parametrize("module", ["pytriton", "numba", "onnxruntime"])
+def test_a_missing_extra_says_what_to_install(module: str) -> None:
+    if module == "pytriton" and (shutil.which("tritonserver") or Path("/opt/tritonserver").exists()):
+        pytest.skip("a system server would take over")
+    line = serve_fails("grpc_port=0", "http_port=0", "metrics_port=0", prelude=f"sys.modules[{module!r}] = None")
+    assert "pip install 'insync[serve]'" in line
+
+
+def test_a_folder_that_is_no_repository(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="is not InSync's model repository"):
+        EmbeddedServer(tmp_path, twin_store=tmp_path / "twins").start()
+
+
+def test_a_broken_model_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    before = shared()
+    repository = copied_repository(tmp_path)
+    (repository / "lipsync_mixer" / "1" / "model.onnx").unlink()
+    server = EmbeddedServer(repository, twin_store=tmp_path / "twins")
+    with pytest.raises(ServerError, match=r"(?s)^the server did not start: lipsync_mixer: .*model\.onnx") as caught:
+        server.start()
+    assert "\n" not in str(caught.value)
+    assert server.pid is None
+    assert shared() <= before | shared_by_others(before)
+
+
+def test_a_start_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    before = shared()
+    server = EmbeddedServer(twin_store=tmp_path / "twins", start_timeout_s=0.3)
+    with pytest.raises(ServerError, match=r"not ready after 0\.3 s"):
+        server.start()
+    assert server.pid is None
+    assert shared() <= before | shared_by_others(before)
+
+
+def test_a_twin_store_that_cannot_be_written(tmp_path: Path) -> None:
+    from insync.ensemble.canary import answers_frames
+
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ServerError, match=r"the twin store .* cannot be written"):
+        answers_frames("127.0.0.1:1", tmp_path / "file" / "twins", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("", "its log is empty"),
+        ('E1122 14:31:25.25 1 server.cc:241] "CudaDriverHelper has not been initialized."\nlast', "last"),
+        ("I1 x] fine\nerror: creating server: Internal - failed to load all models\n", "creating server: Internal"),
+        ("E1122 14:31:25.25 1 x.cc:6] \"failed to load 'a_b' version 1: Internal: no file\"", "a_b: Internal: no file"),
+    ],
+)
+def test_the_log_is_read_for_its_reason(log: str, reason: str) -> None:
+    assert failure_reason(log).startswith(reason)

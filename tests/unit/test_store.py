@@ -1,0 +1,127 @@
+"""The twin store."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from insync.ensemble.errors import BadInputError, NotFoundError
+from insync.ensemble.spec import CROP_SIZE, MOUTH, REFERENCES
+from insync.ensemble.store import Record, TwinStore
+
+
+def record(seed: int = 0) -> Record:
+    rng = np.random.default_rng(seed)
+    return Record(
+        rng.integers(0, 256, (REFERENCES, CROP_SIZE, CROP_SIZE, 3), np.uint8),
+        rng.standard_normal((REFERENCES, MOUTH)).astype(np.float32),
+        rng.standard_normal((44, 2)).astype(np.float32),
+        {"frames": 7, "references": [], "warnings": ["the face is small"]},
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TwinStore:
+    return TwinStore(tmp_path / "deep" / "twins")
+
+
+def test_what_is_saved_is_loaded(store: TwinStore) -> None:
+    saved = record()
+    twin = store.load(store.save(saved))
+    np.testing.assert_array_equal(twin.record.crops, saved.crops)
+    np.testing.assert_array_equal(twin.record.codes, saved.codes)
+    np.testing.assert_array_equal(twin.record.neutral, saved.neutral)
+    assert twin.record.report == saved.report
+
+
+def test_ids_are_long_and_never_twice(store: TwinStore) -> None:
+    ids = {store.save(record()) for _ in range(3)}
+    assert len(ids) == 3
+    assert all(len(twin) == 32 and int(twin, 16) >= 0 for twin in ids)
+
+
+def test_list_and_remove(store: TwinStore) -> None:
+    assert store.list() == []
+    ids = {store.save(record(seed)) for seed in range(2)}
+    assert {entry.id for entry in store.list()} == ids
+    gone = ids.pop()
+    assert store.holds(gone)
+    store.remove(gone)
+    assert not store.holds(gone)
+    assert {entry.id for entry in store.list()} == ids
+    with pytest.raises(NotFoundError, match="not in the twin store"):
+        store.load(gone)
+    with pytest.raises(NotFoundError, match="not in the twin store"):
+        store.remove(gone)
+
+
+@pytest.mark.parametrize(
+    "twin", ["", "..", "../../etc/passwd", "A" * 32, "0" * 31, "0" * 33, "0" * 32 + "\n", "ü" * 500]
+)
+def test_what_is_no_id_never_meets_the_file_system(store: TwinStore, twin: str) -> None:
+    with pytest.raises(NotFoundError, match="32 hexadecimal digits"):
+        store.load(twin)
+    with pytest.raises(NotFoundError, match="32 hexadecimal digits"):
+        store.remove(twin)
+    assert not store.holds(twin)
+
+
+def test_an_interrupted_save_leaves_nothing(store: TwinStore) -> None:
+    broken = dataclasses.replace(record(), report={"not": {1, 2}})  # a set is not JSON
+    with pytest.raises(TypeError):
+        store.save(broken)
+    assert list(store.folder.iterdir()) == []
+
+
+def test_records_of_a_wrong_shape_are_refused(store: TwinStore) -> None:
+    with pytest.raises(BadInputError, match="crops"):
+        store.save(dataclasses.replace(record(), crops=record().crops[:2]))
+    with pytest.raises(BadInputError, match="codes"):
+        store.save(dataclasses.replace(record(), codes=np.full((REFERENCES, MOUTH), np.nan, np.float32)))
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", json.dumps({"version": 99}), "{}"])
+def test_a_damaged_twin_says_so(store: TwinStore, damage: str) -> None:
+    twin = store.save(record())
+    (store.folder / twin / "twin.json").write_text(damage)
+    with pytest.raises(NotFoundError, match="register the person again"):
+        store.load(twin)
+
+
+def test_a_twin_without_its_picture_says_so(store: TwinStore) -> None:
+    twin = store.save(record())
+    (store.folder / twin / "crops.png").unlink()
+    with pytest.raises(NotFoundError, match=r"crops\.png"):
+        store.load(twin)
+
+
+def test_only_the_owner_may_look(store: TwinStore) -> None:
+    twin = store.save(record())
+    assert store.folder.stat().st_mode & 0o077 == 0
+    assert (store.folder / twin).stat().st_mode & 0o077 == 0
+
+
+def test_readers_never_see_half_a_twin(store: TwinStore) -> None:
+    done = threading.Event()
+    errors: list[Exception] = []
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                for entry in store.list():
+                    store.load(entry.id)
+            except Exception as error:  # noqa: BLE001  handed to the test
+                errors.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for seed in range(6):
+        store.save(record(seed))
+    done.set()
+    reader.join()
+    assert errors == []
