@@ -313,15 +313,20 @@ def test_damaged_packets_are_left_out_and_counted(tmp_path: Path) -> None:
     assert pts == sorted(set(pts))
 
 
+def interrupted(writer: VideoWriter, frame: av.VideoFrame) -> None:
+    with writer:
+        writer.write(frame, 0)
+        raise KeyboardInterrupt
+
+
 def test_a_failed_job_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
     clip = VideoFile(write_clip(tmp_path / "in.mp4", [0, 512, 1024]))
     audio = AudioFile(write_sound(tmp_path / "a.wav", 0.2))
     out = tmp_path / "out.mp4"
     out.write_text("an earlier result")
     before = set(tmp_path.iterdir())
-    with pytest.raises(KeyboardInterrupt), VideoWriter(out, clip, audio, "high") as writer:
-        writer.write(next(clip.frames()).frame, 0)
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(VideoWriter(out, clip, audio, "high"), next(clip.frames()).frame)
     with pytest.raises(BadInput, match="not one frame"), VideoWriter(out, clip, audio, "high"):
         pass
     assert set(tmp_path.iterdir()) == before
