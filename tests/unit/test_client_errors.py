@@ -68,7 +68,9 @@ def test_nobody_there() -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # bound, but nobody listens
         start = time.perf_counter()
-        with pytest.raises(errors.ServerUnavailable, match="no server answers at 127.0.0.1:.*insync serve") as caught:
+        with pytest.raises(
+            errors.ServerUnavailable, match=r"no server answers at 127\.0\.0\.1:.*insync serve"
+        ) as caught:
             asyncio.run(connect(f"127.0.0.1:{held.getsockname()[1]}"))
         assert caught.value.retryable
         assert time.perf_counter() - start < 5
