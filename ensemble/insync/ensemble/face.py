@@ -70,7 +70,8 @@ class _Region:
         cos, sin = scale * math.cos(self.angle), scale * math.sin(self.angle)
         half = (size - 1) / 2
         return np.array(
-            [[cos, sin, half - cos * self.x - sin * self.y], [-sin, cos, half + sin * self.x - cos * self.y]], np.float32
+            [[cos, sin, half - cos * self.x - sin * self.y], [-sin, cos, half + sin * self.x - cos * self.y]],
+            np.float32,
         )
 
 
@@ -130,7 +131,9 @@ class _Network:
         from ai_edge_litert.interpreter import Interpreter
 
         if not path.is_file():
-            raise FileNotFoundError(f"{path.name} is missing from {path.parent.name}: the model repository is not whole")
+            raise FileNotFoundError(
+                f"{path.name} is missing from {path.parent.name}: the model repository is not whole"
+            )
         self._interpreter: Any = Interpreter(str(path), num_threads=threads)
         self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
@@ -173,7 +176,9 @@ class _Detector:
             angle = math.atan2(eyes[1, 1] - eyes[0, 1], eyes[1, 0] - eyes[0, 0])
             side = float(extent.max()) * where.side
             if all(math.hypot(centre[0] - r.x, centre[1] - r.y) > 0.3 * r.side / ROI_SCALE for _, r in found):
-                found.append((float(scores[index]), _Region(float(centre[0]), float(centre[1]), side * ROI_SCALE, angle)))
+                found.append(
+                    (float(scores[index]), _Region(float(centre[0]), float(centre[1]), side * ROI_SCALE, angle))
+                )
         return [(score, region) for score, region in found if region.side >= MIN_FACE_PIXELS]
 
 

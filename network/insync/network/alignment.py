@@ -29,7 +29,5 @@ class Alignment(nn.Module):
         hidden = self.body(torch.cat([pose, identity, code], dim=1))
         raw = torch.tanh(self.affine(hidden)).reshape(-1, CHANNELS, 4)
         scale, rotation, shift = raw[..., :1], raw[..., 1:2], raw[..., 2:]
-        affine = torch.cat(
-            [torch.exp(SCALE_RANGE * scale), ROTATION_RANGE * rotation, SHIFT_RANGE * shift], dim=2
-        )
+        affine = torch.cat([torch.exp(SCALE_RANGE * scale), ROTATION_RANGE * rotation, SHIFT_RANGE * shift], dim=2)
         return affine, self.style(hidden)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
@@ -56,10 +59,18 @@ class StyledResidual(nn.Module):
         return result
 
 
+M = TypeVar("M", bound=nn.Module)
+
+
+def channels_last(module: M) -> M:
+    """The module with its weights laid out channels last: several times faster in bfloat16 on a CPU."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
 def mlp(*widths: int) -> nn.Sequential:
     """Linear layers of these widths with rectifiers between."""
     layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
         layers += [nn.Linear(inputs, outputs)] + ([activation()] if i < len(widths) - 2 else [])
     return nn.Sequential(*layers)
 

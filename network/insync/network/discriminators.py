@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,9 +23,7 @@ class Discriminator(nn.Module):
     def __init__(self, inputs: int = 3, width: int = 32) -> None:
         super().__init__()
         widths = (inputs, width, 2 * width, 4 * width, 4 * width)
-        self.layers = nn.ModuleList(
-            [spectral_norm(conv(a, b, kernel=4, stride=2)) for a, b in zip(widths[:-1], widths[1:], strict=True)]
-        )
+        self.layers = nn.ModuleList([spectral_norm(conv(a, b, kernel=4, stride=2)) for a, b in pairwise(widths)])
         self.out = spectral_norm(conv(widths[-1], 1))
         self.project = spectral_norm(nn.Linear(MOUTH, widths[-1]))
         self.act = activation()
@@ -51,7 +51,8 @@ def global_view(crop: Tensor, window: Tensor) -> Tensor:
         [
             crop[:, :, : mask.ROWS[0]],
             torch.cat(
-                [crop[:, :, mask.ROWS[0] :, : mask.COLUMNS[0]], window, crop[:, :, mask.ROWS[0] :, mask.COLUMNS[1] :]], dim=3
+                [crop[:, :, mask.ROWS[0] :, : mask.COLUMNS[0]], window, crop[:, :, mask.ROWS[0] :, mask.COLUMNS[1] :]],
+                dim=3,
             ),
         ],
         dim=2,

@@ -24,7 +24,11 @@ class Inpainter(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("feather", mask.feather()[..., mask.ROWS[0] : mask.ROWS[1], mask.COLUMNS[0] : mask.COLUMNS[1]], persistent=False)
+        self.register_buffer(
+            "feather",
+            mask.feather()[..., mask.ROWS[0] : mask.ROWS[1], mask.COLUMNS[0] : mask.COLUMNS[1]],
+            persistent=False,
+        )
         self.join = conv(SOURCE_CHANNELS - OCCLUSION_CHANNELS + CHANNELS, FINE)
         self.fine = StyledResidual(FINE, STYLE)
         self.down = conv(FINE, COARSE, stride=2)
@@ -33,8 +37,11 @@ class Inpainter(nn.Module):
         self.merged = StyledResidual(FINE, STYLE)
         self.to_half = nn.Sequential(conv(FINE, 4 * 48), nn.PixelShuffle(2), activation())
         self.half_body = Residual(48)
-        self.to_full = nn.Sequential(conv(48, 4 * 16), nn.PixelShuffle(2), activation(), conv(16, 16), activation(), conv(16, 3))
+        self.to_full = nn.Sequential(
+            conv(48, 4 * 16), nn.PixelShuffle(2), activation(), conv(16, 16), activation(), conv(16, 3)
+        )
         self.alpha = nn.Sequential(conv(OCCLUSION_CHANNELS, 16), activation(), conv(16, 1))
+        nn.init.constant_(self.alpha[2].bias, 3.0)  # type: ignore[arg-type]  # mouths are bare, mostly
         self.act = activation()
 
     def forward(self, source: Tensor, aligned: Tensor, style: Tensor) -> tuple[Tensor, Tensor, Tensor]:

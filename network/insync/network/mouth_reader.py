@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from insync.ensemble.spec import MOUTH
@@ -18,7 +20,7 @@ class MouthReader(nn.Module):
         super().__init__()
         widths = (3, width, 2 * width, 3 * width, 4 * width)
         self.layers = nn.ModuleList(
-            [nn.Sequential(conv(a, b, stride=2), activation(), Residual(b)) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+            [nn.Sequential(conv(a, b, stride=2), activation(), Residual(b)) for a, b in pairwise(widths)]
         )
         self.out = nn.Linear(4 * width * 7 * 7, MOUTH)
 

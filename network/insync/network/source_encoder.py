@@ -26,7 +26,12 @@ class SourceEncoder(nn.Module):
         self.stem = nn.Sequential(conv(4, 24, stride=2), activation(), conv(24, seen, stride=2), activation())
         self.body = Residual(seen)
         self.pose = nn.Sequential(
-            conv(seen, 64, stride=2), activation(), conv(64, 64, stride=2), activation(), conv(64, 64, stride=2), activation()
+            conv(seen, 64, stride=2),
+            activation(),
+            conv(64, 64, stride=2),
+            activation(),
+            conv(64, 64, stride=2),
+            activation(),
         )
         self.pose_head = nn.Linear(64 * 8 * 8, POSE)
         narrow = OCCLUSION_CHANNELS
@@ -46,5 +51,3 @@ class SourceEncoder(nn.Module):
         near = self.occluder_stem(centred)
         occluders = self.occluder_out(torch.cat([near, self.rise(self.occluder_wide(near))], dim=1))
         return torch.cat([features, occluders], dim=1), pose
-
-

@@ -28,10 +28,19 @@ class SyncNet(nn.Module):
             return nn.Sequential(nn.Conv1d(inputs, outputs, 3, stride, 1), nn.BatchNorm1d(outputs), activation())
 
         self.picture = nn.Sequential(
-            layer(3 * MOUTH_FRAMES, 32), layer(32, 64), layer(64, 96), layer(96, 128), nn.Flatten(), nn.Linear(128 * 4 * 4, EMBEDDING)
+            layer(3 * MOUTH_FRAMES, 32),
+            layer(32, 64),
+            layer(64, 96),
+            layer(96, 128),
+            nn.Flatten(),
+            nn.Linear(128 * 4 * 4, EMBEDDING),
         )
         self.sound = nn.Sequential(
-            sound(MEL_BANDS, 128, 1), sound(128, 128, 2), sound(128, 128, 2), nn.Flatten(), nn.Linear(128 * MEL_FRAMES // 4, EMBEDDING)
+            sound(MEL_BANDS, 128, 1),
+            sound(128, 128, 2),
+            sound(128, 128, 2),
+            nn.Flatten(),
+            nn.Linear(128 * MEL_FRAMES // 4, EMBEDDING),
         )
 
     def forward(self, mouths: Tensor, mel: Tensor) -> tuple[Tensor, Tensor]:

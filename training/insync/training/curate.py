@@ -52,7 +52,10 @@ def read_speech(path: Path) -> Floats | None:
             return None
         resampler = av.AudioResampler("fltp", "mono", SAMPLE_RATE_HZ)
         chunks = [
-            part.to_ndarray()[0] for frame in container.decode(audio=0) for part in resampler.resample(frame) if part.samples
+            part.to_ndarray()[0]
+            for frame in container.decode(audio=0)
+            for part in resampler.resample(frame)
+            if part.samples
         ]
     return np.concatenate(chunks).astype(np.float32) if chunks else None
 
@@ -62,7 +65,7 @@ def windows(audio: Floats, times_s: Floats) -> Floats:
     padded = np.concatenate([np.zeros(WINDOW_SAMPLES, np.float32), audio, np.zeros(WINDOW_SAMPLES, np.float32)])
     starts = np.round(times_s * SAMPLE_RATE_HZ).astype(int) - WINDOW_PAST_SAMPLES + WINDOW_SAMPLES
     starts = np.clip(starts, 0, len(padded) - WINDOW_SAMPLES)
-    return padded[starts[:, None] + np.arange(WINDOW_SAMPLES)]
+    return np.asarray(padded[starts[:, None] + np.arange(WINDOW_SAMPLES)], np.float32)
 
 
 def _usable(face: Face) -> bool:
@@ -124,7 +127,11 @@ def _curate_clip(path: Path, parts: Path, finder: FaceFinder, log_mel: LogMel, r
     index = np.flatnonzero(long_enough)
     times = np.array(rows["time_s"], np.float32)[index]
     audio = read_speech(path)
-    mel = np.zeros((len(index), 80, 40), np.float16) if audio is None else log_mel(windows(audio, times)).astype(np.float16)
+    mel = (
+        np.zeros((len(index), 80, 40), np.float16)
+        if audio is None
+        else log_mel(windows(audio, times)).astype(np.float16)
+    )
     with open(parts / f"{path.stem}.u8", "wb") as sink:
         for i in index:
             sink.write(crops[i].tobytes())
@@ -156,7 +163,9 @@ def _join(parts: Path, out: Path) -> None:
                 for number in np.unique(part["segment"]):
                     frames = int(np.count_nonzero(part["segment"] == number))
                     columns["segment"].append(np.full(frames, len(segments)))
-                    segments.append(Segment(str(part["clip"]), start, frames, float(part["fps"]), part["audio"].size > 0))
+                    segments.append(
+                        Segment(str(part["clip"]), start, frames, float(part["fps"]), part["audio"].size > 0)
+                    )
                     start += frames
     np.savez(out / "frames.npz", **{name: np.concatenate(values) for name, values in columns.items()})
     (out / "segments.json").write_text(json.dumps([asdict(segment) for segment in segments], indent=1))

@@ -19,7 +19,7 @@ class Dataset:
     """A folder that `curate` wrote.
 
     Attributes:
-        crops: uint8 [N, 256, 256, 3], memory-mapped.
+        crops: uint8 [N, 256, 256, 3].
         landmarks: float32 [N, 468, 2], in pixels of the crop.
         shapes: float32 [N, L, 2], pose-free lips and chin.
         mel: float16 [N, 80, 40].
@@ -37,7 +37,8 @@ class Dataset:
             self.segment_of = rows["segment"]
         self.segments = [Segment(**entry) for entry in json.loads((folder / "segments.json").read_text())]
         shape = (len(self.time_s), CROP_SIZE, CROP_SIZE, 3)
-        self.crops = np.memmap(folder / "crops.u8", np.uint8, "r", shape=shape)
+        # Read at once: random access to a mapped file of this size is slower than the training step.
+        self.crops = np.fromfile(folder / "crops.u8", np.uint8).reshape(shape)
         self.openings = np.array([opening(shape) for shape in self.shapes], np.float32)
 
     def rows(self, segment: int) -> slice:
@@ -73,7 +74,9 @@ def fit_basis(dataset: Dataset, rigid: Floats) -> MouthBasis:
         rigid: float32 [R, 3], see `MouthBasis`.
     """
     slices = [dataset.rows(i) for i in range(len(dataset.segments))]
-    rest = np.median([_resting(dataset.shapes[rows], dataset.openings[rows]) for rows in slices], axis=0).astype(np.float32)
+    rest = np.median([_resting(dataset.shapes[rows], dataset.openings[rows]) for rows in slices], axis=0).astype(
+        np.float32
+    )
     sides = len(POINTS)
     start = MouthBasis(rigid, rest, np.zeros((MOUTH, 2 * sides), np.float32), np.ones(MOUTH, np.float32))
     differences = dataset.shapes - dataset.neutrals(start)[dataset.segment_of]

@@ -49,7 +49,9 @@ class SpeechToMouth(nn.Module):
 def opening_row(basis: MouthBasis) -> Floats:
     """The linear functional float32 [MOUTH] that takes a code to its opening beyond the resting one."""
     upper, lower = POINTS.index(13), POINTS.index(14)
-    return np.asarray((basis.components[:, 2 * lower + 1] - basis.components[:, 2 * upper + 1]) * basis.deviation, np.float32)
+    return np.asarray(
+        (basis.components[:, 2 * lower + 1] - basis.components[:, 2 * upper + 1]) * basis.deviation, np.float32
+    )
 
 
 def augment(mel: Tensor) -> Tensor:
@@ -91,7 +93,13 @@ def _pairs(dataset: Dataset, offsets: dict[int, int]) -> tuple[npt.NDArray[np.in
 
 
 def _fit(
-    model: SpeechToMouth, mel: Tensor, codes: Tensor, basis: MouthBasis, budget: Budget, state: dict[str, Any] | None, out: Path | None
+    model: SpeechToMouth,
+    mel: Tensor,
+    codes: Tensor,
+    basis: MouthBasis,
+    budget: Budget,
+    state: dict[str, Any] | None,
+    out: Path | None,
 ) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     weights = torch.from_numpy(basis.deviation / basis.deviation[0])
@@ -110,7 +118,9 @@ def _fit(
         index = torch.randint(0, len(mel), (BATCH,))
         heard, real = augment(mel[index].float()), codes[index].clone()
         silent = round(SILENT_SHARE * BATCH)
-        heard[:silent] = (SILENCE + torch.rand(silent, 1, 1) ** 2 * 0.5 + 0.05 * torch.randn(silent, 80, 40)).clamp(min=SILENCE)
+        heard[:silent] = (SILENCE + torch.rand(silent, 1, 1) ** 2 * 0.5 + 0.05 * torch.randn(silent, 80, 40)).clamp(
+            min=SILENCE
+        )
         heard[: silent // 3] = SILENCE
         real[:silent] = 0
         loss = code_loss(model(heard), real, weights, opening)
@@ -150,7 +160,9 @@ def offset_curve(predicted: Floats, real: Floats) -> Floats:
     return np.array(curve, np.float32)
 
 
-def find_offsets(dataset: Dataset, model: SpeechToMouth, basis: MouthBasis, codes: Floats) -> dict[int, tuple[int, float]]:
+def find_offsets(
+    dataset: Dataset, model: SpeechToMouth, basis: MouthBasis, codes: Floats
+) -> dict[int, tuple[int, float]]:
     """Each sounding segment's best offset in frames (positive: the sound trails the picture) and the correlation there."""
     opening = opening_row(basis)
     result = {}
@@ -180,12 +192,22 @@ def train_speech(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float)
         for _ in range(2):
             scout = SpeechToMouth()
             pictures, sounds = _pairs(dataset, offsets)
-            _fit(scout, torch.from_numpy(dataset.mel[sounds]), torch.from_numpy(codes[pictures]), basis, Budget(minutes / 8), None, None)
+            _fit(
+                scout,
+                torch.from_numpy(dataset.mel[sounds]),
+                torch.from_numpy(codes[pictures]),
+                basis,
+                Budget(minutes / 8),
+                None,
+                None,
+            )
             found = find_offsets(dataset, scout, basis, codes)
             offsets = {n: offset for n, (offset, correlation) in found.items() if correlation >= MIN_CORRELATION}
         table = Log(out / "offsets.csv")
         for number, (offset, correlation) in found.items():
-            table.write({"segment": number, "offset": offset, "correlation": correlation, "kept": float(number in offsets)})
+            table.write(
+                {"segment": number, "offset": offset, "correlation": correlation, "kept": float(number in offsets)}
+            )
             if offset or number not in offsets:
                 log.info("%s: offset %+d, correlation %.2f", dataset.segments[number].clip, offset, correlation)
     rows = np.genfromtxt(out / "offsets.csv", delimiter=",", names=True)
@@ -194,7 +216,15 @@ def train_speech(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float)
     log.info("%d frames of %d segments teach speech", len(pictures), len(offsets))
     model = SpeechToMouth()
     spent = 0.0 if last is None else float(last["spent_s"])
-    _fit(model, torch.from_numpy(dataset.mel[sounds]), torch.from_numpy(codes[pictures]), basis, Budget(minutes, spent), last, out)
+    _fit(
+        model,
+        torch.from_numpy(dataset.mel[sounds]),
+        torch.from_numpy(codes[pictures]),
+        basis,
+        Budget(minutes, spent),
+        last,
+        out,
+    )
     save_checkpoint(out / "speech.pt", {"model": model.state_dict()})
 
 

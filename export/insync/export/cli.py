@@ -1,0 +1,47 @@
+"""`insync export onnx | dali`: writes what Triton serves."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from insync.ensemble.server import default_repository
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="insync export", description="Write the served artefacts into the model repository."
+    )
+    parser.add_argument(
+        "--repository", type=Path, default=default_repository(), help="Triton model repository (default: InSync's own)"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    onnx = commands.add_parser(
+        "onnx", help="checkpoint → ONNX graphs, checked against PyTorch on real crops, with a manifest"
+    )
+    onnx.add_argument("run", type=Path, help="training run: a folder with speech.pt and renderer.pt")
+    onnx.add_argument("--crops", type=Path, required=True, metavar="VIDEO", help="video of a face, for the check")
+    commands.add_parser("dali", help="serialise the DALI pipelines")
+    options = parser.parse_args(argv)
+    if options.command == "dali":
+        from insync.export.dali import serialise
+
+        for path in serialise(options.repository):
+            print(path)  # noqa: T201
+        return 0
+    from insync.export.onnx import ParityError, export_onnx
+    from insync.training.checkpoint import load_network
+
+    try:
+        records = export_onnx(
+            load_network(options.run), options.repository, options.crops, options.repository / "lipsync_face" / "1"
+        )
+    except (FileNotFoundError, ValueError, ParityError) as error:
+        print(f"insync export: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    for name, record in records.items():
+        errors = ", ".join(f"{key} {value:.1e}" for key, value in record.largest_error.items())
+        print(f"{name}: {record.megabytes:.2f} MB, largest error {errors}")  # noqa: T201
+    return 0

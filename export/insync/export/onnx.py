@@ -1,0 +1,242 @@
+"""Writes the network's graphs as ONNX into the model repository, and proves on real crops that they compute what PyTorch does.
+
+The ONNX files are the weights' home: `read_weights` takes them back into PyTorch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+from torch.export import Dim
+
+from insync.ensemble.face import FaceFinder, take_crop
+from insync.ensemble.spec import MEL_BANDS, MEL_FRAMES, MODELS, MOUTH, REFERENCES
+from insync.network.adaat import adaat
+from insync.network.model import DecoderGraph, EncoderGraph, LipSync, MixerGraph, ReferenceGraph
+
+OPSET = 18
+FLOAT_TOLERANCE = 1e-3  # largest error over the tensor's largest magnitude
+PATCH_TOLERANCE = 1.0  # levels of 255: both sides round
+MANIFEST = "manifest.json"
+
+GRAPHS: dict[str, type[nn.Module]] = {
+    "lipsync_encoder": EncoderGraph,
+    "lipsync_reference": ReferenceGraph,
+    "lipsync_mixer": MixerGraph,
+    "lipsync_decoder": DecoderGraph,
+}
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class ParityError(RuntimeError):
+    """An exported graph computes something else than the network does."""
+
+
+@dataclass(frozen=True)
+class GraphRecord:
+    """What the manifest says of one graph."""
+
+    inputs: dict[str, list[int | str]]
+    outputs: dict[str, list[int | str]]
+    opset: int
+    sha256: str
+    megabytes: float
+    largest_error: dict[str, float]
+
+
+def real_crops(video: Path, face_models: Path, count: int) -> npt.NDArray[np.float32]:
+    """Face-aligned crops float32 [count, 3, 256, 256] in [0, 1] out of a video, evenly spread; repeats a short video's.
+
+    Raises:
+        ValueError: The video shows no face.
+    """
+    finder, crops = FaceFinder(face_models), []
+    with av.open(str(video)) as container:
+        for frame in container.decode(video=0):
+            image = frame.to_ndarray(format="rgb24")
+            face = finder.find(image)
+            if face is not None:
+                crops.append(take_crop(image, face.transform))
+    if not crops:
+        raise ValueError(f"{video.name} shows no face: parity is checked on real crops")
+    chosen = np.stack([crops[i] for i in np.linspace(0, len(crops) - 1, count).astype(int)])
+    return np.ascontiguousarray(chosen.transpose(0, 3, 1, 2), np.float32) / 255
+
+
+def export_onnx(network: LipSync, repository: Path, video: Path, face_models: Path) -> dict[str, GraphRecord]:
+    """Writes `<model>/1/model.onnx` for each graph, checked, and `manifest.json`.
+
+    Nothing is put into the repository before every graph has passed its check.
+
+    Args:
+        network: the trained network.
+        repository: the Triton model repository.
+        video: shows a face; its crops are the check's input.
+        face_models: folder of the face networks.
+
+    Raises:
+        ParityError: A graph's outputs are further from PyTorch's than the tolerance.
+        ValueError: The video shows no face.
+    """
+    network = network.eval()
+    feeds = _feeds(network, real_crops(video, face_models, 8))
+    records: dict[str, GraphRecord] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        files: dict[str, bytes] = {}
+        for name, graph in GRAPHS.items():
+            path = Path(scratch) / f"{name}.onnx"
+            _export(graph(network).eval(), name, feeds[name], path)
+            errors = _check(path, name, feeds[name], graph(network).eval())
+            files[name] = path.read_bytes()
+            records[name] = _record(path, errors)
+        for name, data in files.items():
+            folder = repository / name / "1"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "model.onnx").write_bytes(data)
+    manifest = {
+        "torch": torch.__version__.split("+")[0],
+        "onnxruntime": ort.__version__,
+        "graphs": {name: asdict(record) for name, record in records.items()},
+    }
+    (repository / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    return records
+
+
+@torch.no_grad()
+def _feeds(network: LipSync, crops: npt.NDArray[np.float32]) -> dict[str, Arrays]:
+    """Each graph's inputs, made by the graphs before it from real crops: the values that it will meet."""
+    rng = np.random.default_rng(0)
+    batch = 3
+    mel = rng.uniform(-1, 0.6, (batch, MEL_BANDS, MEL_FRAMES)).astype(np.float32)
+    codes = rng.normal(0, 1, (batch, REFERENCES, MOUTH)).astype(np.float32)
+    references = np.stack([crops[i : i + REFERENCES] for i in range(batch)])
+    frames = torch.from_numpy(crops[-batch:])
+    source, pose, speech = EncoderGraph(network)(frames, torch.from_numpy(mel))
+    reference, identity = network.reference(torch.from_numpy(references), torch.from_numpy(codes))
+    affine, style, _ = MixerGraph(network)(pose, identity, speech)
+    tensors: dict[str, dict[str, Tensor]] = {
+        "lipsync_encoder": {"CROP": frames, "MEL": torch.from_numpy(mel)},
+        "lipsync_reference": {"CROPS": torch.from_numpy(references), "CODES": torch.from_numpy(codes)},
+        "lipsync_mixer": {"POSE": pose, "IDENTITY": identity, "SPEECH": speech},
+        "lipsync_decoder": {"SOURCE": source, "ALIGNED": adaat(reference, affine), "STYLE": style},
+    }
+    return {name: {key: value.numpy() for key, value in part.items()} for name, part in tensors.items()}
+
+
+def _export(graph: nn.Module, name: str, feed: Arrays, path: Path) -> None:
+    model = MODELS[name]
+    arguments = tuple(torch.from_numpy(feed[tensor.name]) for tensor in model.inputs)
+    batch = Dim("batch", min=1, max=1024)
+    with warnings.catch_warnings():  # the exporter warns of its own internals
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            graph,
+            arguments,
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=[tensor.name for tensor in model.inputs],
+            output_names=[tensor.name for tensor in model.outputs],
+            dynamic_shapes=tuple({0: batch} for _ in arguments),
+        )
+    assert program is not None  # dynamo=True always gives a program
+    program.save(str(path), external_data=False)
+    proto = onnx.load(str(path))
+    for node in proto.graph.node:  # where in PyTorch each node came from: machine paths, and a third of a small file
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in proto.graph.value_info:
+        del value.metadata_props[:]
+    del proto.metadata_props[:], proto.graph.metadata_props[:]
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, str(path))
+
+
+def _check(path: Path, name: str, feed: Arrays, graph: nn.Module) -> dict[str, float]:
+    """Largest error of each output against PyTorch, at batch sizes 1 and 3."""
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    errors: dict[str, float] = {}
+    for batch in (1, 3):
+        part = {key: value[:batch] for key, value in feed.items()}
+        with torch.no_grad():
+            expected = graph(*(torch.from_numpy(part[tensor.name]) for tensor in MODELS[name].inputs))
+        for tensor, want, got in zip(
+            MODELS[name].outputs,
+            expected if isinstance(expected, tuple) else (expected,),
+            session.run(None, part),
+            strict=True,
+        ):
+            error = _error(tensor.name, want.numpy(), got)
+            errors[tensor.name] = max(error, errors.get(tensor.name, 0.0))
+    for output, error in errors.items():
+        allowed = PATCH_TOLERANCE if output == "PATCH" else FLOAT_TOLERANCE
+        if not error <= allowed:
+            raise ParityError(f"{name}: {output} is {error:.3g} away from PyTorch, allowed is {allowed}")
+    return errors
+
+
+def _error(output: str, want: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:
+    if want.shape != got.shape or want.dtype != got.dtype:
+        raise ParityError(f"{output} is {got.dtype} {got.shape}, PyTorch gives {want.dtype} {want.shape}")
+    difference = float(np.abs(want.astype(np.float64) - got.astype(np.float64)).max())
+    return difference if output == "PATCH" else difference / max(1e-6, float(np.abs(want).max()))
+
+
+def _record(path: Path, errors: dict[str, float]) -> GraphRecord:
+    proto = onnx.load(str(path))
+
+    def shapes(values: Any) -> dict[str, list[int | str]]:
+        return {value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim] for value in values}
+
+    data = path.read_bytes()
+    return GraphRecord(
+        shapes(proto.graph.input),
+        shapes(proto.graph.output),
+        proto.opset_import[0].version,
+        hashlib.sha256(data).hexdigest(),
+        round(len(data) / 1e6, 3),
+        {key: float(f"{value:.2g}") for key, value in errors.items()},
+    )
+
+
+def read_weights(repository: Path) -> LipSync:
+    """The network with the weights that the repository serves.
+
+    The exporter folds batch normalisation into the convolution before it; what comes back has them folded.
+
+    Raises:
+        FileNotFoundError: A graph is missing.
+        ParityError: A weight is missing from the graphs, or has another shape.
+    """
+    network = LipSync().eval()
+    found: dict[str, Tensor] = {}
+    for name in GRAPHS:
+        for initializer in onnx.load(str(repository / name / "1" / "model.onnx")).graph.initializer:
+            found[initializer.name] = torch.from_numpy(numpy_helper.to_array(initializer).copy())
+    folded = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm1d)}
+    for module in folded.values():
+        module.running_var.fill_(1 - module.eps)  # type: ignore[union-attr]
+    for name, parameter in network.named_parameters():
+        if name.rpartition(".")[0] in folded:
+            continue
+        if name not in found or found[name].shape != parameter.shape:
+            raise ParityError(
+                f"{name} {tuple(parameter.shape)} is not in the graphs: were they exported from another network?"
+            )
+        parameter.data.copy_(found[name])
+    return network

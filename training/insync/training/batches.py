@@ -1,0 +1,199 @@
+"""Batches for the renderer: target frames with their mouth codes, and reference crops of the same person."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from insync.ensemble.mouth import OUTER_LIPS, MouthBasis
+from insync.ensemble.spec import CROP_SIZE, REFERENCES
+from insync.network import mask
+from insync.training.dataset import Dataset
+
+Floats = npt.NDArray[np.float32]
+Rng = np.random.Generator
+
+CANDIDATES = 24  # frames from which the references are chosen, as registration chooses from a twin's footage
+APART_S = 0.4  # references lie at least this far from every target, so that none of them is the answer
+OCCLUDED_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and targets of one step; B targets, G people, B a multiple of G.
+
+    Attributes:
+        crops: [B, 3, 256, 256] in [0, 1], what the encoder gets: with occluders.
+        real: [B, 3, 256, 256], without them.
+        bare: [B, 1, 144, 192], 0 where an occluder covers the window.
+        lips: [B, 1, 144, 192], 1 around the lips.
+        codes: [B, 12].
+        references: [G, 5, 3, 256, 256].
+        reference_codes: [G, 5, 12].
+    """
+
+    crops: Tensor
+    real: Tensor
+    bare: Tensor
+    lips: Tensor
+    codes: Tensor
+    references: Tensor
+    reference_codes: Tensor
+
+
+def farthest_points(points: Floats, count: int, first: int) -> list[int]:
+    """Indices of `count` points float32 [N, D], each the farthest from those before it (Gonzalez, 1985); repeats where N is too small."""
+    chosen = [first]
+    distance = np.linalg.norm(points - points[first], axis=1)
+    while len(chosen) < count:
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.linalg.norm(points - points[chosen[-1]], axis=1))
+    return chosen
+
+
+def to_tensor(crops: npt.NDArray[np.uint8]) -> Tensor:
+    """uint8 [..., 256, 256, 3] → float32 [..., 3, 256, 256] in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(crops)).movedim(-1, -3).float() / 255
+
+
+class Batches:
+    """Draws batches from a data set without end.
+
+    Args:
+        dataset: the footage.
+        basis: its mouth basis.
+        people: G.
+        targets: frames of each person.
+        seed: of the draw.
+    """
+
+    def __init__(self, dataset: Dataset, basis: MouthBasis, people: int, targets: int, seed: int) -> None:
+        self._data, self._people, self._targets = dataset, people, targets
+        self._codes = dataset.codes(basis)
+        self._weights = basis.deviation / basis.deviation[0]
+        sizes = np.sqrt([segment.frames for segment in dataset.segments])
+        self._chance = sizes / sizes.sum()
+        self._rng = np.random.default_rng(seed)
+
+    def draw(self, augmented: bool = True) -> Batch:
+        """A batch of random people and frames."""
+        rng = self._rng
+        segments = rng.choice(len(self._chance), self._people, replace=False, p=self._chance)
+        parts = [self._person(int(segment), augmented, bool(augmented and rng.random() < 0.5)) for segment in segments]
+        crops, real, bare, lips, codes, references, reference_codes = (
+            list(column) for column in zip(*parts, strict=True)
+        )
+        return Batch(
+            torch.cat(crops), torch.cat(real), torch.cat(bare), torch.cat(lips), torch.cat(codes),
+            torch.stack(references), torch.stack(reference_codes),
+        )  # fmt: skip
+
+    def references(
+        self, segment: int, away_from: Floats, mirrored: bool = False
+    ) -> tuple[npt.NDArray[np.int64], Floats]:
+        """Rows [5] and codes float32 [5, 12] of a segment's references, none near the times away_from."""
+        rows = self._data.rows(segment)
+        index = np.arange(rows.start, rows.stop)
+        gap = np.abs(self._data.time_s[index][:, None] - away_from[None]).min(1)
+        far = index[gap > APART_S]
+        pool = far if len(far) >= REFERENCES else index[np.argsort(-gap)[: 2 * REFERENCES]]
+        pool = self._rng.choice(pool, min(CANDIDATES, len(pool)), replace=False)
+        codes = self._codes[1 if mirrored else 0]
+        chosen = farthest_points(
+            codes[pool] * self._weights, REFERENCES, int(np.abs(codes[pool] * self._weights).sum(1).argmin())
+        )
+        return pool[chosen], codes[pool[chosen]]
+
+    def _person(self, segment: int, augmented: bool, mirrored: bool) -> tuple[Tensor, ...]:
+        rng, data = self._rng, self._data
+        rows = data.rows(segment)
+        # Open mouths are rarer than closed ones: half of the targets are drawn by opening.
+        openings = data.openings[rows] + 0.02
+        chance = 0.5 / len(openings) + 0.5 * np.maximum(openings, 0.005) / np.maximum(openings, 0.005).sum()
+        index = rows.start + rng.choice(len(openings), self._targets, p=chance / chance.sum())
+        chosen, reference_codes = self.references(segment, data.time_s[index], mirrored)
+        real, references = to_tensor(data.crops[index]), to_tensor(data.crops[chosen])
+        lips = torch.from_numpy(np.stack([_lips(data.landmarks[i]) for i in index]))[:, None]
+        if mirrored:
+            real, references, lips = real.flip(-1), references.flip(-1), lips.flip(-1)
+        if augmented:
+            real, references = Light(rng)(real), Light(rng, strength=0.4)(references)
+        crops, bare = real, torch.ones(len(index), 1, CROP_SIZE, CROP_SIZE)
+        if augmented:
+            covered = [self._occlude(picture) for picture in real]
+            crops, bare = torch.stack([c for c, _ in covered]), torch.stack([b for _, b in covered])
+        codes = self._codes[1 if mirrored else 0][index]
+        window = (..., slice(*mask.ROWS), slice(*mask.COLUMNS))
+        return (
+            crops,
+            real,
+            bare[window],
+            lips[window],
+            torch.from_numpy(codes),
+            references,
+            torch.from_numpy(reference_codes),
+        )
+
+    def _occlude(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+        """Covers part of the mouth with a piece of another picture, or of one colour, in most shapes that hands and objects take."""
+        rng = self._rng
+        if rng.random() > OCCLUDED_SHARE:
+            return picture, torch.ones(1, CROP_SIZE, CROP_SIZE)
+        shape = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
+        x, y = rng.uniform(70, 186), rng.uniform(130, 256)
+        kind = rng.integers(4)
+        if kind == 0:
+            axes = (int(rng.uniform(12, 60)), int(rng.uniform(12, 60)))
+            cv2.ellipse(shape, (int(x), int(y)), axes, float(rng.uniform(0, 180)), 0, 360, 1.0, -1)
+        elif kind == 1:  # fingers, microphones, bars
+            angle = rng.uniform(0, np.pi)
+            reach = np.array([np.cos(angle), np.sin(angle)]) * rng.uniform(60, 200)
+            ends = [tuple(int(v) for v in np.array([x, y]) + sign * reach) for sign in (rng.choice([0, -1]), 1)]
+            cv2.line(shape, ends[0], ends[1], 1.0, int(rng.uniform(8, 40)))
+        elif kind == 2:
+            corners = np.array([x, y]) + rng.normal(0, 35, (int(rng.integers(3, 8)), 2))
+            cv2.fillPoly(shape, [cv2.convexHull(corners.astype(np.int32))], 1.0)
+        else:  # a hand from below: fingers side by side
+            width = rng.uniform(10, 20)
+            for finger in range(int(rng.integers(2, 5))):
+                tip = (int(x + finger * width * 1.3), int(y + rng.uniform(-25, 25)))
+                cv2.line(shape, tip, (int(tip[0] + rng.uniform(-30, 30)), CROP_SIZE + 40), 1.0, int(width))
+        soft = torch.from_numpy(cv2.GaussianBlur(shape, (0, 0), float(rng.uniform(0.6, 2.0))))[None]
+        if rng.random() < 0.6:
+            other = to_tensor(self._data.crops[int(rng.integers(len(self._data.crops)))])
+            other = torch.roll(other, (int(rng.integers(256)), int(rng.integers(256))), (1, 2))
+            texture = Light(rng)(other[None])[0]
+        else:
+            texture = torch.from_numpy(rng.random((3, 1, 1)).astype(np.float32)) + 0.03 * torch.randn(
+                3, CROP_SIZE, CROP_SIZE
+            )
+        return (picture * (1 - soft) + texture.clamp(0, 1) * soft), 1 - soft
+
+
+def _lips(landmarks: Floats) -> Floats:
+    picture = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
+    hull = cv2.convexHull(landmarks[list(OUTER_LIPS)].round().astype(np.int32))
+    cv2.fillConvexPoly(picture, hull, 1.0)
+    return np.asarray(cv2.GaussianBlur(cv2.dilate(picture, np.ones((9, 9), np.uint8)), (0, 0), 3), np.float32)
+
+
+class Light:
+    """A random change of exposure, contrast, saturation and white balance, the same for all pictures that it is applied to."""
+
+    def __init__(self, rng: Rng, strength: float = 1.0) -> None:
+        gain = rng.uniform(1 - 0.35 * strength, 1 + 0.2 * strength) * (1 + strength * rng.normal(0, 0.04, (3, 1, 1)))
+        self._gain = torch.from_numpy(gain.astype(np.float32))
+        self._bend = float(np.clip(rng.normal(0, 0.2 * strength), -0.5, 0.5))
+        self._saturation = float(rng.uniform(1 - 0.4 * strength, 1 + 0.2 * strength))
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [0, 1] → the same, in another light."""
+        grey = pictures.mean(1, keepdim=True)
+        toned = torch.lerp(grey.expand_as(pictures), pictures, self._saturation)
+        # A parabola through 0 and 1 bends the tones as a gamma would, at a tenth of the cost.
+        return (toned * (1 + self._bend - self._bend * toned)).mul_(self._gain).clamp_(0, 1)

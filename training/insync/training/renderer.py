@@ -1,0 +1,310 @@
+"""Trains the renderer: source and reference encoders, alignment network and inpainter, on codes of real frames, adversarially.
+
+Losses: colour and its gradients (L1) weighted towards the lips; the mouth reader's features and reading; hinge discriminators, local and
+global, conditioned on the mouth code, with feature matching (Wang et al., 2018); binary cross-entropy on what is covered.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from insync.ensemble.mouth import MouthBasis
+from insync.network import mask
+from insync.network.blocks import channels_last
+from insync.network.discriminators import Discriminator, global_view, local_view
+from insync.network.model import LipSync
+from insync.network.mouth_reader import MouthReader
+from insync.training.batches import Batch, Batches
+from insync.training.checkpoint import RENDERER_PARTS
+from insync.training.dataset import Dataset
+from insync.training.progress import Budget, Log, cosine, load_checkpoint, save_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RendererOptions:
+    """Settings of a renderer training.
+
+    Attributes:
+        people: identities in a batch.
+        targets: frames of each.
+        learning_rate: of the generator, at its peak.
+        discriminator_rate: of the discriminators.
+        adversarial_from: share of the time after which the discriminators join.
+        ema: decay of the averaged weights, which are the ones that count.
+        sheet_every: steps between sample sheets.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    people: int = 3
+    targets: int = 4
+    learning_rate: float = 4e-4
+    discriminator_rate: float = 3e-4
+    adversarial_from: float = 0.12
+    ema: float = 0.997
+    sheet_every: int = 250
+    checkpoint_every: int = 200
+
+
+class _Judge:
+    """Distances between two mouths in the frozen mouth reader's features and reading."""
+
+    def __init__(self, reader: MouthReader, basis: MouthBasis) -> None:
+        self._reader = reader.eval().requires_grad_(False)
+        self._weights = torch.from_numpy(basis.deviation / basis.deviation[0]).sqrt()
+
+    def __call__(self, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        read, maps = self._reader(fake)
+        with torch.no_grad():
+            target, target_maps = self._reader(real)
+        perceptual = sum(
+            (a.float() - b.float()).abs().mean() / (b.float().abs().mean() + 1e-6)
+            for a, b in zip(maps, target_maps, strict=True)
+        )
+        return torch.as_tensor(perceptual), F.smooth_l1_loss(
+            read.float() * self._weights, target.float() * self._weights
+        )
+
+
+def _gradients(picture: Tensor) -> tuple[Tensor, Tensor]:
+    return picture[..., 1:, :] - picture[..., :-1, :], picture[..., :, 1:] - picture[..., :, :-1]
+
+
+def picture_loss(fake: Tensor, real: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted L1 of colours at three scales, and of gradients; windows [B, 3, H, W], weight [B, 1, H, W]."""
+    colour = torch.zeros(())
+    a, b, w = fake, real, weight
+    for _ in range(3):
+        colour = colour + (w * (a - b).abs()).sum() / (3 * w.sum() + 1e-6)
+        a, b, w = (F.avg_pool2d(x, 2) for x in (a, b, w))
+    edges = torch.zeros(())
+    for fake_edge, real_edge in zip(_gradients(fake), _gradients(real), strict=True):
+        inside = weight[..., : fake_edge.shape[-2], : fake_edge.shape[-1]]
+        edges = edges + (inside * (fake_edge - real_edge).abs()).sum() / (3 * inside.sum() + 1e-6)
+    return colour, edges
+
+
+class RendererTraining:
+    """One training run: its networks, optimisers and state.
+
+    Args:
+        dataset: the footage.
+        basis: its mouth basis.
+        out: run folder with `reader.pt`; gets `renderer_last.pt`, `renderer.pt`, `renderer.csv` and `sheets/`.
+        options: settings.
+        validation: footage for the sample sheets.
+    """
+
+    def __init__(
+        self, dataset: Dataset, basis: MouthBasis, out: Path, options: RendererOptions, validation: Dataset
+    ) -> None:
+        self._out, self._options, self._basis = out, options, basis
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._batches = Batches(dataset, basis, options.people, options.targets, seed=torch.initial_seed() % 2**31)
+        self._shown = Batches(validation, basis, min(8, len(validation.segments)), 1, seed=1)
+        self._network = channels_last(LipSync()).to(self._device)
+        self._average = copy.deepcopy(self._network).eval().requires_grad_(False)
+        self._local, self._global = (channels_last(Discriminator()).to(self._device) for _ in range(2))
+        reader = MouthReader()
+        state = load_checkpoint(out / "reader.pt")
+        if state is None:
+            raise FileNotFoundError("reader.pt: train the mouth reader first (python -m insync.training reader)")
+        reader.load_state_dict(state["model"])
+        self._judge = _Judge(channels_last(reader).to(self._device), basis)
+        trained = [p for name in RENDERER_PARTS for p in getattr(self._network, name).parameters()]
+        self._optimizer = torch.optim.Adam(trained, lr=options.learning_rate, betas=(0.5, 0.99))
+        critics = [*self._local.parameters(), *self._global.parameters()]
+        self._critic_optimizer = torch.optim.Adam(critics, lr=options.discriminator_rate, betas=(0.5, 0.99))
+        self._step, self._spent_s = 0, 0.0
+        self._feather = mask.feather()[..., slice(*mask.ROWS), slice(*mask.COLUMNS)].to(self._device)
+        self._figures: dict[str, float] = {}
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "network": self._network, "average": self._average, "local": self._local, "global": self._global,
+            "optimizer": self._optimizer, "critic_optimizer": self._critic_optimizer,
+        }  # fmt: skip
+
+    def resume(self) -> None:
+        """Goes on where an earlier run in the same folder stopped."""
+        state = load_checkpoint(self._out / "renderer_last.pt")
+        if state is not None:
+            for name, part in self._parts().items():
+                part.load_state_dict(state[name])
+            self._step, self._spent_s = int(state["step"]), float(state["spent_s"])
+            log.info("resumed at step %d", self._step)
+
+    def run(self, minutes: float) -> None:
+        """Trains until `minutes` of training, earlier runs included, are used up; then writes `renderer.pt`."""
+        budget, figures = Budget(minutes, self._spent_s), Log(self._out / "renderer.csv")
+        for step, bar in budget.steps(self._step, "renderer"):
+            self._step = step
+            factor = cosine(budget.share)
+            for optimizer, rate in (
+                (self._optimizer, self._options.learning_rate),
+                (self._critic_optimizer, self._options.discriminator_rate),
+            ):
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * factor
+            self._train_step(adversarial=min(1.0, max(0.0, budget.share - self._options.adversarial_from) / 0.05))
+            if self._step % 20 == 0:
+                bar.set_postfix(
+                    **{
+                        key: f"{value:.3f}"
+                        for key, value in self._figures.items()
+                        if key in ("colour", "code", "real", "fake")
+                    }
+                )
+                figures.write({"step": self._step, "seconds": budget.spent_s, **self._figures})
+            if self._step % self._options.sheet_every == 0:
+                self.sheet(self._out / "sheets" / f"{self._step:06d}.jpg")
+            if self._step % self._options.checkpoint_every == self._options.checkpoint_every - 1:
+                self._save(budget)
+        self._save(budget)
+        parts = {name: getattr(self._average, name).state_dict() for name in RENDERER_PARTS}
+        save_checkpoint(self._out / "renderer.pt", parts)
+        self.sheet(self._out / "sheets" / "last.jpg")
+
+    def _save(self, budget: Budget) -> None:
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        save_checkpoint(self._out / "renderer_last.pt", {**state, "step": self._step + 1, "spent_s": budget.spent_s})
+
+    def _render(self, network: LipSync, batch: Batch, codes: Tensor) -> tuple[Tensor, Tensor]:
+        features, identity = network.reference(
+            batch.references.to(self._device), batch.reference_codes.to(self._device)
+        )
+        repeat = len(codes) // len(features)
+        crops = batch.crops.to(self._device).contiguous(memory_format=torch.channels_last)
+        colours, _, bare = network.render(
+            crops, features.repeat_interleave(repeat, 0).float(), identity.repeat_interleave(repeat, 0), codes
+        )
+        return colours.float(), bare.float()
+
+    def _train_step(self, adversarial: float) -> None:
+        batch = self._batches.draw()
+        codes, real = batch.codes.to(self._device), batch.real.to(self._device)
+        window = real[..., slice(*mask.ROWS), slice(*mask.COLUMNS)]
+        bare, lips = batch.bare.to(self._device), batch.lips.to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16):
+            colours, bare_logits = self._render(self._network, batch, codes)
+            shown = self._feather * colours + (1 - self._feather) * window
+            weight = self._feather * (1 + 4 * lips)
+            colour, edges = picture_loss(colours, window, weight)
+            perceptual, reading = self._judge(local_view(shown), local_view(window))
+            covered = (
+                F.binary_cross_entropy_with_logits(bare_logits, bare, reduction="none") * (self._feather > 0)
+            ).mean()
+            loss = 4 * colour + 4 * edges + 0.5 * perceptual + 1.0 * reading + 0.5 * covered
+            self._figures = {
+                "colour": float(colour.detach()), "edges": float(edges.detach()), "perceptual": float(perceptual.detach()),
+                "code": float(reading.detach()), "covered": float(covered.detach()),
+                "matching": 0.0, "adversarial": 0.0, "real": 0.0, "fake": 0.0,
+            }  # fmt: skip
+            if adversarial > 0:
+                matching, fooled = self._fool(shown, window, real, codes)
+                loss = loss + adversarial * (1.5 * matching + 0.25 * fooled)
+                self._figures |= {"matching": float(matching.detach()), "adversarial": float(fooled.detach())}
+        self._optimizer.zero_grad()
+        loss.backward()
+        trained = [p for group in self._optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(trained, 2.0)
+        self._optimizer.step()
+        if adversarial > 0:
+            self._train_critics(shown.detach(), window, real, codes)
+        decay = min(self._options.ema, (1 + self._step) / (10 + self._step))
+        with torch.no_grad():
+            for mean, now in zip(self._average.parameters(), self._network.parameters(), strict=True):
+                mean.lerp_(now, 1 - decay)
+
+    def _views(self, shown: Tensor, real: Tensor) -> tuple[tuple[Discriminator, Tensor], ...]:
+        return (self._local, local_view(shown)), (self._global, global_view(real, shown))
+
+    def _fool(self, shown: Tensor, window: Tensor, real: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        matching, fooled = torch.zeros((), device=self._device), torch.zeros((), device=self._device)
+        for (critic, fake_view), (_, real_view) in zip(
+            self._views(shown, real), self._views(window, real), strict=True
+        ):
+            critic.requires_grad_(False)
+            score, maps = critic(fake_view, codes)
+            with torch.no_grad():
+                _, real_maps = critic(real_view, codes)
+            matching = (
+                matching
+                + torch.stack(
+                    [(a.float() - b.float()).abs().mean() for a, b in zip(maps, real_maps, strict=True)]
+                ).mean()
+            )
+            fooled = fooled - score.float().mean()
+            critic.requires_grad_(True)
+        return matching, fooled
+
+    def _train_critics(self, shown: Tensor, window: Tensor, real: Tensor, codes: Tensor) -> None:
+        # A real mouth with another frame's code counts as fake too (Reed et al., 2016): it is the code that must be obeyed.
+        wrong = torch.roll(codes, 1, 0)
+        differs = ((wrong - codes).abs().mean(1) > 0.5).float()[:, None, None, None]
+        with torch.autocast(self._device.type, torch.bfloat16):
+            loss = torch.zeros((), device=self._device)
+            for (critic, fake_view), (_, real_view) in zip(
+                self._views(shown, real), self._views(window, real), strict=True
+            ):
+                true, _ = critic(real_view, codes)
+                false, _ = critic(fake_view, codes)
+                mismatch, _ = critic(real_view, wrong)
+                loss = loss + F.relu(1 - true.float()).mean() + 0.75 * F.relu(1 + false.float()).mean()
+                loss = loss + 0.25 * (differs * F.relu(1 + mismatch.float())).mean()
+                self._figures |= {
+                    "real": float(true.detach().float().mean()),
+                    "fake": float(false.detach().float().mean()),
+                }
+        self._critic_optimizer.zero_grad()
+        loss.backward()
+        self._critic_optimizer.step()
+
+    @torch.no_grad()
+    def sheet(self, path: Path) -> None:
+        """Draws a sample sheet from the validation footage: real, repainted with its own code, at rest, and wide open."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._shown._rng = np.random.default_rng(1)
+        batch = self._shown.draw(augmented=False)
+        rows = [batch.real]
+        rest, wide = torch.zeros_like(batch.codes), torch.zeros_like(batch.codes)
+        wide[:, 0] = 2.2
+        for codes in (batch.codes, rest, wide):
+            colours, _ = self._render(self._average, batch, codes.to(self._device))
+            shown = batch.real.clone()
+            window = shown[..., slice(*mask.ROWS), slice(*mask.COLUMNS)]
+            feather = self._feather.cpu()
+            shown[..., slice(*mask.ROWS), slice(*mask.COLUMNS)] = feather * colours.cpu() + (1 - feather) * window
+            rows.append(shown)
+        sheet = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+        picture: npt.NDArray[np.uint8] = (sheet.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
+        cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+
+def train_renderer(
+    dataset: Dataset,
+    basis: MouthBasis,
+    out: Path,
+    minutes: float,
+    validation: Dataset,
+    options: RendererOptions | None = None,
+) -> None:
+    """Trains the renderer, or goes on with the unfinished training in out; see `RendererTraining`."""
+    training = RendererTraining(dataset, basis, out, options or RendererOptions(), validation)
+    training.resume()
+    training.run(minutes)
+
+
+__all__ = ["RENDERER_PARTS", "RendererOptions", "RendererTraining", "train_renderer"]
