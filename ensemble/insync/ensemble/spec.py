@@ -94,11 +94,17 @@ MODELS: dict[str, Model] = {
     model.name: model
     for model in (
         # Proves a frame decodable and audio finite before anything costly: DALI fails a whole batch on one bad sample.
+        # TWIN passes through it, so that an ensemble begins with this one step: where two are ready at the start and the
+        # first fails at once, Triton's gRPC thread and the ensemble scheduler lock each other out for good (seen in 2.51).
         Model(
             "lipsync_guard",
             "python",
-            (FRAME, AUDIO),
-            (Tensor("CHECKED_FRAME", "UINT8", (-1,)), Tensor("CHECKED_AUDIO", "FP32", (WINDOW_SAMPLES,))),
+            (FRAME, AUDIO, TWIN),
+            (
+                Tensor("CHECKED_FRAME", "UINT8", (-1,)),
+                Tensor("CHECKED_AUDIO", "FP32", (WINDOW_SAMPLES,)),
+                Tensor("CHECKED_TWIN", "STRING", (1,)),
+            ),
         ),
         Model("lipsync_preprocess", "dali", (FRAME, AUDIO), (IMAGE, MEL)),
         Model("lipsync_face", "python", (IMAGE, FACE_HINT), (TRANSFORM, CONFIDENCE, FACE)),

@@ -10,7 +10,7 @@ from insync.ensemble.triton import Outputs, answer, array
 
 
 class TritonPythonModel:
-    """FRAME, AUDIO → the same, checked."""
+    """FRAME, AUDIO, TWIN → the same, checked."""
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answers each request with its inputs, or with what is wrong with them."""
@@ -22,4 +22,4 @@ def _check(request: Any) -> Outputs:
     for frame, audio in zip(frames, windows, strict=True):
         check_frame(memoryview(frame))
         check_audio(audio)
-    return {"CHECKED_FRAME": frames, "CHECKED_AUDIO": windows}
+    return {"CHECKED_FRAME": frames, "CHECKED_AUDIO": windows, "CHECKED_TWIN": array(request, "TWIN")}
