@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,14 +58,15 @@ class Raw:
 
     def together(self, model: str, requests: list[dict[str, Any]]) -> list[Any]:
         """Many at once, so that the server may batch them: each one's outputs, or its exception."""
-        calls = [self.client.async_infer(model, self.inputs(model, values), client_timeout=60) for values in requests]
-        answers: list[Any] = []
-        for call in calls:
-            try:
-                answers.append(self.outputs(model, call.get_result()))
-            except triton.InferenceServerException as error:
-                answers.append(error)
-        return answers
+        done: queue.Queue[tuple[int, Any]] = queue.Queue()
+        for k, values in enumerate(requests):
+
+            def callback(result: Any, error: Any, k: int = k) -> None:
+                done.put((k, error if error is not None else self.outputs(model, result)))
+
+            self.client.async_infer(model, self.inputs(model, values), callback, client_timeout=60)
+        answers = dict(done.get(timeout=90) for _ in requests)
+        return [answers[k] for k in range(len(requests))]
 
 
 @pytest.fixture(scope="session")

@@ -107,7 +107,7 @@ def test_a_frame_without_a_face_passes_through(raw: Any, good: dict[str, Any], k
 @pytest.mark.parametrize("hint", [(0, 0, 0, 0), (np.nan,) * 4, (5, 5, 5, 5), (-1e9, -1e9, 1e9, 1e9), (np.inf, 0, 0, 0)])
 def test_absurd_hints_are_as_good_as_none(raw: Any, good: dict[str, Any], hint: tuple[float, ...]) -> None:
     without = raw("lipsync_patch", **good)
-    answer = raw("lipsync_patch", **good, FACE_HINT=np.float32(hint))
+    answer = raw("lipsync_patch", **good, FACE_HINT=np.array(hint, np.float32))
     assert answer["CONFIDENCE"] > 0.7
     np.testing.assert_allclose(answer["FACE"], without["FACE"], atol=0.05 * np.ptp(without["FACE"]))
 
@@ -136,7 +136,7 @@ def test_the_others_of_a_batch_are_served(raw: Any, good: dict[str, Any]) -> Non
 
 def test_an_affine_that_is_not_finite_fails_alone(raw: Any) -> None:
     reference = np.random.default_rng(0).standard_normal((CHANNELS, FEATURE_SIZE, FEATURE_SIZE)).astype(np.float32)
-    affine = np.tile(np.float32([1, 0, 0, 0]), (CHANNELS, 1))
+    affine = np.tile(np.array([1, 0, 0, 0], np.float32), (CHANNELS, 1))
     bad = affine.copy()
     bad[3, 1] = np.nan
     answers = raw.together(

@@ -25,8 +25,16 @@ pytestmark = pytest.mark.triton
 SHARED_MEMORY = Path("/dev/shm")
 
 
-def shared() -> set[str]:
-    return {path.name for path in SHARED_MEMORY.glob("insync_*")}
+def shared(leader: int) -> set[str]:
+    """Shared memory of one server; others may run on this machine at the same time."""
+    (option,) = [part for part in psutil.Process(leader).cmdline() if "shm-region-prefix-name" in part]
+    return regions(option.partition("prefix-name=")[2])
+
+
+def regions(prefix: str) -> set[str]:
+    """Names of shared memory that begin so."""
+    assert prefix.startswith("insync_")
+    return {path.name for path in SHARED_MEMORY.glob(f"{prefix}*")}
 
 
 def group(leader: int) -> list[psutil.Process]:
@@ -57,7 +65,7 @@ def test_every_model_is_ready_and_listens_on_loopback(server: EmbeddedServer, ra
         assert raw.client.is_model_ready(name), name
     assert server.pid is not None
     listening = {
-        connection.laddr.ip
+        connection.laddr.ip.removeprefix("::ffff:")
         for process in group(server.pid)
         for connection in process.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN
@@ -81,14 +89,14 @@ def test_numpy_is_one_that_the_backend_can_read() -> None:
 
 
 def test_a_server_that_dies_is_noticed_and_leaves_nothing(tmp_path: Path) -> None:
-    before = shared()
     server = EmbeddedServer(twin_store=tmp_path / "twins")
     server.start()
     try:
         leader, log = server.pid, server.log
         assert leader is not None
         assert len(group(leader)) > len(MODELS) // 2
-        assert shared() > before
+        used = shared(leader)
+        assert len(used) > len(MODELS) // 2
         server.check()
         os.kill(leader, signal.SIGKILL)
         deadline = time.monotonic() + 10
@@ -99,22 +107,15 @@ def test_a_server_that_dies_is_noticed_and_leaves_nothing(tmp_path: Path) -> Non
     finally:
         server.stop()
     assert group(leader) == []
-    assert shared() <= before | shared_by_others(before)
+    assert not any((SHARED_MEMORY / name).exists() for name in used)
     assert log is not None
     assert not log.parent.exists()
     assert list((tmp_path / "twins").iterdir()) == []  # the canary's twin is gone
     server.stop()  # again, for nothing
 
 
-def shared_by_others(before: set[str]) -> set[str]:
-    """Regions of the session's server, which may grow its own meanwhile."""
-    prefixes = {name.rsplit("_", 1)[0] for name in before}
-    return {name for name in shared() if name.rsplit("_", 1)[0] in prefixes}
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_stops_cleanly_on(number: signal.Signals, tmp_path: Path) -> None:
-    before = shared()
     code = "import sys; from pathlib import Path; from insync.ensemble.serve import serve; "
     code += f"sys.exit(serve(twin_store=Path({str(tmp_path)!r}), grpc_port=0, http_port=0, metrics_port=0))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -124,6 +125,8 @@ def test_serve_stops_cleanly_on(number: signal.Signals, tmp_path: Path) -> None:
         assert "gRPC 127.0.0.1:" in line
         children = psutil.Process(process.pid).children()
         assert len(children) == 1
+        used = shared(children[0].pid)
+        assert used
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
     finally:
@@ -133,7 +136,7 @@ def test_serve_stops_cleanly_on(number: signal.Signals, tmp_path: Path) -> None:
     assert process.returncode == 0, err
     assert out == "InSync has stopped.\n"
     assert group(children[0].pid) == []
-    assert shared() <= before | shared_by_others(before)
+    assert not any((SHARED_MEMORY / name).exists() for name in used)
 
 
 def serve_fails(*arguments: str, prelude: str = "") -> str:
@@ -178,7 +181,6 @@ def test_a_folder_that_is_no_repository(tmp_path: Path) -> None:
 
 
 def test_a_broken_model_is_named_and_nothing_is_left(tmp_path: Path) -> None:
-    before = shared()
     repository = copied_repository(tmp_path)
     (repository / "lipsync_mixer" / "1" / "model.onnx").unlink()
     server = EmbeddedServer(repository, twin_store=tmp_path / "twins")
@@ -186,16 +188,15 @@ def test_a_broken_model_is_named_and_nothing_is_left(tmp_path: Path) -> None:
         server.start()
     assert "\n" not in str(caught.value)
     assert server.pid is None
-    assert shared() <= before | shared_by_others(before)
+    assert regions(server.shared_memory_prefix) == set()
 
 
 def test_a_start_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
-    before = shared()
     server = EmbeddedServer(twin_store=tmp_path / "twins", start_timeout_s=0.3)
     with pytest.raises(ServerError, match=r"not ready after 0\.3 s"):
         server.start()
     assert server.pid is None
-    assert shared() <= before | shared_by_others(before)
+    assert regions(server.shared_memory_prefix) == set()
 
 
 def test_a_twin_store_that_cannot_be_written(tmp_path: Path) -> None:

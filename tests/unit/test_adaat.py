@@ -19,7 +19,7 @@ def features(*shape: int) -> Floats:
 
 
 def constant(batch: int, channels: int, *values: float) -> Floats:
-    return np.broadcast_to(np.float32(values), (batch, channels, 4)).copy()
+    return np.broadcast_to(np.array(values, np.float32), (batch, channels, 4)).copy()
 
 
 def test_equals_the_pytorch_reference() -> None:

@@ -30,6 +30,7 @@ from insync.ensemble.spec import MODELS
 
 SHARED_MEMORY = Path("/dev/shm")
 STOP_TIMEOUT_S = 10.0
+KILL_TIMEOUT_S = 2.0
 _POLL_S = 0.05
 
 
@@ -55,6 +56,7 @@ class EmbeddedServer:
     Attributes:
         grpc_url, http_url, metrics_url: HOST:PORT, known before `start`.
         repository, twin_store: the folders in use.
+        shared_memory_prefix: of the names of this server's regions under /dev/shm.
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class EmbeddedServer:
         self._host = host
         self._given_log = log
         self._start_timeout_s = start_timeout_s
-        self._prefix = f"insync_{secrets.token_hex(6)}_"  # of shared memory: cleaning up touches nobody else's
+        self.shared_memory_prefix = (
+            f"insync_{secrets.token_hex(6)}_"  # of shared memory: cleaning up touches nobody else's
+        )
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -142,9 +146,14 @@ class EmbeddedServer:
             # Models run as its children: none may outlive it, whatever became of the server itself.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+                deadline = time.monotonic() + KILL_TIMEOUT_S
+                while time.monotonic() < deadline:
+                    os.killpg(self._process.pid, 0)  # raises when the last one has ended
+                    time.sleep(_POLL_S)
             self._process.wait()
             self._process = None
-        for region in SHARED_MEMORY.glob(f"{self._prefix}*"):
+        for region in SHARED_MEMORY.glob(f"{self.shared_memory_prefix}*"):
             region.unlink(missing_ok=True)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -168,7 +177,7 @@ class EmbeddedServer:
             str(installation.server),
             f"--model-repository={self.repository}",
             f"--backend-directory={backends}",
-            f"--backend-config=python,shm-region-prefix-name={self._prefix}",
+            f"--backend-config=python,shm-region-prefix-name={self.shared_memory_prefix}",
             "--disable-auto-complete-config",  # our configs are whole, and completing starts every Python model twice
             f"--grpc-address={self._host}",
             f"--grpc-port={grpc}",
