@@ -1,7 +1,9 @@
-"""InSync's client: streams frames and audio to a server, and gets frames whose mouths follow the audio."""
+"""InSync's client: streams frames and audio to a server, and gets frames whose mouths follow the audio.
+
+The whole job on files, as `insync dub` does it, is `insync.client.dub.dub`.
+"""
 
 from insync.client.client import Client, Twin
-from insync.client.dub import DubReport, dub
 from insync.client.errors import (
     BadInput,
     InsyncError,
@@ -24,7 +26,6 @@ from insync.client.stream import SyncedFrame
 __all__ = [
     "BadInput",
     "Client",
-    "DubReport",
     "InsyncError",
     "MediaError",
     "MissingExtra",
@@ -41,5 +42,4 @@ __all__ = [
     "Twin",
     "UnreadableMedia",
     "UnwritableMedia",
-    "dub",
 ]
