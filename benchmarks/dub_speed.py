@@ -20,7 +20,8 @@ import av
 import tritonclient.grpc as grpc
 
 from benchmarks import machine
-from insync.client import Stages, dub
+from insync.client import Stages
+from insync.client.dub import dub
 from insync.ensemble import spec
 from insync.ensemble.server import EmbeddedServer
 

@@ -1,15 +1,12 @@
-"""What every test may ask for: the shipped sample, the model repository, one embedded server for the whole run."""
+"""What every test may ask for: the shipped sample and the model repository. `tests/triton` adds a running server."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from insync.ensemble.server import EmbeddedServer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,10 +48,3 @@ def sample_clip() -> Path:
 def sample_speech() -> Path:
     """The shipped speech: 6.10 s, 22,050 Hz, mono."""
     return ROOT / "samples" / "speech.wav"
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    """A running embedded server with an empty twin store, shared by all tests that leave it as it was."""
-    with EmbeddedServer(twin_store=tmp_path_factory.mktemp("twins")) as running:
-        yield running

@@ -22,7 +22,6 @@ MAX_WEIGHTS_BYTES = 16_000_000
 PUBLIC = [
     "BadInput",
     "Client",
-    "DubReport",
     "InsyncError",
     "MediaError",
     "MissingExtra",
@@ -39,7 +38,6 @@ PUBLIC = [
     "Twin",
     "UnreadableMedia",
     "UnwritableMedia",
-    "dub",
 ]
 
 
