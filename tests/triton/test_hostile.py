@@ -10,7 +10,7 @@ import pytest
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
-from insync.ensemble.spec import CHANNELS, CROP_SIZE, FEATURE_SIZE
+from insync.ensemble.spec import CHANNELS, CROP_SIZE, FEATURE_HEIGHT, FEATURE_WIDTH
 
 pytestmark = pytest.mark.triton
 
@@ -135,7 +135,7 @@ def test_the_others_of_a_batch_are_served(raw: Any, good: dict[str, Any]) -> Non
 
 
 def test_an_affine_that_is_not_finite_fails_alone(raw: Any) -> None:
-    reference = np.random.default_rng(0).standard_normal((CHANNELS, FEATURE_SIZE, FEATURE_SIZE)).astype(np.float32)
+    reference = np.random.default_rng(0).standard_normal((CHANNELS, FEATURE_HEIGHT, FEATURE_WIDTH)).astype(np.float32)
     affine = np.tile(np.array([1, 0, 0, 0], np.float32), (CHANNELS, 1))
     bad = affine.copy()
     bad[3, 1] = np.nan

@@ -25,7 +25,7 @@ def adaat(reference: Floats, affine: Floats, threads: int = 1) -> Floats:
     Args:
         reference: float32 [B, C, H, W].
         affine: float32 [B, C, 4]: scale, rotation in radians, and translation x, y in coordinates where the
-            picture spans [-1, 1]. They map output to input, as in `grid_sample`.
+            picture spans [-1, 1]. They map output to input, as in `grid_sample`; angles and scale are those of pixels.
         threads: over which the B × C planes are divided.
 
     Returns:
@@ -72,16 +72,16 @@ def _kernel() -> tuple[Callable[[Floats, Floats, Floats], None], Callable[[int],
             places = np.empty(width, np.uint32)
             scale, angle = parameters[plane, 0], parameters[plane, 1]
             cos, sin = scale * np.cos(angle), scale * np.sin(angle)
-            x_step, y_step = cos, sin * np.float32(height) / np.float32(width)  # input pixels for one output column
+            aspect = np.float32(height) / np.float32(width)  # a turn is one of pixels, in maps that are not square too
             left = one / np.float32(width) - one
             for row in range(height):
                 y = np.float32(2 * row + 1) / np.float32(height) - one
-                x_start = ((cos * left - sin * y + parameters[plane, 2] + one) * np.float32(width) + one) / two
-                y_start = ((sin * left + cos * y + parameters[plane, 3] + one) * np.float32(height) + one) / two
+                x_start = ((cos * left - sin * aspect * y + parameters[plane, 2] + one) * np.float32(width) + one) / two
+                y_start = ((sin / aspect * left + cos * y + parameters[plane, 3] + one) * np.float32(height) + one) / two
                 # Two loops: the first has no memory to wait for, so the compiler computes sixteen columns at once.
                 for column in range(width):
-                    u = x_start + x_step * np.float32(column)
-                    v = y_start + y_step * np.float32(column)
+                    u = x_start + cos * np.float32(column)
+                    v = y_start + sin * np.float32(column)
                     u = u if u > zero else zero  # not max(): not-a-number has to end at zero too
                     v = v if v > zero else zero
                     u = u if u < right else right

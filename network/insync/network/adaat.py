@@ -21,7 +21,8 @@ def adaat(reference: Tensor, affine: Tensor) -> Tensor:
     batch, channels, height, width = reference.shape
     scale, rotation, tx, ty = affine.reshape(-1, 4).unbind(1)
     cos, sin = scale * torch.cos(rotation), scale * torch.sin(rotation)
-    theta = torch.stack([torch.stack([cos, -sin, tx], 1), torch.stack([sin, cos, ty], 1)], 1)
+    aspect = height / width  # so that a turn is one of pixels, in maps that are not square too
+    theta = torch.stack([torch.stack([cos, -sin * aspect, tx], 1), torch.stack([sin / aspect, cos, ty], 1)], 1)
     grid = F.affine_grid(theta, [batch * channels, 1, height, width], align_corners=False)
     planes = reference.reshape(batch * channels, 1, height, width)
     warped = F.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

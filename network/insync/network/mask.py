@@ -5,15 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from insync.ensemble.spec import CROP_SIZE
+from insync.ensemble.spec import CROP_SIZE, WINDOW_COLUMNS, WINDOW_ROWS
 
 # An ellipse from the base of the nose to below the chin of an open mouth, within the cheeks of a turned head; pixels of the crop.
 CENTRE = (127.5, 186.0)
 RADII = (67.0, 64.0)
 FEATHER = 16.0  # pixels inside the edge over which alpha rises from 0 to 1
-# The decoder computes this window of the crop only: rows, then columns, in multiples of 8 so that it halves three times.
-ROWS = (112, 256)
-COLUMNS = (32, 224)
+ROWS, COLUMNS = WINDOW_ROWS, WINDOW_COLUMNS  # the patch's window: the only part of the crop that the decoder computes
 # What the local discriminator and the mouth reader look at.
 MOUTH_ROWS = (128, 240)
 MOUTH_COLUMNS = (72, 184)
@@ -37,3 +35,13 @@ def feather() -> Tensor:
     """The largest alpha that a patch may have: 0 outside the hole, smoothly 1 well inside; float32 [1, 1, 256, 256]."""
     t = (distance() / FEATHER).clamp(0, 1)
     return (t * t * (3 - 2 * t))[None, None]
+
+
+def window(picture: Tensor) -> Tensor:
+    """The patch's window, [..., 144, 192], of something in the crop's frame, [..., 256, 256]."""
+    return picture[..., ROWS[0] : ROWS[1], COLUMNS[0] : COLUMNS[1]]
+
+
+def feature_window(features: Tensor) -> Tensor:
+    """The same window at a quarter of the resolution: [..., 64, 64] → [..., 36, 48]."""
+    return features[..., ROWS[0] // 4 : ROWS[1] // 4, COLUMNS[0] // 4 : COLUMNS[1] // 4]

@@ -5,30 +5,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from insync.ensemble.spec import CHANNELS, IDENTITY, MOUTH, REFERENCES
-from insync.network.blocks import Residual, StyledResidual, activation, conv, mlp, pool
+from insync.ensemble.spec import IDENTITY, MOUTH, REFERENCE_CHANNELS, REFERENCES
+from insync.network import mask
+from insync.network.blocks import Residual, activation, conv, mlp, pool
 
 
 class ReferenceEncoder(nn.Module):
-    """Encodes reference crops as in DINet (Zhang et al., 2023), each together with the mouth code that it shows.
+    """Encodes reference crops as in DINet (Zhang et al., 2023), but each into channels of its own.
 
-    The identity descriptor begins with the codes themselves, so that the alignment network can compare them with its target.
+    So the mixer can weigh the references once it knows the mouth to be spoken, and the one that comes closest is copied, not averaged.
+    The identity descriptor begins with the references' mouth codes, which the alignment network compares with its target.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(conv(3, 24, stride=2), activation(), conv(24, 64, stride=2), activation())
-        self.body = StyledResidual(64, MOUTH)
-        self.fuse = nn.Sequential(conv(64 * REFERENCES, CHANNELS, kernel=1), activation(), Residual(CHANNELS))
-        self.out = conv(CHANNELS, CHANNELS)
-        self.down = nn.Sequential(conv(CHANNELS, 64, stride=2), activation(), conv(64, 64, stride=2), activation())
+        self.stem = nn.Sequential(conv(3, 32, stride=2), activation(), conv(32, 64, stride=2), activation())
+        self.body = Residual(64)
+        self.out = conv(64, REFERENCE_CHANNELS)
         self.look = mlp(64 + REFERENCES * MOUTH, 128, IDENTITY - REFERENCES * MOUTH)
 
     def forward(self, crops: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Crops [B, 5, 3, 256, 256] in [0, 1], codes [B, 5, 12] → reference features [B, 96, 64, 64], identity [B, 128]."""
+        """Encodes a twin.
+
+        Args:
+            crops: [B, 5, 3, 256, 256] in [0, 1].
+            codes: [B, 5, 12], their mouth codes.
+
+        Returns:
+            Reference features of the window [B, 160, 36, 48], 32 channels of each crop in turn; identity descriptor [B, 128].
+        """
         batch = crops.shape[0]
-        features = self.body(self.stem(crops.flatten(0, 1) * 2 - 1), codes.flatten(0, 1))
-        fused = self.fuse(features.reshape(batch, -1, features.shape[2], features.shape[3]))
+        features = self.body(self.stem(mask.window(crops).flatten(0, 1) * 2 - 1))
+        reference = self.out(features)
         flat = codes.flatten(1)
-        look = self.look(torch.cat([pool(self.down(fused)), flat], dim=1))
-        return self.out(fused), torch.cat([flat, look], dim=1)
+        seen = pool(features).reshape(batch, REFERENCES, -1).mean(1)
+        look = self.look(torch.cat([seen, flat], dim=1))
+        return reference.reshape(batch, -1, *reference.shape[2:]), torch.cat([flat, look], dim=1)

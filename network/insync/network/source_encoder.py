@@ -43,11 +43,11 @@ class SourceEncoder(nn.Module):
         self.rise = nn.Upsample(scale_factor=4, mode="bilinear", align_corners=False)
 
     def forward(self, crop: Tensor) -> tuple[Tensor, Tensor]:
-        """Crop [B, 3, 256, 256] in [0, 1] → source features [B, 64, 64, 64], pose descriptor [B, 32]."""
+        """Crop [B, 3, 256, 256] in [0, 1] → source features of the window [B, 64, 36, 48], pose descriptor [B, 32]."""
         hole = self.hole.expand(crop.shape[0], -1, -1, -1)
         centred = crop * 2 - 1
         features = self.body(self.stem(torch.cat([centred * (1 - hole), hole], dim=1)))
         pose = self.pose_head(self.pose(features).flatten(1))
         near = self.occluder_stem(centred)
         occluders = self.occluder_out(torch.cat([near, self.rise(self.occluder_wide(near))], dim=1))
-        return torch.cat([features, occluders], dim=1), pose
+        return mask.feature_window(torch.cat([features, occluders], dim=1)), pose

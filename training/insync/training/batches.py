@@ -80,11 +80,19 @@ class Batches:
         self._chance = sizes / sizes.sum()
         self._rng = np.random.default_rng(seed)
 
-    def draw(self, augmented: bool = True) -> Batch:
-        """A batch of random people and frames."""
+    def draw(self, augmented: bool = True, hinted: float = 0.0) -> Batch:
+        """A batch of random people and frames.
+
+        Args:
+            augmented: with other light, mirror images and occluders.
+            hinted: chance that a person's references include the answers themselves: so copying is learned before anything else.
+        """
         rng = self._rng
         segments = rng.choice(len(self._chance), self._people, replace=False, p=self._chance)
-        parts = [self._person(int(segment), augmented, bool(augmented and rng.random() < 0.5)) for segment in segments]
+        parts = [
+            self._person(int(segment), augmented, bool(augmented and rng.random() < 0.5), bool(rng.random() < hinted))
+            for segment in segments
+        ]
         crops, real, bare, lips, codes, references, reference_codes = (
             list(column) for column in zip(*parts, strict=True)
         )
@@ -109,7 +117,7 @@ class Batches:
         )
         return pool[chosen], codes[pool[chosen]]
 
-    def _person(self, segment: int, augmented: bool, mirrored: bool) -> tuple[Tensor, ...]:
+    def _person(self, segment: int, augmented: bool, mirrored: bool, hinted: bool) -> tuple[Tensor, ...]:
         rng, data = self._rng, self._data
         rows = data.rows(segment)
         # Open mouths are rarer than closed ones: half of the targets are drawn by opening.
@@ -117,6 +125,12 @@ class Batches:
         chance = 0.5 / len(openings) + 0.5 * np.maximum(openings, 0.005) / np.maximum(openings, 0.005).sum()
         index = rows.start + rng.choice(len(openings), self._targets, p=chance / chance.sum())
         chosen, reference_codes = self.references(segment, data.time_s[index], mirrored)
+        if hinted:
+            count = min(len(index), REFERENCES)
+            chosen[:count] = index[:count]
+            order = rng.permutation(REFERENCES)
+            chosen = chosen[order]
+            reference_codes = self._codes[1 if mirrored else 0][chosen]
         real, references = to_tensor(data.crops[index]), to_tensor(data.crops[chosen])
         lips = torch.from_numpy(np.stack([_lips(data.landmarks[i]) for i in index]))[:, None]
         if mirrored:

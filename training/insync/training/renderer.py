@@ -43,6 +43,8 @@ class RendererOptions:
         learning_rate: of the generator, at its peak.
         discriminator_rate: of the discriminators.
         adversarial_from: share of the time after which the discriminators join.
+        hinted: chance, at first, that a person's references include the answer; falls to 0.
+        hinted_until: share of the time after which it is 0.
         ema: decay of the averaged weights, which are the ones that count.
         sheet_every: steps between sample sheets.
         checkpoint_every: steps between checkpoints.
@@ -53,6 +55,8 @@ class RendererOptions:
     learning_rate: float = 4e-4
     discriminator_rate: float = 3e-4
     adversarial_from: float = 0.12
+    hinted: float = 0.7
+    hinted_until: float = 0.3
     ema: float = 0.997
     sheet_every: int = 250
     checkpoint_every: int = 200
@@ -127,7 +131,7 @@ class RendererTraining:
         self._optimizer = torch.optim.Adam(trained, lr=options.learning_rate, betas=(0.5, 0.99))
         critics = [*self._local.parameters(), *self._global.parameters()]
         self._critic_optimizer = torch.optim.Adam(critics, lr=options.discriminator_rate, betas=(0.5, 0.99))
-        self._step, self._spent_s = 0, 0.0
+        self._step, self._spent_s, self._hinted = 0, 0.0, options.hinted
         self._feather = mask.feather()[..., slice(*mask.ROWS), slice(*mask.COLUMNS)].to(self._device)
         self._figures: dict[str, float] = {}
 
@@ -158,6 +162,7 @@ class RendererTraining:
             ):
                 for group in optimizer.param_groups:
                     group["lr"] = rate * factor
+            self._hinted = self._options.hinted * max(0.0, 1 - budget.share / self._options.hinted_until)
             self._train_step(adversarial=min(1.0, max(0.0, budget.share - self._options.adversarial_from) / 0.05))
             if self._step % 20 == 0:
                 bar.set_postfix(
@@ -193,7 +198,7 @@ class RendererTraining:
         return colours.float(), bare.float()
 
     def _train_step(self, adversarial: float) -> None:
-        batch = self._batches.draw()
+        batch = self._batches.draw(hinted=self._hinted)
         codes, real = batch.codes.to(self._device), batch.real.to(self._device)
         window = real[..., slice(*mask.ROWS), slice(*mask.COLUMNS)]
         bare, lips = batch.bare.to(self._device), batch.lips.to(self._device)
