@@ -312,13 +312,17 @@ class AudioFile:
         """The track at 16 kHz mono in [-1, 1], piece by piece: float32 [N] each."""
         resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE_HZ)
         left = round(self.duration_s * SAMPLE_RATE_HZ)
+        waiting: list[NDArray[np.float32]] = []
         for frame in itertools.chain(self.frames(), (None,)):
             if frame is not None:
                 frame.pts = None  # gaps between packets stay closed, as they are in the output
             for piece in resampler.resample(frame):
                 samples = piece.to_ndarray()[0][:left].astype(np.float32, copy=False)
                 left -= len(samples)
-                yield samples
+                waiting.append(samples)
+            if frame is None or sum(map(len, waiting)) >= SAMPLE_RATE_HZ // 2:  # not in crumbs: each costs its reader
+                yield np.concatenate(waiting) if waiting else np.zeros(0, np.float32)
+                waiting = []
 
 
 @contextmanager

@@ -123,7 +123,7 @@ class RegionTracker:
             return
         self.hint = np.asarray(face, np.float32)
         self._crop = _crop_box(transform)
-        self._scale = math.sqrt(abs(float(np.linalg.det(np.asarray(transform, np.float64)[:, :2]))))
+        self._scale = _magnification(transform)
 
     def forget(self) -> None:
         """The face is lost: look for it in whole frames."""
@@ -160,8 +160,7 @@ class RegionTracker:
 
     def too_coarse(self, region: Region, transform: NDArray[Any]) -> bool:
         """Whether a picture was sent so small that the crop had to enlarge it, though the frame holds more detail."""
-        needed = math.sqrt(abs(float(np.linalg.det(np.asarray(transform, np.float64)[:, :2]))))
-        return self.enabled and region.scale < 0.999 and region.scale * SCALE_SLACK < needed
+        return self.enabled and region.scale < 0.999 and region.scale * SCALE_SLACK < _magnification(transform)
 
     def _fits(self, region: Region) -> bool:
         scale = min(1.0, self._scale / CROP_PIXELS_PER_SENT)
@@ -202,9 +201,16 @@ def _region(box: tuple[int, int, int, int], scale: float, pixel_aspect: float, w
 
 def _crop_box(transform: NDArray[Any]) -> tuple[float, float, float, float]:
     """The box of the frame around the crop's square, half open, in frame pixels."""
-    matrix = np.asarray(transform, np.float64)
-    low, high = -0.5, CROP_SIZE - 0.5
-    corners = np.array([[low, low], [low, high], [high, low], [high, high]]) - matrix[:, 2]
-    frame = corners @ np.linalg.inv(matrix[:, :2]).T + 0.5
-    (x0, y0), (x1, y1) = frame.min(axis=0), frame.max(axis=0)
-    return float(x0), float(y0), float(x1), float(y1)
+    # Plain numbers: NumPy's calls would cost more than the arithmetic, for every frame.
+    (a, b, tx), (c, d, ty) = (map(float, row) for row in transform)
+    determinant = a * d - b * c
+    ends = (-0.5, CROP_SIZE - 0.5)
+    xs = [(d * (u - tx) - b * (v - ty)) / determinant + 0.5 for u in ends for v in ends]
+    ys = [(a * (v - ty) - c * (u - tx)) / determinant + 0.5 for u in ends for v in ends]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _magnification(transform: NDArray[Any]) -> float:
+    """Crop pixels per frame pixel."""
+    (a, b, _), (c, d, _) = (map(float, row) for row in transform)
+    return math.sqrt(abs(a * d - b * c))

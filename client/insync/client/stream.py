@@ -257,7 +257,8 @@ class Stream:
         outputs = await self._timed_infer("lipsync_patch", data, window, region.box_to_sent(hint), name)
         transform = outputs["TRANSFORM"].astype(np.float64)
         confidence = float(outputs["CONFIDENCE"][0])
-        if not np.isfinite(transform).all() or np.linalg.det(transform[:, :2]) == 0 or not 0 <= confidence <= 1:
+        (a, b, _), (c, d, _) = transform.tolist()
+        if not np.isfinite(transform).all() or a * d == b * c or not 0 <= confidence <= 1:
             raise ProtocolError(f"{name}: the server's TRANSFORM or CONFIDENCE makes no sense")
         return _Answer(
             region=region,
