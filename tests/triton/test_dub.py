@@ -20,6 +20,7 @@ from insync.client import BadInput, NotFound
 from insync.client.cli import main
 from insync.client.dub import dub
 from insync.client.media import AudioFile, VideoFile
+from insync.client.mp4 import write_display_matrix
 from insync.client.yuv import plane_views
 from insync.ensemble.server import EmbeddedServer
 
@@ -28,11 +29,14 @@ pytestmark = pytest.mark.triton
 Planes = list[NDArray[np.uint8]]
 
 
-def write_video(path: Path, images: list[NDArray[np.uint8]], fps: int = 25, codec: str = "libx264") -> Path:
+def write_video(
+    path: Path, images: list[NDArray[np.uint8]], fps: int = 25, codec: str = "libx264", aspect: Fraction = Fraction(1)
+) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps)
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
+        stream.codec_context.sample_aspect_ratio = aspect
         for image in images:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
@@ -128,6 +132,32 @@ def test_a_photo_and_a_mpg(server: EmbeddedServer, images: list[NDArray[np.uint8
     assert (report.frames, report.changed) == (15, 15)
     video = VideoFile(tmp_path / "mpg.mkv")
     assert (video.width, video.height, video.fps) == (1280, 720, 25)
+
+
+def test_a_phone_held_upright_and_wide_pixels(
+    server: EmbeddedServer, images: list[NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    audio = write_noise(tmp_path / "a.wav", 0.2)
+    phone = write_video(tmp_path / "phone.mp4", [np.ascontiguousarray(np.rot90(image, -1)) for image in images[:5]])
+    write_display_matrix(phone, (0, -65_536, 0, 65_536, 0, 0, 0, 0, 2**30))
+    wide = tmp_path / "wide.mp4"
+    squeezed = [np.asarray(cv2.resize(image, (960, 720)), np.uint8) for image in images[:5]]
+    write_video(wide, squeezed, aspect=Fraction(4, 3))
+    for clip, turns, aspect in ((phone, 1, 1), (wide, 0, Fraction(4, 3))):
+        for suffix in (".mp4", ".mkv"):
+            out = tmp_path / f"out{suffix}"
+            report = dub(clip, audio, out, server=server.grpc_url, quality="lossless", progress=False)
+            assert (report.frames, report.changed) == (5, 5)
+            video = VideoFile(out)
+            assert video.turns == (turns if suffix == ".mp4" else 0)
+            assert video.pixel_aspect == aspect
+            shown = video.picture(next(video.frames()).frame)
+            source = VideoFile(clip)
+            before = source.picture(next(source.frames()).frame).rgb()
+            rows, columns = np.nonzero((np.abs(shown.rgb().astype(int) - before) > 3).any(axis=2))
+            # The mouth of the sample's first frame.
+            assert 0.42 < columns.mean() / shown.width < 0.6
+            assert 0.4 < rows.mean() / shown.height < 0.75
 
 
 def test_nobody_in_the_video(server: EmbeddedServer, sample_clip: Path, tmp_path: Path) -> None:

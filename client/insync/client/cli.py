@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 where the command failed, 2 for wrong usage or a part that is not installed, 130 where it was interrupted.
         A failure is one line on stderr.
     """
+    # gRPC's own log would mix its lines with ours; what matters of it comes as an error.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["export"]:  # has a parser of its own
         return _export(arguments[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def carries_display_matrix(out: Path) -> bool:
 
 
 class VideoWriter:
-    """Encodes and muxes one video with one audio track. Not thread-safe.
+    """Encodes and muxes one video with one audio track. To be written to from one thread at a time.
 
     As a context manager it renames the finished file to `out`, or removes it where the block failed.
 
@@ -110,10 +111,12 @@ class VideoWriter:
                 self._sound = self._add_audio(QUALITIES[quality], kind.lossless_audio)
                 self._pieces: Iterator[Any] = audio.frames()
             except BaseException:
-                self._discard()
+                self._throw_away()
                 raise
         self._heard = 0  # samples muxed
         self._frames = 0
+        # A job that is interrupted throws the file away while another thread may still be writing a frame to it.
+        self._lock = threading.Lock()
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -135,7 +138,7 @@ class VideoWriter:
             frame: an av.VideoFrame in the video's format; it is the writer's from here on.
             pts: its time in the video's time base, rising.
         """
-        with self._writing():
+        with self._lock, self._writing():
             frame.pts, frame.time_base = pts, self._video.time_base
             frame.pict_type = 0  # not the source's: the encoder chooses
             self._container.mux(self._picture.encode(frame))
@@ -149,7 +152,7 @@ class VideoWriter:
             piece = next(self._pieces, None)
             if piece is None:
                 return
-            with self._writing():
+            with self._lock, self._writing():
                 piece.pts, piece.time_base = self._heard, Fraction(1, self._audio.rate_hz)
                 self._heard += piece.samples
                 self._container.mux(self._sound.encode(piece))
@@ -191,6 +194,10 @@ class VideoWriter:
             os.replace(self._temporary, self._out)
 
     def _discard(self) -> None:
+        with self._lock:
+            self._throw_away()
+
+    def _throw_away(self) -> None:
         try:
             self._container.close()
         except (av.error.FFmpegError, OSError, ValueError):
