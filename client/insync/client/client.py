@@ -29,7 +29,7 @@ __all__ = ["DEFAULT_SERVER", "Client", "Twin"]
 DEFAULT_SERVER = "127.0.0.1:8001"
 MAX_MESSAGE_BYTES = 64 * 2**20
 MAX_REGISTRATION_BYTES = 48 * 2**20
-REGISTRATION_FRAMES = 96  # most that are sent
+REGISTRATION_FRAMES = 64  # most that are sent
 REGISTRATION_SIDE = 1280  # pixels; larger frames are scaled down
 REGISTRATION_QUALITY = 95
 _DTYPES = {"UINT8": np.uint8, "FP32": np.float32, "STRING": np.object_}
@@ -145,7 +145,7 @@ class Client:
 
         Args:
             frames: any iterable of frames that show one person: 12 s of footage are plenty, one photo is the least.
-                Each is uint8 [H, W, 3] RGB, or the bytes of a JPEG or PNG. Of many, up to 96 are sampled evenly.
+                Each is uint8 [H, W, 3] RGB, or the bytes of a JPEG or PNG. Of many, up to 64 are sampled evenly.
 
         Returns:
             The twin's id.

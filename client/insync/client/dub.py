@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from insync.client.client import Client, Twin
+from insync.client.client import REGISTRATION_FRAMES, Client, Twin
 from insync.client.errors import BadInput, InsyncError, MissingExtra, ServerError
 from insync.client.extend import EXTENSIONS, extended
 from insync.client.media import AudioFile, VideoFile
@@ -205,11 +205,14 @@ class _Job:
 
 
 def registration_pictures(video: VideoFile) -> Iterator[YuvPicture]:
-    """The beginning of a video, as pictures to register a person from."""
-    for decoded in video.frames():
+    """Pictures to register a person from: the video's beginning, evenly thinned to as many as are sent."""
+    expected = min(video.frames_expected, math.ceil(REGISTRATION_S * video.fps))
+    stride = max(1, math.ceil(expected / REGISTRATION_FRAMES))
+    for index, decoded in enumerate(video.frames()):
         if decoded.pts * video.time_base >= REGISTRATION_S:
             return
-        yield video.picture(decoded.frame)
+        if index % stride == 0:
+            yield video.picture(decoded.frame)
 
 
 def embedded_server(twin_store: Path | None = None) -> AbstractContextManager[str]:
