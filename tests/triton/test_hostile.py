@@ -145,7 +145,7 @@ def test_an_affine_that_is_not_finite_fails_alone(raw: Any) -> None:
     assert "AFFINE holds numbers that are not finite" in answers[2].message()
     assert answers[2].status() == INVALID
     for k in (0, 1, 3, 4, 5):
-        np.testing.assert_allclose(answers[k]["ALIGNED"], reference, atol=1e-5)
+        np.testing.assert_allclose(answers[k]["ALIGNED"], reference, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -43,13 +43,13 @@ def test_equals_the_pytorch_reference() -> None:
 
 def test_the_identity_changes_nothing() -> None:
     reference = features(2, 5, 16, 16)
-    np.testing.assert_allclose(adaat(reference, constant(2, 5, 1, 0, 0, 0)), reference, atol=1e-5)
+    np.testing.assert_allclose(adaat(reference, constant(2, 5, 1, 0, 0, 0)), reference, atol=1e-4)
 
 
 def test_a_shift_by_whole_pixels_moves_and_fills_with_zeros() -> None:
     reference = features(1, 1, 8, 8)
     moved = adaat(reference, constant(1, 1, 1, 0, 2 * 3 / 8, 0))  # three pixels: the output looks to its right
-    np.testing.assert_allclose(moved[..., :5], reference[..., 3:], atol=1e-5)
+    np.testing.assert_allclose(moved[..., :5], reference[..., 3:], atol=1e-4)
     np.testing.assert_array_equal(moved[..., 5:], 0)
 
 
@@ -57,7 +57,7 @@ def test_a_quarter_turn() -> None:
     reference = features(1, 1, 8, 8)
     turned = adaat(reference, constant(1, 1, 1, math.pi / 2, 0, 0))
     # x_in = -y_out, y_in = x_out
-    np.testing.assert_allclose(turned[0, 0], reference[0, 0].T[::-1], atol=1e-5)
+    np.testing.assert_allclose(turned[0, 0], reference[0, 0].T[::-1], atol=1e-4)
 
 
 def test_each_channel_has_its_own_affine_and_threads_do_not_matter() -> None:
