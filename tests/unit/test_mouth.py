@@ -80,3 +80,9 @@ def test_neutral_of_one_open_photo_is_closed(basis: MouthBasis) -> None:
     photo = basis.decode(code, basis.rest)
     neutral = basis.neutral(photo[None])
     assert opening(neutral) < 0.5 * opening(photo)
+
+
+def test_opening_row_is_the_openings_derivative(basis: MouthBasis) -> None:
+    code = np.random.default_rng(3).normal(0, 1, MOUTH).astype(np.float32)
+    gap = opening(basis.decode(code, basis.rest)) - opening(basis.rest)
+    assert float(basis.opening_row @ code) == pytest.approx(gap, abs=1e-5)

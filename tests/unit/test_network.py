@@ -7,7 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from insync.ensemble.spec import CHANNELS, FEATURE_HEIGHT, FEATURE_WIDTH, IDENTITY, MODELS, MOUTH, OCCLUSION_CHANNELS, POSE, REFERENCES, SPEECH, STYLE
+from insync.ensemble.spec import (
+    CHANNELS,
+    FEATURE_HEIGHT,
+    FEATURE_WIDTH,
+    IDENTITY,
+    MODELS,
+    MOUTH,
+    OCCLUSION_CHANNELS,
+    POSE,
+    REFERENCES,
+    SPEECH,
+    STYLE,
+)
 from insync.network import mask
 from insync.network.adaat import adaat
 from insync.network.discriminators import Discriminator, global_view, local_view

@@ -83,6 +83,12 @@ class MouthBasis:
         """The shape float32 [L, 2] that a code float32 [MOUTH] stands for on a face with this neutral shape."""
         return np.asarray(neutral + ((code * self.deviation) @ self.components).reshape(neutral.shape), np.float32)
 
+    @property
+    def opening_row(self) -> Floats:
+        """float32 [MOUTH]: its product with a code is the opening beyond the resting one, in distances of the outer eye corners."""
+        row = self.components[:, 2 * _LOWER + 1] - self.components[:, 2 * _UPPER + 1]
+        return np.asarray(row * self.deviation, np.float32)
+
 
 def opening(shape: Floats) -> float:
     """Height of the gap between the inner lips of a shape float32 [L, 2], in distances of the outer eye corners."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from insync.ensemble.mouth import POINTS, MouthBasis
+from insync.ensemble.mouth import MouthBasis
 from insync.network.audio_mapping import AudioMapping
 from insync.network.audio_projection import AudioProjection
 from insync.training.dataset import Dataset
@@ -46,14 +46,6 @@ class SpeechToMouth(nn.Module):
         return code
 
 
-def opening_row(basis: MouthBasis) -> Floats:
-    """The linear functional float32 [MOUTH] that takes a code to its opening beyond the resting one."""
-    upper, lower = POINTS.index(13), POINTS.index(14)
-    return np.asarray(
-        (basis.components[:, 2 * lower + 1] - basis.components[:, 2 * upper + 1]) * basis.deviation, np.float32
-    )
-
-
 def augment(mel: Tensor) -> Tensor:
     """Other loudness, voice pitch, room noise and missing bands for log-mel windows [B, 80, 40]."""
     batch = len(mel)
@@ -81,6 +73,10 @@ def code_loss(predicted: Tensor, real: Tensor, weights: Tensor, opening: Tensor)
 
 def _pairs(dataset: Dataset, offsets: dict[int, int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Rows of pictures and the rows whose sound belongs to them, for the segments that have an offset."""
+    if not offsets:
+        raise ValueError(
+            "no segment's mouth follows its sound at any offset: more, or other, footage with speech is needed"
+        )
     pictures, sounds = [], []
     for segment, offset in offsets.items():
         rows = dataset.rows(segment)
@@ -103,7 +99,7 @@ def _fit(
 ) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     weights = torch.from_numpy(basis.deviation / basis.deviation[0])
-    opening = torch.from_numpy(opening_row(basis))
+    opening = torch.from_numpy(basis.opening_row)
     first = 0
     if state is not None:
         model.load_state_dict(state["model"])
@@ -164,7 +160,7 @@ def find_offsets(
     dataset: Dataset, model: SpeechToMouth, basis: MouthBasis, codes: Floats
 ) -> dict[int, tuple[int, float]]:
     """Each sounding segment's best offset in frames (positive: the sound trails the picture) and the correlation there."""
-    opening = opening_row(basis)
+    opening = basis.opening_row
     result = {}
     for number, segment in enumerate(dataset.segments):
         if segment.has_sound and segment.frames > 3 * MAX_OFFSET:
@@ -231,7 +227,7 @@ def train_speech(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float)
 def evaluate(dataset: Dataset, basis: MouthBasis, model: SpeechToMouth) -> list[dict[str, Any]]:
     """For each sounding segment: correlation of the opening at offset 0 and at its best offset, amplitude ratio."""
     codes = dataset.codes(basis)[0]
-    opening = opening_row(basis)
+    opening = basis.opening_row
     table = []
     for number, segment in enumerate(dataset.segments):
         if not segment.has_sound or segment.frames < 3 * MAX_OFFSET:
@@ -252,4 +248,4 @@ def evaluate(dataset: Dataset, basis: MouthBasis, model: SpeechToMouth) -> list[
     return table
 
 
-__all__ = ["SpeechToMouth", "evaluate", "find_offsets", "opening_row", "predict", "train_speech"]
+__all__ = ["SpeechToMouth", "evaluate", "find_offsets", "predict", "train_speech"]
