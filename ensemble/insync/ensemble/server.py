@@ -135,11 +135,16 @@ class EmbeddedServer:
             self.stop()
             raise
 
-    def stop(self) -> None:
-        """Stops the server and removes what it made, except twins and a given log. Safe to repeat."""
+    def stop(self, drain: bool = True) -> None:
+        """Stops the server and removes what it made, except twins and a given log. Safe to repeat.
+
+        Args:
+            drain: lets requests in flight finish and models unload, which takes seconds. Who knows that nobody waits for
+                an answer any more can do without: models keep nothing.
+        """
         atexit.unregister(self.stop)
         if self._process is not None:
-            if self._process.poll() is None:
+            if drain and self._process.poll() is None:
                 self._process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(STOP_TIMEOUT_S)
