@@ -50,7 +50,7 @@ def where_changed(synced: SyncedFrame, source: Image) -> NDArray[np.float64]:
     """The crop's coordinates [2, N] of every pixel that is not the source's."""
     rows, columns = np.nonzero((synced.image != source).any(axis=2))
     assert synced.transform is not None
-    return synced.transform @ np.stack([columns, rows, np.ones(len(rows))])
+    return np.asarray(synced.transform @ np.stack([columns, rows, np.ones(len(rows))]), np.float64)
 
 
 def test_registration_gives_an_id_and_a_report(registered: Twin) -> None:
@@ -87,7 +87,7 @@ def test_a_region_gives_the_same_answer_as_the_whole_frame(
         assert one.transform is not None
         assert other.transform is not None
         back = [np.linalg.inv(np.vstack([t, [0, 0, 1]])) for t in (one.transform, other.transform)]
-        moved = (corners @ back[0].T - corners @ back[1].T)[:, :2]
+        moved: NDArray[np.float64] = (corners @ back[0].T - corners @ back[1].T)[:, :2]
         assert np.abs(moved).max() < 2.5  # frame pixels, at the crop's corners
         np.testing.assert_allclose(one.face, other.face, atol=3)
         np.testing.assert_allclose(one.mouth, other.mouth, atol=0.15 * max(1.0, float(np.abs(other.mouth).max())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from insync.ensemble.spec import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 FPS = [Fraction(25), Fraction(30_000, 1001), Fraction(24), 23.976, 60]
 
 
-def oracle(audio: np.ndarray, k: int, fps: float | Fraction) -> np.ndarray:
+def oracle(audio: np.ndarray[Any, Any], k: int, fps: float | Fraction) -> np.ndarray[Any, Any]:
     """One sample after the other, straight from the definition."""
     centre = int(Fraction(k) / Fraction(fps) * SAMPLE_RATE_HZ + Fraction(1, 2))
     return np.array([audio[i] if 0 <= i < len(audio) else 0.0 for i in range(centre - 4480, centre + 1920)], np.float32)
@@ -129,7 +130,7 @@ def test_values_that_are_not_finite_are_refused_with_their_place(bad: float) -> 
         (np.zeros(4, bool), "bool"),
     ],
 )
-def test_other_types_and_shapes_are_refused(chunk: np.ndarray, text: str) -> None:
+def test_other_types_and_shapes_are_refused(chunk: np.ndarray[Any, Any], text: str) -> None:
     with pytest.raises(BadInput, match=text):
         AudioWindows().push(chunk)
 

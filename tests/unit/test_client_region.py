@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -16,8 +18,8 @@ REGIONS = [
 ]
 
 
-def apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    return points @ matrix[:, :2].T + matrix[:, 2]
+def apply(matrix: np.ndarray[Any, Any], points: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.asarray(points @ matrix[:, :2].T + matrix[:, 2])
 
 
 @pytest.mark.parametrize("region", REGIONS)
@@ -60,7 +62,7 @@ def test_the_same_patch_lands_on_the_same_pixels_through_any_region() -> None:
     assert np.abs(of_sent - of_frame)[inside].max() < 0.01
 
 
-def face_at(x: float, y: float, side: float) -> tuple[np.ndarray, np.ndarray]:
+def face_at(x: float, y: float, side: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """A face box and the transform of its crop, which is 1.8 times as wide."""
     scale = 256 / (1.8 * side)
     box = np.array([x - side / 2, y - side / 2, x + side / 2, y + side / 2], np.float32)

@@ -36,7 +36,7 @@ class Speaker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
         self.requests: list[dict[str, Any]] = []
         self.busy = self.most_busy = 0
         self.before: Callable[[int], None] = lambda number: None
-        self.change: Callable[[dict[str, np.ndarray]], None] = lambda outputs: None
+        self.change: Callable[[dict[str, np.ndarray[Any, Any]]], None] = lambda outputs: None
         self.code: grpc.StatusCode | None = None
         self.cancelled = 0
 
@@ -141,7 +141,7 @@ def address(speaker: Speaker) -> Iterator[str]:
         yield address
 
 
-def scene(x: int, y: int = 120, side: int = 90, size: tuple[int, int] = (640, 360)) -> np.ndarray:
+def scene(x: int, y: int = 120, side: int = 90, size: tuple[int, int] = (640, 360)) -> np.ndarray[Any, Any]:
     """A dark frame with a bright square face; side 0: none."""
     rng = np.random.default_rng(0)
     image = rng.integers(20, 60, (size[1], size[0], 3), np.uint8)
@@ -158,7 +158,7 @@ async def collect(address: str, frames: Any, audio: Any = SILENCE, **options: An
         return [synced async for synced in stream]
 
 
-def green(image: np.ndarray) -> tuple[float, float, int]:
+def green(image: np.ndarray[Any, Any]) -> tuple[float, float, int]:
     """Centre and number of the patch's pixels."""
     rows, columns = np.nonzero(np.abs(image.astype(int) - GREEN).max(axis=2) < 40)
     return float(columns.mean()), float(rows.mean()), len(rows)
@@ -233,7 +233,7 @@ def test_the_hint_is_the_face_last_answered(address: str, speaker: Speaker) -> N
 def test_any_iterable_and_any_frame(address: str, kind: str) -> None:
     images = [scene(100 + 10 * k) for k in range(4)]
 
-    async def live() -> AsyncIterator[np.ndarray]:
+    async def live() -> AsyncIterator[np.ndarray[Any, Any]]:
         for image in images:
             await asyncio.sleep(0.001)
             yield image
@@ -255,7 +255,7 @@ def test_any_iterable_and_any_frame(address: str, kind: str) -> None:
 def test_every_frame_hears_its_own_window_and_silence_after_the_end(address: str) -> None:
     audio = np.linspace(-1, 1, 16_000, dtype=np.float32)
 
-    async def pieces() -> AsyncIterator[np.ndarray]:
+    async def pieces() -> AsyncIterator[np.ndarray[Any, Any]]:
         for start in range(0, 16_000, 777):
             yield audio[start : start + 777]
 
@@ -269,7 +269,7 @@ def test_every_frame_hears_its_own_window_and_silence_after_the_end(address: str
 def test_frames_in_flight_are_bounded_and_a_slow_consumer_stops_the_reading(address: str, speaker: Speaker) -> None:
     read = 0
 
-    def frames() -> Iterator[np.ndarray]:
+    def frames() -> Iterator[np.ndarray[Any, Any]]:
         nonlocal read
         for _ in range(60):
             read += 1
@@ -296,7 +296,7 @@ def test_requests_overlap_and_order_is_kept(address: str, speaker: Speaker) -> N
 
 
 def test_a_live_source_gets_each_frame_as_soon_as_it_is_ready(address: str) -> None:
-    async def camera() -> AsyncIterator[np.ndarray]:
+    async def camera() -> AsyncIterator[np.ndarray[Any, Any]]:
         for _ in range(10):
             yield scene(100)
             await asyncio.sleep(0.05)
@@ -317,7 +317,7 @@ def test_leaving_early_cancels_what_is_under_way(address: str, speaker: Speaker)
     closed = threading.Event()
     speaker.before = lambda number: time.sleep(0.5 if number > 2 else 0)
 
-    def frames() -> Iterator[np.ndarray]:
+    def frames() -> Iterator[np.ndarray[Any, Any]]:
         try:
             while True:
                 yield scene(100)
@@ -382,7 +382,12 @@ def test_a_server_that_dies_is_an_error_and_no_hang() -> None:
 
 def test_a_server_that_hangs_is_a_timeout(address: str, speaker: Speaker) -> None:
     release = threading.Event()
-    speaker.before = lambda number: None if number < 3 else release.wait(10) and None
+
+    def hang(number: int) -> None:
+        if number >= 3:
+            release.wait(10)
+
+    speaker.before = hang
 
     async def run() -> None:
         async with Client(address, request_timeout_s=0.3) as client:
@@ -474,7 +479,7 @@ def test_an_unknown_twin(address: str, speaker: Speaker) -> None:
     ],
 )
 def test_answers_that_are_malformed(address: str, speaker: Speaker, name: str, value: Any, text: str) -> None:
-    def change(outputs: dict[str, np.ndarray]) -> None:
+    def change(outputs: dict[str, np.ndarray[Any, Any]]) -> None:
         outputs.pop(name)
         if value is not None:
             outputs[name] = value

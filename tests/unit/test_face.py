@@ -34,7 +34,7 @@ def finder() -> FaceFinder:
 @pytest.fixture(scope="module")
 def image() -> Image:
     with av.open(str(ROOT / "samples" / "sample.mp4")) as container:
-        return next(iter(container.decode(video=0))).to_ndarray(format="rgb24")
+        return np.asarray(next(iter(container.decode(video=0))).to_ndarray(format="rgb24"), np.uint8)
 
 
 def test_similarity_is_the_least_squares_one() -> None:

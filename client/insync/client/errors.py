@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 from tritonclient.utils import InferenceServerException
 
 __all__ = [
