@@ -139,6 +139,26 @@ def test_serve_stops_cleanly_on(number: signal.Signals, tmp_path: Path) -> None:
     assert not any((SHARED_MEMORY / name).exists() for name in used)
 
 
+def test_a_server_does_not_outlive_an_owner_that_is_killed(tmp_path: Path) -> None:
+    code = "import time; from pathlib import Path; from insync.ensemble.server import EmbeddedServer; "
+    code += f"server = EmbeddedServer(twin_store=Path({str(tmp_path)!r})); server.start(); "
+    code += "print(server.pid, server.log, flush=True); time.sleep(100)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        pid, log = owner.stdout.readline().split()
+        used = shared(int(pid))
+        assert used
+        owner.kill()
+    deadline = time.monotonic() + 10
+    while group(int(pid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert group(int(pid)) == []
+    while Path(log).parent.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(log).parent.exists()
+    assert not any((SHARED_MEMORY / name).exists() for name in used)
+
+
 def serve_fails(*arguments: str, prelude: str = "") -> str:
     """Runs `serve` in a process of its own; returns the one line that it fails with."""
     code = f"import sys; from pathlib import Path; {prelude}\nfrom insync.ensemble.serve import serve\n"

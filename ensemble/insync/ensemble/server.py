@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -22,15 +23,13 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 
-from insync.ensemble import settings
+from insync.ensemble import reaper, settings
 from insync.ensemble.canary import answers_frames
 from insync.ensemble.errors import ServerError
 from insync.ensemble.installation import Installation, find_installation
 from insync.ensemble.spec import MODELS
 
-SHARED_MEMORY = Path("/dev/shm")
 STOP_TIMEOUT_S = 10.0
-KILL_TIMEOUT_S = 2.0
 _POLL_S = 0.05
 
 
@@ -96,6 +95,7 @@ class EmbeddedServer:
         )
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._reaper: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -149,17 +149,15 @@ class EmbeddedServer:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(STOP_TIMEOUT_S)
             # Models run as its children: none may outlive it, whatever became of the server itself.
+            assert self._folder is not None
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
-                deadline = time.monotonic() + KILL_TIMEOUT_S
-                while time.monotonic() < deadline:
-                    os.killpg(self._process.pid, 0)  # raises when the last one has ended
-                    time.sleep(_POLL_S)
             self._process.wait()
+            reaper.reap(self._process.pid, self._folder, self.shared_memory_prefix)
             self._process = None
-        for region in SHARED_MEMORY.glob(f"{self.shared_memory_prefix}*"):
-            region.unlink(missing_ok=True)
+        if self._reaper is not None:
+            self._reaper.communicate(reaper.DONE)
+            self._reaper = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -205,6 +203,11 @@ class EmbeddedServer:
                 env=environment,
                 start_new_session=True,  # a group of its own: Ctrl-C reaches us alone, and we can end all of it
             )
+        # Its standard input ends with us, however we end.
+        end = [str(self._process.pid), str(self._folder), self.shared_memory_prefix]
+        self._reaper = subprocess.Popen(
+            [sys.executable, "-ISB", reaper.__file__, *end], stdin=subprocess.PIPE, start_new_session=True
+        )
 
     def _wait_until_ready(self, deadline: float) -> None:
         waiting = ["", *MODELS]
