@@ -121,7 +121,7 @@ def _learns(module: nn.Module, loss: Tensor) -> None:
 
 
 def test_training_networks_take_gradients() -> None:
-    crop, window = torch.rand(BATCH, 3, 256, 256), torch.rand(BATCH, 3, 144, 192)
+    crop, window = torch.rand(BATCH, 3, 256, 256), torch.rand(BATCH, 3, 144, 160)
     mouth, face = local_view(window), global_view(crop, window)
     assert mouth.shape == (BATCH, 3, 112, 112)
     assert face.shape == (BATCH, 3, 128, 128)
@@ -138,7 +138,7 @@ def test_training_networks_take_gradients() -> None:
 
 def test_global_view_puts_the_window_into_the_crop() -> None:
     crop = torch.zeros(1, 3, 256, 256)
-    face = global_view(crop, torch.ones(1, 3, 144, 192))[0, 0]
+    face = global_view(crop, torch.ones(1, 3, 144, 160))[0, 0]
     inside = torch.zeros(128, 128)
     inside[mask.ROWS[0] // 2 : mask.ROWS[1] // 2, mask.COLUMNS[0] // 2 : mask.COLUMNS[1] // 2] = 1
     assert torch.equal(face, inside)

@@ -77,7 +77,9 @@ def _kernel() -> tuple[Callable[[Floats, Floats, Floats], None], Callable[[int],
             for row in range(height):
                 y = np.float32(2 * row + 1) / np.float32(height) - one
                 x_start = ((cos * left - sin * aspect * y + parameters[plane, 2] + one) * np.float32(width) + one) / two
-                y_start = ((sin / aspect * left + cos * y + parameters[plane, 3] + one) * np.float32(height) + one) / two
+                y_start = (
+                    (sin / aspect * left + cos * y + parameters[plane, 3] + one) * np.float32(height) + one
+                ) / two
                 # Two loops: the first has no memory to wait for, so the compiler computes sixteen columns at once.
                 for column in range(width):
                     u = x_start + cos * np.float32(column)

@@ -20,6 +20,10 @@ RIGID = (33, 133, 362, 263, 168, 6, 197, 195, 5, 98, 327, 2, 10, 151, 9, 8, 54, 
 OUTER_LIPS = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
 INNER_LIPS = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191)
 CHIN = (152, 148, 377, 199)
+FACE_OVAL = (
+    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
+    152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
+)  # fmt: skip
 POINTS = OUTER_LIPS + INNER_LIPS + CHIN
 _UPPER, _LOWER = POINTS.index(13), POINTS.index(14)
 RESTING_SHARE = 0.15  # of the frames, those with the smallest opening: their median is the neutral mouth

@@ -22,7 +22,7 @@ REFERENCE_CHANNELS = 32  # features of each reference crop
 CHANNELS = REFERENCES * REFERENCE_CHANNELS  # of REFERENCE and ALIGNED, each warped by its own affine
 # Features exist for the patch's window of the crop only, at a quarter of its resolution: nothing else is ever painted.
 WINDOW_ROWS = (112, 256)  # of the crop
-WINDOW_COLUMNS = (32, 224)
+WINDOW_COLUMNS = (48, 208)
 FEATURE_HEIGHT = (WINDOW_ROWS[1] - WINDOW_ROWS[0]) // 4
 FEATURE_WIDTH = (WINDOW_COLUMNS[1] - WINDOW_COLUMNS[0]) // 4
 MOUTH = 12  # dimensions of a mouth code

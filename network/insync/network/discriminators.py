@@ -39,7 +39,7 @@ class Discriminator(nn.Module):
 
 
 def local_view(window: Tensor) -> Tensor:
-    """The mouth [B, 3, 112, 112] out of the decoder's window [B, 3, 144, 192]: what the local discriminator sees."""
+    """The mouth [B, 3, 112, 112] out of the decoder's window [B, 3, 144, 160]: what the local discriminator sees."""
     top, left = mask.MOUTH_ROWS[0] - mask.ROWS[0], mask.MOUTH_COLUMNS[0] - mask.COLUMNS[0]
     height, width = (r[1] - r[0] for r in (mask.MOUTH_ROWS, mask.MOUTH_COLUMNS))
     return window[..., top : top + height, left : left + width]

@@ -56,12 +56,12 @@ class Inpainter(nn.Module):
         """Paints the window of the crop.
 
         Args:
-            source: [B, 64, 36, 48].
-            aligned: [B, 160, 36, 48].
+            source: [B, 64, 36, 40].
+            aligned: [B, 160, 36, 40].
             style: [B, 128]; its first 5 entries weigh the references.
 
         Returns:
-            Colours [B, 3, 144, 192] in [0, 1]; alpha [B, 1, 144, 192] in [0, 1]; logits [B, 1, 144, 192] that the mouth is bare.
+            Colours [B, 3, 144, 160] in [0, 1]; alpha [B, 1, 144, 160] in [0, 1]; logits [B, 1, 144, 160] that the mouth is bare.
         """
         batch, _, height, width = aligned.shape
         each = aligned.reshape(batch, REFERENCES, REFERENCE_CHANNELS, height, width)

@@ -38,10 +38,10 @@ def feather() -> Tensor:
 
 
 def window(picture: Tensor) -> Tensor:
-    """The patch's window, [..., 144, 192], of something in the crop's frame, [..., 256, 256]."""
+    """The patch's window, [..., 144, 160], of something in the crop's frame, [..., 256, 256]."""
     return picture[..., ROWS[0] : ROWS[1], COLUMNS[0] : COLUMNS[1]]
 
 
 def feature_window(features: Tensor) -> Tensor:
-    """The same window at a quarter of the resolution: [..., 64, 64] → [..., 36, 48]."""
+    """The same window at a quarter of the resolution: [..., 64, 64] → [..., 36, 40]."""
     return features[..., ROWS[0] // 4 : ROWS[1] // 4, COLUMNS[0] // 4 : COLUMNS[1] // 4]

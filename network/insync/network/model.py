@@ -31,7 +31,7 @@ class LipSync(nn.Module):
 
         Args:
             crop: [B, 3, 256, 256] in [0, 1].
-            reference: [B, 160, 36, 48].
+            reference: [B, 160, 36, 40].
             identity: [B, 128].
             code: [B, 12].
 

@@ -32,7 +32,7 @@ class ReferenceEncoder(nn.Module):
             codes: [B, 5, 12], their mouth codes.
 
         Returns:
-            Reference features of the window [B, 160, 36, 48], 32 channels of each crop in turn; identity descriptor [B, 128].
+            Reference features of the window [B, 160, 36, 40], 32 channels of each crop in turn; identity descriptor [B, 128].
         """
         batch = crops.shape[0]
         features = self.body(self.stem(mask.window(crops).flatten(0, 1) * 2 - 1))

@@ -43,7 +43,7 @@ class SourceEncoder(nn.Module):
         self.rise = nn.Upsample(scale_factor=4, mode="bilinear", align_corners=False)
 
     def forward(self, crop: Tensor) -> tuple[Tensor, Tensor]:
-        """Crop [B, 3, 256, 256] in [0, 1] → source features of the window [B, 64, 36, 48], pose descriptor [B, 32]."""
+        """Crop [B, 3, 256, 256] in [0, 1] → source features of the window [B, 64, 36, 40], pose descriptor [B, 32]."""
         hole = self.hole.expand(crop.shape[0], -1, -1, -1)
         centred = crop * 2 - 1
         features = self.body(self.stem(torch.cat([centred * (1 - hole), hole], dim=1)))

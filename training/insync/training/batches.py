@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from insync.ensemble.mouth import OUTER_LIPS, MouthBasis
+from insync.ensemble.mouth import FACE_OVAL, OUTER_LIPS, MouthBasis
 from insync.ensemble.spec import CROP_SIZE, REFERENCES
 from insync.network import mask
 from insync.training.dataset import Dataset
@@ -21,6 +21,7 @@ Rng = np.random.Generator
 CANDIDATES = 24  # frames from which the references are chosen, as registration chooses from a twin's footage
 APART_S = 0.4  # references lie at least this far from every target, so that none of them is the answer
 OCCLUDED_SHARE = 0.3
+CHIN_REACH = 25  # pixels of the crop by which a chin can go down
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ class Batch:
     Attributes:
         crops: [B, 3, 256, 256] in [0, 1], what the encoder gets: with occluders.
         real: [B, 3, 256, 256], without them.
-        bare: [B, 1, 144, 192], 0 where an occluder covers the window.
-        lips: [B, 1, 144, 192], 1 around the lips.
+        face: [B, 1, 144, 160], 0 where the window shows what no speech moves: background and hair beside the face.
+        bare: [B, 1, 144, 160], the same, and 0 where an occluder covers the window.
+        lips: [B, 1, 144, 160], 1 around the lips.
         codes: [B, 12].
         references: [G, 5, 3, 256, 256].
         reference_codes: [G, 5, 12].
@@ -39,6 +41,7 @@ class Batch:
 
     crops: Tensor
     real: Tensor
+    face: Tensor
     bare: Tensor
     lips: Tensor
     codes: Tensor
@@ -93,13 +96,9 @@ class Batches:
             self._person(int(segment), augmented, bool(augmented and rng.random() < 0.5), bool(rng.random() < hinted))
             for segment in segments
         ]
-        crops, real, bare, lips, codes, references, reference_codes = (
-            list(column) for column in zip(*parts, strict=True)
-        )
-        return Batch(
-            torch.cat(crops), torch.cat(real), torch.cat(bare), torch.cat(lips), torch.cat(codes),
-            torch.stack(references), torch.stack(reference_codes),
-        )  # fmt: skip
+        *pictures, references, reference_codes = (list(column) for column in zip(*parts, strict=True))
+        crops, real, face, bare, lips, codes = (torch.cat(column) for column in pictures)
+        return Batch(crops, real, face, bare, lips, codes, torch.stack(references), torch.stack(reference_codes))
 
     def references(
         self, segment: int, away_from: Floats, mirrored: bool = False
@@ -133,8 +132,9 @@ class Batches:
             reference_codes = self._codes[1 if mirrored else 0][chosen]
         real, references = to_tensor(data.crops[index]), to_tensor(data.crops[chosen])
         lips = torch.from_numpy(np.stack([_lips(data.landmarks[i]) for i in index]))[:, None]
+        face = torch.from_numpy(np.stack([_speaking_area(data.landmarks[i]) for i in index]))[:, None]
         if mirrored:
-            real, references, lips = real.flip(-1), references.flip(-1), lips.flip(-1)
+            real, references, lips, face = (picture.flip(-1) for picture in (real, references, lips, face))
         if augmented:
             real, references = Light(rng)(real), Light(rng, strength=0.4)(references)
         crops, bare = real, torch.ones(len(index), 1, CROP_SIZE, CROP_SIZE)
@@ -142,16 +142,8 @@ class Batches:
             covered = [self._occlude(picture) for picture in real]
             crops, bare = torch.stack([c for c, _ in covered]), torch.stack([b for _, b in covered])
         codes = self._codes[1 if mirrored else 0][index]
-        window = (..., slice(*mask.ROWS), slice(*mask.COLUMNS))
-        return (
-            crops,
-            real,
-            bare[window],
-            lips[window],
-            torch.from_numpy(codes),
-            references,
-            torch.from_numpy(reference_codes),
-        )
+        windows = (mask.window(picture) for picture in (face, bare * face, lips))
+        return crops, real, *windows, torch.from_numpy(codes), references, torch.from_numpy(reference_codes)
 
     def _occlude(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """Covers part of the mouth with a piece of another picture, or of one colour, in most shapes that hands and objects take."""
@@ -187,6 +179,14 @@ class Batches:
                 3, CROP_SIZE, CROP_SIZE
             )
         return (picture * (1 - soft) + texture.clamp(0, 1) * soft), 1 - soft
+
+
+def _speaking_area(landmarks: Floats) -> Floats:
+    """The face and, below it, where its chin goes when the mouth opens; everything else in the crop stays as filmed."""
+    picture = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
+    cv2.fillPoly(picture, [landmarks[list(FACE_OVAL)].round().astype(np.int32)], 1.0)
+    picture = cv2.dilate(picture, np.ones((CHIN_REACH, 1), np.uint8), anchor=(0, CHIN_REACH - 1))
+    return np.asarray(cv2.GaussianBlur(cv2.dilate(picture, np.ones((5, 5), np.uint8)), (0, 0), 2.5), np.float32)
 
 
 def _lips(landmarks: Floats) -> Floats:

@@ -202,10 +202,11 @@ class RendererTraining:
         codes, real = batch.codes.to(self._device), batch.real.to(self._device)
         window = real[..., slice(*mask.ROWS), slice(*mask.COLUMNS)]
         bare, lips = batch.bare.to(self._device), batch.lips.to(self._device)
+        cover = self._feather * batch.face.to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16):
             colours, bare_logits = self._render(self._network, batch, codes)
-            shown = self._feather * colours + (1 - self._feather) * window
-            weight = self._feather * (1 + 4 * lips)
+            shown = cover * colours + (1 - cover) * window
+            weight = cover * (1 + 4 * lips)
             colour, edges = picture_loss(colours, window, weight)
             perceptual, reading = self._judge(local_view(shown), local_view(window))
             covered = (
@@ -287,11 +288,11 @@ class RendererTraining:
         rest, wide = torch.zeros_like(batch.codes), torch.zeros_like(batch.codes)
         wide[:, 0] = 2.2
         for codes in (batch.codes, rest, wide):
-            colours, _ = self._render(self._average, batch, codes.to(self._device))
+            colours, bare = self._render(self._average, batch, codes.to(self._device))
             shown = batch.real.clone()
             window = shown[..., slice(*mask.ROWS), slice(*mask.COLUMNS)]
-            feather = self._feather.cpu()
-            shown[..., slice(*mask.ROWS), slice(*mask.COLUMNS)] = feather * colours.cpu() + (1 - feather) * window
+            alpha = (torch.sigmoid(bare) * self._feather).cpu()
+            shown[..., slice(*mask.ROWS), slice(*mask.COLUMNS)] = alpha * colours.cpu() + (1 - alpha) * window
             rows.append(shown)
         sheet = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
         picture: npt.NDArray[np.uint8] = (sheet.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
