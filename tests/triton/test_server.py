@@ -124,8 +124,8 @@ def test_serve_stops_cleanly_on(number: signal.Signals, tmp_path: Path) -> None:
         line = process.stdout.readline()
         assert "gRPC 127.0.0.1:" in line
         children = psutil.Process(process.pid).children()
-        assert len(children) == 1
-        used = shared(children[0].pid)
+        (leader,) = (child.pid for child in children if child.name() == "tritonserver")
+        used = shared(leader)
         assert used
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
@@ -135,7 +135,8 @@ def test_serve_stops_cleanly_on(number: signal.Signals, tmp_path: Path) -> None:
             process.wait(20)
     assert process.returncode == 0, err
     assert out == "InSync has stopped.\n"
-    assert group(children[0].pid) == []
+    assert group(leader) == []
+    assert not any(child.is_running() for child in children)
     assert not any((SHARED_MEMORY / name).exists() for name in used)
 
 
