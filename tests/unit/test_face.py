@@ -68,10 +68,21 @@ def test_hint_leads_to_the_same_face(finder: FaceFinder, image: Image) -> None:
     assert face is not None
     again = finder.find(image, face.box)
     assert again is not None
-    assert np.abs(again.landmarks[:, :2] - face.landmarks[:, :2]).mean() < 2
+    assert np.abs(again.landmarks[:, :2] - face.landmarks[:, :2]).mean() < 3
     moved = finder.find(image, face.box + 15)
     assert moved is not None
     assert np.abs(moved.landmarks[:, :2] - face.landmarks[:, :2]).mean() < 3
+
+
+@pytest.mark.parametrize("shift", [(60, 0), (-60, 20), (0, 70), (40, -50)])
+def test_hint_from_frames_ago_does_not_drag_the_landmarks(
+    finder: FaceFinder, image: Image, shift: tuple[int, int]
+) -> None:
+    face = finder.find(image)
+    assert face is not None
+    late = finder.find(image, face.box + np.array([*shift, *shift], np.float32))
+    assert late is not None
+    assert np.abs(late.landmarks[:, :2] - face.landmarks[:, :2]).mean() < 4
 
 
 def test_hint_to_nowhere_falls_back_to_the_whole_frame(finder: FaceFinder, image: Image) -> None:

@@ -23,7 +23,11 @@ Floats = npt.NDArray[np.float32]
 LANDMARKS = 468
 MESH_SIZE = 192  # pixels, input of the landmark network
 ROI_SCALE = 1.5  # side of the landmark network's region over the face box's longer side
-UPRIGHT_RAD = math.radians(12)  # a face turned further than this in the image plane is looked at again, upright
+MAX_LOOKS = 6  # of the landmark network at one face
+# A region is looked at again if the face lies further from its middle, is turned further, or is larger or smaller by more:
+OFF_CENTRE = 0.035  # of the side
+TURNED_RAD = math.radians(12)
+RESIZED = 0.07  # of its logarithm
 MIN_PRESENCE = 0.5  # below, a hinted region is given up and the whole frame searched
 MIN_SCORE = 0.5  # of a detection
 MIN_FACE_PIXELS = 24
@@ -63,6 +67,14 @@ class _Region:
     y: float
     side: float
     angle: float = 0.0
+
+    def resembles(self, other: _Region) -> bool:
+        """Whether looking at the other region instead would show the landmark network much the same."""
+        return (
+            math.hypot(self.x - other.x, self.y - other.y) <= OFF_CENTRE * other.side
+            and abs(_wrap(self.angle - other.angle)) <= TURNED_RAD
+            and abs(math.log(self.side / other.side)) <= RESIZED
+        )
 
     def matrix(self, size: int) -> Floats:
         """float32 [2, 3], from the frame to a size × size picture of this region."""
@@ -218,11 +230,11 @@ class FaceFinder:
             assert hint is not None
             x0, y0, x1, y1 = (float(v) for v in hint)
             region = _Region((x0 + x1) / 2, (y0 + y1) / 2, max(x1 - x0, y1 - y0) * ROI_SCALE)
-            face = self._look(image, region, looks=1)
+            face = self._look(image, region)
             if face is not None:
                 return face
         for _, region in self._detect(image, hint):
-            face = self._look(image, region, looks=2)
+            face = self._look(image, region)
             if face is not None:
                 return face
         return None
@@ -237,18 +249,23 @@ class FaceFinder:
             return sorted(found, key=lambda item: math.hypot(item[1].x - x, item[1].y - y))
         return sorted(found, key=lambda item: -item[0] * item[1].side)
 
-    def _look(self, image: Image, region: _Region, looks: int) -> Face | None:
-        """Runs the landmark network on a region, and again on the region that its landmarks give if that is better."""
-        landmarks, presence = self._landmarks(image, region)
-        if presence < MIN_PRESENCE:
-            return None
-        better = _region_of(landmarks)
-        if looks > 1 or abs(_wrap(better.angle - region.angle)) > UPRIGHT_RAD:
-            landmarks, presence = self._landmarks(image, better)
+    def _look(self, image: Image, region: _Region) -> Face | None:
+        """Runs the landmark network on a region, and again on the region that its landmarks give until that holds still.
+
+        A region that lies beside the face (a hint from some frames ago, a coarse detection) gives landmarks that lean towards its middle.
+        """
+        for _ in range(MAX_LOOKS):
+            landmarks, presence = self._landmarks(image, region)
+            if presence < MIN_PRESENCE:
+                return None
+            better = _region_of(landmarks)
+            if region.resembles(better):
+                break
+            region = better
         box = np.concatenate([landmarks[:, :2].min(0), landmarks[:, :2].max(0)])
         height, width = image.shape[:2]
         inside = box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0
-        if presence < MIN_PRESENCE or not inside or float((box[2:] - box[:2]).max()) < MIN_FACE_PIXELS:
+        if not inside or float((box[2:] - box[:2]).max()) < MIN_FACE_PIXELS:
             return None
         return Face(landmarks, box, presence, face_transform(landmarks))
 
