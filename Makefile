@@ -7,8 +7,8 @@
 #   make sample   make samples/ anew (needs espeak-ng)
 #   make clean    remove what these commands made
 #
-# Another interpreter: make PYTHON=python3.12 …    A CPU-only PyTorch (a stock PyPI gives the CUDA build, several GB larger):
-# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
+# Another interpreter: make PYTHON=python3.12 …    A CPU-only PyTorch, several GB smaller than the CUDA build: name PyTorch's
+# index of CPU builds in PIP_EXTRA_INDEX_URL.
 
 # The first interpreter that fits; onnxruntime, DALI and the server's Python stub have to be there for it.
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
