@@ -125,8 +125,10 @@ def centred_transform(width: int, height: int) -> Floats:
 
 
 def take_crop(image: Image, transform: Floats) -> Image:
-    """The face-aligned crop, uint8 [256, 256, 3], of an image uint8 [H, W, 3]; black outside the frame."""
-    return np.asarray(cv2.warpAffine(image, transform, (CROP_SIZE, CROP_SIZE), flags=cv2.INTER_LINEAR), np.uint8)
+    """The face-aligned crop, uint8 [256, 256, 3], of an image uint8 [H, W, 3]; edge pixels go on outside the frame."""
+    size = (CROP_SIZE, CROP_SIZE)
+    crop = cv2.warpAffine(image, transform, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(crop, np.uint8)
 
 
 def is_hint(box: Floats | None) -> bool:
