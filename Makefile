@@ -39,9 +39,9 @@ bench: $(VENV)/.all
 	$(BIN)/python -m benchmarks.dub_speed
 	$(BIN)/python -m benchmarks.ensemble_share
 
-# scikit-image carries the photograph; only its data folder is read, so nothing that it depends on is installed.
+# matplotlib carries the photograph; only its data folder is read, so nothing that it depends on is installed.
 sample: $(VENV)/.serve
-	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/sample scikit-image
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/sample matplotlib
 	PYTHONPATH=$(VENV)/sample $(BIN)/python samples/make_sample.py
 
 clean:

@@ -1,10 +1,10 @@
 """Make the sample that InSync ships: a clip of a face, and speech for it to say.
 
-The picture is the portrait of the astronaut Eileen Collins by NASA, in the public domain, which comes inside
-scikit-image's wheel. A slow hand-held camera movement and a gentle change of light make a clip of it. espeak-ng speaks
+The picture is the portrait of Commodore Grace M. Hopper by James S. Davis, United States Navy, in the public domain, which
+comes inside matplotlib's wheel: a face from the front with its mouth at rest. A slow hand-held camera movement and a gentle change of light make a clip of it. espeak-ng speaks
 a sentence of our own. Run it as
 
-    pip install --no-deps scikit-image    # only its data folder is read; nothing of it is imported
+    pip install --no-deps matplotlib    # only its data folder is read; nothing of it is imported
     python samples/make_sample.py
 
 with the espeak-ng program installed. Nothing is random: the same versions of the tools write the same bytes.
@@ -33,21 +33,21 @@ RATE = 25  # frames per second
 DURATION_S = 6.12  # the sentence takes 6.10 s
 QUALITY = 21  # x264's constant rate factor
 
-CENTRE = (225.0, 131.0)  # the point of the photograph that the camera looks at, in its pixels
-ZOOM = 2.95  # pixels of the clip for one of the photograph: the face is then about 300 pixels wide
+CENTRE = (262.0, 214.0)  # the point of the photograph that the camera looks at, in its pixels
+ZOOM = 2.62  # pixels of the clip for one of the photograph: the face is then about 490 pixels wide
 
 
 def portrait(photo: Path | None = None) -> NDArray[np.uint8]:
-    """Return the photograph as BGR uint8 [512, 512, 3], from `photo` or else from the installed scikit-image.
+    """Return the photograph as BGR uint8 [600, 512, 3], from `photo` or else from the installed matplotlib.
 
     Raises:
         FileNotFoundError: neither is there.
     """
     if photo is None:
-        package = importlib.util.find_spec("skimage")
+        package = importlib.util.find_spec("matplotlib")
         if package is None or package.origin is None:
-            raise FileNotFoundError("scikit-image is not installed: pip install --no-deps scikit-image")
-        photo = Path(package.origin).parent / "data" / "astronaut.png"
+            raise FileNotFoundError("matplotlib is not installed: pip install --no-deps matplotlib")
+        photo = Path(package.origin).parent / "mpl-data" / "sample_data" / "grace_hopper.jpg"
     image = cv2.imread(str(photo), cv2.IMREAD_COLOR)
     if image is None:
         raise FileNotFoundError(f"{photo} is not a readable image")
@@ -111,7 +111,7 @@ def write_speech(path: Path) -> None:
 def main() -> int:
     """Write `sample.mp4` and `speech.wav`."""
     parser = argparse.ArgumentParser(description="Make the sample clip and speech that InSync ships.")
-    parser.add_argument("--photo", type=Path, help="astronaut.png, where scikit-image is not installed")
+    parser.add_argument("--photo", type=Path, help="grace_hopper.jpg, where matplotlib is not installed")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to (default: here)")
     options = parser.parse_args()
     try:
