@@ -21,6 +21,7 @@ Rng = np.random.Generator
 CANDIDATES = 24  # frames from which the references are chosen, as registration chooses from a twin's footage
 APART_S = 0.4  # references lie at least this far from every target, so that none of them is the answer
 OCCLUDED_SHARE = 0.3
+PHOTO_SHARE = 0.3  # of people are twins of one photo: five times the same reference
 CHIN_REACH = 25  # pixels of the crop by which a chin can go down
 
 
@@ -130,6 +131,9 @@ class Batches:
             order = rng.permutation(REFERENCES)
             chosen = chosen[order]
             reference_codes = self._codes[1 if mirrored else 0][chosen]
+        elif augmented and rng.random() < PHOTO_SHARE:
+            one = int(rng.integers(REFERENCES))
+            chosen, reference_codes = chosen[[one] * REFERENCES], reference_codes[[one] * REFERENCES]
         real, references = to_tensor(data.crops[index]), to_tensor(data.crops[chosen])
         lips = torch.from_numpy(np.stack([_lips(data.landmarks[i]) for i in index]))[:, None]
         face = torch.from_numpy(np.stack([_speaking_area(data.landmarks[i]) for i in index]))[:, None]
