@@ -87,7 +87,7 @@ def test_the_largest_face_is_taken_and_followed(images: list[Image], finder: Fac
     face = finder.find(images[0])
     assert face is not None
     x0, y0, x1, y1 = (int(v) for v in face.box)
-    side = max(x1 - x0, y1 - y0)
+    side = int(0.6 * max(x1 - x0, y1 - y0))
     x, y = (x0 + x1) // 2, (y0 + y1) // 2
     cut = images[0][max(0, y - side) : y + side, max(0, x - side) : x + side]
     big, small = cv2.resize(cut, (600, 600), interpolation=cv2.INTER_AREA), cv2.resize(cut, (260, 260))
@@ -95,14 +95,17 @@ def test_the_largest_face_is_taken_and_followed(images: list[Image], finder: Fac
     canvas[20:620, 380:980] = big
     canvas[200:460, 60:320] = small
     record = register([jpeg(canvas), jpeg(canvas)], finder, basis)
-    alone = np.full_like(canvas, 90)
-    alone[20:620, 380:980] = big
-    expected = register([jpeg(alone)], finder, basis)
-    assert np.abs(record.crops[0].astype(int) - expected.crops[0]).mean() < 4
+    differences = []
+    for rows, columns in ((slice(20, 620), slice(380, 980)), (slice(200, 460), slice(60, 320))):
+        alone = np.full_like(canvas, 90)
+        alone[rows, columns] = canvas[rows, columns]
+        crop = register([jpeg(alone)], finder, basis).crops[0]
+        differences.append(np.abs(record.crops[0].astype(int) - crop).mean())
+    assert differences[0] < 0.8 * differences[1]
 
 
 def test_a_small_face_is_warned_of(images: list[Image], finder: FaceFinder, basis: MouthBasis) -> None:
-    small = cv2.resize(images[0], None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(images[0], None, fx=0.18, fy=0.18, interpolation=cv2.INTER_AREA)
     report = register([jpeg(np.asarray(small, np.uint8))], finder, basis).report
     assert any("pixels wide" in warning for warning in report["warnings"])
 
@@ -140,11 +143,17 @@ def seen(frame: int, opening: float, yaw: float, sharpness: float) -> _Seen:
 
 def test_the_sampler_takes_the_extremes_first_and_the_resting_face_as_a_start() -> None:
     frames = [seen(k, opening, 0.0, 100.0) for k, opening in enumerate(np.linspace(0, 0.2, 41))]
-    frames += [seen(41, 0.0, 0.5, 100.0), seen(42, 0.0, -0.5, 100.0)]
     chosen, distinct = _choose(frames, np.zeros((44, 2), np.float32))
     assert distinct == REFERENCES
     assert chosen[0].frame == 0
-    assert {40, 41, 42} <= {one.frame for one in chosen}
+    assert chosen[1].frame == 40
+
+
+def test_the_sampler_takes_other_poses_of_a_mouth_that_does_not_move() -> None:
+    frames = [seen(k, 0.0, yaw, 100.0) for k, yaw in enumerate(np.linspace(-0.5, 0.5, 21))]
+    chosen, _ = _choose(frames, np.zeros((44, 2), np.float32))
+    assert chosen[0].frame == 10  # faces forward
+    assert {0, 20} <= {one.frame for one in chosen}
 
 
 def test_the_sampler_leaves_blurred_frames_out() -> None:

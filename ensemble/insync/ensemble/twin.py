@@ -26,7 +26,7 @@ Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 MOUTH_UNIT = 0.03  # root mean square of lip movement, in eye distances, that counts as much as …
-POSE_UNIT_RAD = math.radians(12)  # … this turn of the head
+POSE_UNIT_RAD = math.radians(35)  # … this turn of the head: the decoder copies by mouth shape, and a turned head brings its background along
 SHARP_SHARE = 0.3  # of the median sharpness: blurrier frames are used only if there are no others
 SMALL_FACE_PIXELS = 100  # a face narrower than this makes a soft result
 SAME = 0.15  # frames nearer than this to each other, in the units above, are the same reference

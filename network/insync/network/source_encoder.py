@@ -48,6 +48,10 @@ class SourceEncoder(nn.Module):
         centred = crop * 2 - 1
         features = self.body(self.stem(torch.cat([centred * (1 - hole), hole], dim=1)))
         pose = self.pose_head(self.pose(features).flatten(1))
-        near = self.occluder_stem(centred)
-        occluders = self.occluder_out(torch.cat([near, self.rise(self.occluder_wide(near))], dim=1))
-        return mask.feature_window(torch.cat([features, occluders], dim=1)), pose
+        return mask.feature_window(torch.cat([features, self.occluders(crop)], dim=1)), pose
+
+    def occluders(self, crop: Tensor) -> Tensor:
+        """What covers the mouth: crop [B, 3, 256, 256] in [0, 1] → [B, 8, 64, 64]."""
+        near = self.occluder_stem(crop * 2 - 1)
+        result: Tensor = self.occluder_out(torch.cat([near, self.rise(self.occluder_wide(near))], dim=1))
+        return result

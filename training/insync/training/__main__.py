@@ -4,6 +4,7 @@
     speech DATA RUN --minutes M                 audio projection layer and audio mapping network
     reader DATA RUN --minutes M                 the mouth reader that judges the renderer
     renderer DATA RUN --minutes M               encoders, alignment network, inpainter
+    occlusion DATA RUN --minutes M              what lies over or beside the mouth and must stay
     all CLIPS RUN --minutes M                   the whole way
 
 Then: `insync export onnx RUN --crops VIDEO`.
@@ -24,7 +25,7 @@ log = logging.getLogger("insync.training")
 
 REPOSITORY = Path(__file__).resolve().parents[3] / "model_repository"
 # Shares of the time in `all`.
-SHARES = {"speech": 0.08, "reader": 0.05, "renderer": 0.87}
+SHARES = {"speech": 0.07, "reader": 0.05, "renderer": 0.8, "occlusion": 0.08}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     curate = stages.add_parser("curate", help="footage → data set")
     curate.add_argument("clips", type=Path)
     curate.add_argument("-o", "--out", type=Path, required=True)
-    for name in ("speech", "reader", "renderer"):
+    for name in ("speech", "reader", "renderer", "occlusion"):
         stage = stages.add_parser(name)
         stage.add_argument("data", type=Path)
         stage.add_argument("run", type=Path)
@@ -73,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     from insync.training.curate import curate
     from insync.training.dataset import Dataset, fit_basis
+    from insync.training.occlusion import train_occlusion
     from insync.training.reader import train_reader
     from insync.training.renderer import train_renderer
     from insync.training.speech import train_speech
@@ -92,6 +94,7 @@ def _run(options: argparse.Namespace) -> None:
         train_speech(dataset, basis, options.run, minutes["speech"])
         train_reader(dataset, basis, options.run, minutes["reader"], options.seed)
         train_renderer(dataset, basis, options.run, minutes["renderer"], dataset)
+        train_occlusion(dataset, basis, options.run, minutes["occlusion"], options.seed)
     else:
         dataset = Dataset(options.data)
         options.run.mkdir(parents=True, exist_ok=True)
@@ -99,6 +102,8 @@ def _run(options: argparse.Namespace) -> None:
             train_speech(dataset, basis, options.run, options.minutes)
         elif options.stage == "reader":
             train_reader(dataset, basis, options.run, options.minutes, options.seed)
+        elif options.stage == "occlusion":
+            train_occlusion(dataset, basis, options.run, options.minutes, options.seed)
         else:
             validation = Dataset(options.validation) if options.validation else dataset
             train_renderer(dataset, basis, options.run, options.minutes, validation)

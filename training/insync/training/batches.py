@@ -33,7 +33,6 @@ class Batch:
         crops: [B, 3, 256, 256] in [0, 1], what the encoder gets: with occluders.
         real: [B, 3, 256, 256], without them.
         face: [B, 1, 144, 160], 0 where the window shows what no speech moves: background and hair beside the face.
-        bare: [B, 1, 144, 160], the same, and 0 where an occluder covers the window.
         lips: [B, 1, 144, 160], 1 around the lips.
         codes: [B, 12].
         references: [G, 5, 3, 256, 256].
@@ -43,7 +42,6 @@ class Batch:
     crops: Tensor
     real: Tensor
     face: Tensor
-    bare: Tensor
     lips: Tensor
     codes: Tensor
     references: Tensor
@@ -98,8 +96,27 @@ class Batches:
             for segment in segments
         ]
         *pictures, references, reference_codes = (list(column) for column in zip(*parts, strict=True))
-        crops, real, face, bare, lips, codes = (torch.cat(column) for column in pictures)
-        return Batch(crops, real, face, bare, lips, codes, torch.stack(references), torch.stack(reference_codes))
+        crops, real, face, lips, codes = (torch.cat(column) for column in pictures)
+        return Batch(crops, real, face, lips, codes, torch.stack(references), torch.stack(reference_codes))
+
+    def draw_covered(self, count: int) -> tuple[Tensor, Tensor]:
+        """Frames of any people, some with something before the mouth.
+
+        Returns:
+            Crops [count, 3, 256, 256] in [0, 1]; [count, 1, 144, 160], 1 where the window shows the bare face.
+        """
+        crops, bare = [], []
+        for segment in self._rng.choice(len(self._chance), count, p=self._chance):
+            rows = self._data.rows(int(segment))
+            row = int(self._rng.integers(rows.start, rows.stop))
+            picture = Light(self._rng)(to_tensor(self._data.crops[row])[None])[0]
+            face = torch.from_numpy(_speaking_area(self._data.landmarks[row]))[None]
+            if self._rng.random() < 0.5:
+                picture, face = picture.flip(-1), face.flip(-1)
+            covered, free = self._occlude(picture)
+            crops.append(covered)
+            bare.append(mask.window(free * face))
+        return torch.stack(crops), torch.stack(bare)
 
     def references(
         self, segment: int, away_from: Floats, mirrored: bool = False
@@ -141,12 +158,9 @@ class Batches:
             real, references, lips, face = (picture.flip(-1) for picture in (real, references, lips, face))
         if augmented:
             real, references = Light(rng)(real), Light(rng, strength=0.4)(references)
-        crops, bare = real, torch.ones(len(index), 1, CROP_SIZE, CROP_SIZE)
-        if augmented:
-            covered = [self._occlude(picture) for picture in real]
-            crops, bare = torch.stack([c for c, _ in covered]), torch.stack([b for _, b in covered])
+        crops = torch.stack([self._occlude(picture)[0] for picture in real]) if augmented else real
         codes = self._codes[1 if mirrored else 0][index]
-        windows = (mask.window(picture) for picture in (face, bare * face, lips))
+        windows = (mask.window(picture) for picture in (face, lips))
         return crops, real, *windows, torch.from_numpy(codes), references, torch.from_numpy(reference_codes)
 
     def _occlude(self, picture: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Trains the renderer: source and reference encoders, alignment network and inpainter, on codes of real frames, adversarially.
 
 Losses: colour and its gradients (L1) weighted towards the lips; the mouth reader's features and reading; hinge discriminators, local and
-global, conditioned on the mouth code, with feature matching (Wang et al., 2018); binary cross-entropy on what is covered.
+global, conditioned on the mouth code, with feature matching (Wang et al., 2018). Alpha is learned apart (`occlusion`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ from insync.training.dataset import Dataset
 from insync.training.progress import Budget, Log, cosine, load_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
+
+
+# Weight of colours beside the face: alpha hides them, but not to the last pixel.
+SURROUNDINGS = 0.3
 
 
 @dataclass(frozen=True)
@@ -186,36 +190,34 @@ class RendererTraining:
         state = {name: part.state_dict() for name, part in self._parts().items()}
         save_checkpoint(self._out / "renderer_last.pt", {**state, "step": self._step + 1, "spent_s": budget.spent_s})
 
-    def _render(self, network: LipSync, batch: Batch, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def _render(self, network: LipSync, batch: Batch, codes: Tensor) -> Tensor:
         features, identity = network.reference(
             batch.references.to(self._device), batch.reference_codes.to(self._device)
         )
         repeat = len(codes) // len(features)
         crops = batch.crops.to(self._device).contiguous(memory_format=torch.channels_last)
-        colours, _, bare = network.render(
+        colours, _, _ = network.render(
             crops, features.repeat_interleave(repeat, 0).float(), identity.repeat_interleave(repeat, 0), codes
         )
-        return colours.float(), bare.float()
+        return colours.float()
 
     def _train_step(self, adversarial: float) -> None:
         batch = self._batches.draw(hinted=self._hinted)
         codes, real = batch.codes.to(self._device), batch.real.to(self._device)
         window = real[..., slice(*mask.ROWS), slice(*mask.COLUMNS)]
-        bare, lips = batch.bare.to(self._device), batch.lips.to(self._device)
-        cover = self._feather * batch.face.to(self._device)
+        lips = batch.lips.to(self._device)
+        face = batch.face.to(self._device)
+        cover = self._feather * face
         with torch.autocast(self._device.type, torch.bfloat16):
-            colours, bare_logits = self._render(self._network, batch, codes)
+            colours = self._render(self._network, batch, codes)
             shown = cover * colours + (1 - cover) * window
-            weight = cover * (1 + 4 * lips)
+            weight = self._feather * (SURROUNDINGS + (1 - SURROUNDINGS) * face) * (1 + 4 * lips)
             colour, edges = picture_loss(colours, window, weight)
             perceptual, reading = self._judge(local_view(shown), local_view(window))
-            covered = (
-                F.binary_cross_entropy_with_logits(bare_logits, bare, reduction="none") * (self._feather > 0)
-            ).mean()
-            loss = 4 * colour + 4 * edges + 0.5 * perceptual + 1.0 * reading + 0.5 * covered
+            loss = 4 * colour + 4 * edges + 0.5 * perceptual + 1.0 * reading
             self._figures = {
                 "colour": float(colour.detach()), "edges": float(edges.detach()), "perceptual": float(perceptual.detach()),
-                "code": float(reading.detach()), "covered": float(covered.detach()),
+                "code": float(reading.detach()),
                 "matching": 0.0, "adversarial": 0.0, "real": 0.0, "fake": 0.0,
             }  # fmt: skip
             if adversarial > 0:
@@ -288,10 +290,10 @@ class RendererTraining:
         rest, wide = torch.zeros_like(batch.codes), torch.zeros_like(batch.codes)
         wide[:, 0] = 2.2
         for codes in (batch.codes, rest, wide):
-            colours, bare = self._render(self._average, batch, codes.to(self._device))
+            colours = self._render(self._average, batch, codes.to(self._device))
             shown = batch.real.clone()
             window = shown[..., slice(*mask.ROWS), slice(*mask.COLUMNS)]
-            alpha = (torch.sigmoid(bare) * self._feather).cpu()
+            alpha = self._feather.cpu() * batch.face
             shown[..., slice(*mask.ROWS), slice(*mask.COLUMNS)] = alpha * colours.cpu() + (1 - alpha) * window
             rows.append(shown)
         sheet = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)

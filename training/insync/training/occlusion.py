@@ -1,0 +1,59 @@
+"""Trains what decides over alpha: the encoder's occlusion branch and the inpainter's alpha head.
+
+They learn from synthetic occluders and from the face's outline: where an object or the surroundings of the face show, alpha falls to 0. Nothing
+else of the network reaches them, and they reach nothing else, so they have a stage of their own, quick since it needs no rendering.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from insync.ensemble.mouth import MouthBasis
+from insync.network import mask
+from insync.network.model import LipSync
+from insync.training.batches import Batches
+from insync.training.checkpoint import OCCLUSION_PARTS
+from insync.training.dataset import Dataset
+from insync.training.progress import Budget, Log, cosine, load_checkpoint, save_checkpoint
+
+BATCH = 16
+LEARNING_RATE = 2e-3
+
+
+def train_occlusion(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float, seed: int = 0) -> None:
+    """Trains until the minutes are used up; writes `occlusion.pt` and `occlusion.csv` into out, and goes on with an unfinished run there."""
+    network = LipSync()
+    trained = {name: p for name, p in network.named_parameters() if name.startswith(OCCLUSION_PARTS)}
+    optimizer = torch.optim.Adam(trained.values(), lr=LEARNING_RATE)
+    last = load_checkpoint(out / "occlusion_last.pt")
+    if last is not None:
+        network.load_state_dict(last["model"], strict=False)
+        optimizer.load_state_dict(last["optimizer"])
+    batches = Batches(dataset, basis, 1, 1, seed)
+    hole = (mask.window(mask.hole()) > 0).float()
+    budget = Budget(minutes, 0.0 if last is None else float(last["spent_s"]))
+    figures, first = Log(out / "occlusion.csv"), 0 if last is None else int(last["step"])
+    running = 0.0
+    for step, bar in budget.steps(first, "occlusion"):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * cosine(budget.share)
+        crops, bare = batches.draw_covered(BATCH)
+        source = network.source.occluders(crops)
+        logits = F.interpolate(
+            network.inpainter.alpha(mask.feature_window(source)), scale_factor=4.0, mode="bilinear", align_corners=False
+        )
+        loss = (F.binary_cross_entropy_with_logits(logits, bare, reduction="none") * hole).sum() / (hole.sum() * BATCH)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        running = float(loss.detach()) if step == first else 0.98 * running + 0.02 * float(loss.detach())
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{running:.3f}")
+            figures.write({"step": step, "loss": running, "seconds": budget.spent_s})
+        if step % 500 == 499:
+            state = {"optimizer": optimizer.state_dict(), "step": step, "spent_s": budget.spent_s}
+            save_checkpoint(out / "occlusion_last.pt", {"model": {k: v.detach() for k, v in trained.items()}, **state})
+    save_checkpoint(out / "occlusion.pt", {"model": {name: p.detach() for name, p in trained.items()}})
