@@ -150,7 +150,7 @@ def test_the_sampler_takes_the_extremes_first_and_the_resting_face_as_a_start() 
 
 
 def test_the_sampler_takes_other_poses_of_a_mouth_that_does_not_move() -> None:
-    frames = [seen(k, 0.0, yaw, 100.0) for k, yaw in enumerate(np.linspace(-0.5, 0.5, 21))]
+    frames = [seen(k, 0.0, yaw, 100.0) for k, yaw in enumerate(np.linspace(-0.25, 0.25, 21))]
     chosen, _ = _choose(frames, np.zeros((44, 2), np.float32))
     assert chosen[0].frame == 10  # faces forward
     assert {0, 20} <= {one.frame for one in chosen}

@@ -26,7 +26,10 @@ Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 MOUTH_UNIT = 0.03  # root mean square of lip movement, in eye distances, that counts as much as …
-POSE_UNIT_RAD = math.radians(35)  # … this turn of the head: the decoder copies by mouth shape, and a turned head brings its background along
+POSE_UNIT_RAD = math.radians(
+    35
+)  # … this turn of the head: the decoder copies by mouth shape, and a turned head brings its background along
+ASIDE_RAD = math.radians(15)  # frames turned further than this from the usual pose are used only if there are no others
 SHARP_SHARE = 0.3  # of the median sharpness: blurrier frames are used only if there are no others
 SMALL_FACE_PIXELS = 100  # a face narrower than this makes a soft result
 SAME = 0.15  # frames nearer than this to each other, in the units above, are the same reference
@@ -142,6 +145,9 @@ def _choose(seen: list[_Seen], neutral: Floats) -> tuple[list[_Seen], int]:
     """The selective frame sampler: REFERENCES frames, and how many of them are different ones."""
     typical = float(np.median([one.sharpness for one in seen]))
     sharp = [one for one in seen if one.sharpness >= SHARP_SHARE * typical] or seen
+    usual = float(np.median([one.pose[0] for one in sharp]))
+    facing = [one for one in sharp if abs(float(one.pose[0]) - usual) <= ASIDE_RAD]
+    sharp = facing if len(facing) >= REFERENCES else sharp
     shapes = np.stack([one.shape.reshape(-1) for one in sharp]) / (MOUTH_UNIT * math.sqrt(neutral.shape[0]))
     places = np.hstack([shapes, np.stack([one.pose for one in sharp]) / POSE_UNIT_RAD])
     quality = np.clip([one.sharpness / max(typical, 1e-6) for one in sharp], 0.0, 1.0)
