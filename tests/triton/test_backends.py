@@ -10,9 +10,10 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from insync.ensemble.face import take_crop
 from insync.ensemble.mel import LogMel
 from insync.ensemble.server import default_repository
-from insync.ensemble.spec import CROP_SIZE, MODELS, WINDOW_SAMPLES
+from insync.ensemble.spec import MODELS, WINDOW_SAMPLES
 
 pytestmark = pytest.mark.triton
 
@@ -62,7 +63,7 @@ def test_align_of_frames_of_different_sizes_sent_together(raw: Any) -> None:
         requests.append({"IMAGE": image, "TRANSFORM": matrix})
     for request, answer in zip(requests, raw.together("lipsync_align", requests), strict=True):
         assert not isinstance(answer, Exception), answer
-        expected = cv2.warpAffine(request["IMAGE"], request["TRANSFORM"], (CROP_SIZE, CROP_SIZE))
+        expected = take_crop(request["IMAGE"], request["TRANSFORM"])
         assert np.abs(answer["CROP"].transpose(1, 2, 0) * 255 - expected).mean() < 1.0
 
 

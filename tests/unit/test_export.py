@@ -101,7 +101,7 @@ def test_committed_graphs_are_those_of_the_manifest(repository: Path) -> None:
 
 def test_unfinished_run_is_named(tmp_path: Path, sample_clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["onnx", str(tmp_path), "--crops", str(sample_clip)]) == 1
-    assert "speech.pt is not in the run's folder" in capsys.readouterr().err
+    assert "speech.pt, renderer.pt, occlusion.pt is not in the run's folder" in capsys.readouterr().err
 
 
 def test_video_without_a_face_is_refused(tmp_path: Path, repository: Path) -> None:
