@@ -27,23 +27,12 @@ from insync.ensemble.face import FaceFinder
 from insync.ensemble.mel import LogMel
 from insync.ensemble.mouth import MouthBasis, opening
 from insync.ensemble.server import EmbeddedServer, default_repository
-from insync.ensemble.spec import IDENTITY, MODELS, POSE, SAMPLE_RATE_HZ, WINDOW_PAST_SAMPLES, WINDOW_SAMPLES
+from insync.ensemble.spec import IDENTITY, MODELS, POSE, SAMPLE_RATE_HZ
+from insync.training.curate import read_speech, windows
 
 Floats = npt.NDArray[np.float32]
 REPORT = "mouth_follows_speech.md"
 LAGS = 5  # frames, either way
-
-
-def read_sound(path: Path) -> Floats | None:
-    """Sound as float32 [samples], 16 kHz, mono; None where there is none."""
-    with av.open(str(path)) as container:
-        if not container.streams.audio:
-            return None
-        resampler = av.AudioResampler("fltp", "mono", SAMPLE_RATE_HZ)
-        parts = [
-            p.to_ndarray()[0] for frame in container.decode(audio=0) for p in resampler.resample(frame) if p.samples
-        ]
-    return np.concatenate(parts).astype(np.float32) if parts else None
 
 
 class Judge:
@@ -71,10 +60,7 @@ class Judge:
 
     def predicted(self, sound: Floats, times_s: Floats) -> Floats:
         """Opening that the network predicts at each time, float32 [N]."""
-        padded = np.concatenate([np.zeros(WINDOW_SAMPLES, np.float32), sound, np.zeros(WINDOW_SAMPLES, np.float32)])
-        starts = np.round(times_s * SAMPLE_RATE_HZ).astype(int) - WINDOW_PAST_SAMPLES + WINDOW_SAMPLES
-        starts = np.clip(starts, 0, len(padded) - WINDOW_SAMPLES)
-        mels = self._mel(padded[starts[:, None] + np.arange(WINDOW_SAMPLES)])
+        mels = self._mel(windows(sound, times_s))
         crop = np.zeros((1, *MODELS["lipsync_encoder"].inputs[0].shape), np.float32)
         codes = []
         for mel in mels:
@@ -122,7 +108,7 @@ class Row:
 
 def measure(clip: Path, speech: Path, third: Path, judge: Judge, server: str, scratch: Path) -> Row:
     """Dubs one clip three times and compares."""
-    own_sound = read_sound(clip)
+    own_sound = read_speech(clip)
     silence = scratch / "silence.wav"
     if not silence.exists():
         with wave.open(str(silence), "wb") as sink:
@@ -143,8 +129,8 @@ def measure(clip: Path, speech: Path, third: Path, judge: Judge, server: str, sc
         result, seen_at = dubbed(clip)
         own = correlation(result, judge.predicted(own_sound, seen_at))
         own_real, lag = best_lag(result, real)
-    sound = read_sound(speech)
-    against = own_sound if own_sound is not None else read_sound(third)
+    sound = read_speech(speech)
+    against = own_sound if own_sound is not None else read_speech(third)
     assert sound is not None, "speech files have sound"
     assert against is not None, "speech files have sound"
     result, seen_at = dubbed(speech)

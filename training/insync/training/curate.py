@@ -20,7 +20,7 @@ from tqdm import tqdm
 from insync.ensemble.face import Face, FaceFinder, take_crop
 from insync.ensemble.mel import LogMel
 from insync.ensemble.mouth import skull_fixed
-from insync.ensemble.spec import CROP_SIZE, SAMPLE_RATE_HZ, WINDOW_PAST_SAMPLES, WINDOW_SAMPLES
+from insync.ensemble.spec import SAMPLE_RATE_HZ, WINDOW_PAST_SAMPLES, WINDOW_SAMPLES
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,6 @@ MIN_SEGMENT_FRAMES = 20
 MAX_UPSCALE = 2.1  # crop pixels for one pixel of the footage
 YAW_RANGE = (0.24, 0.76)  # where the nose lies between the cheeks, as a share of the face's width
 CUT_DIFFERENCE = 28.0  # mean absolute difference of consecutive upper-face crops, of 255
-FRAME_BYTES = CROP_SIZE * CROP_SIZE * 3
 CLIP_ENDINGS = (".mp4", ".mov", ".mkv", ".webm", ".mpg", ".avi")
 
 
