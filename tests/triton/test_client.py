@@ -19,7 +19,7 @@ from insync.client.media import AudioFile
 from insync.client.picture import to_jpeg
 from insync.client.stream import SyncedFrame
 from insync.ensemble.server import EmbeddedServer
-from insync.ensemble.spec import SAMPLE_RATE_HZ
+from insync.ensemble.spec import CROP_SIZE, SAMPLE_RATE_HZ
 
 pytestmark = pytest.mark.triton
 
@@ -83,14 +83,18 @@ def test_a_region_gives_the_same_answer_as_the_whole_frame(
     whole = asyncio.run(collect(server.grpc_url, frames, speech, registered, region=False))
     assert by_region[-1].sent_bytes < 0.5 * whole[-1].sent_bytes
     corners = np.array([[0, 0, 1], [255, 0, 1], [0, 255, 1], [255, 255, 1]])
+    apart = []
     for one, other in zip(by_region, whole, strict=True):
         assert one.transform is not None
         assert other.transform is not None
-        back = [np.linalg.inv(np.vstack([t, [0, 0, 1]])) for t in (one.transform, other.transform)]
-        moved: NDArray[np.float64] = (corners @ back[0].T - corners @ back[1].T)[:, :2]
-        assert np.abs(moved).max() < 2.5  # frame pixels, at the crop's corners
+        # Where the one's crop has its corners in the other's, in shares of the crop: landmarks jitter with the picture's edges.
+        there = np.vstack([other.transform, [0, 0, 1]]) @ np.linalg.inv(np.vstack([one.transform, [0, 0, 1]]))
+        apart.append(float(np.abs(corners @ there.T - corners).max()) / CROP_SIZE)
         np.testing.assert_allclose(one.face, other.face, atol=3)
         np.testing.assert_allclose(one.mouth, other.mouth, atol=0.15 * max(1.0, float(np.abs(other.mouth).max())))
+    print("corners apart:", np.round(apart, 4))
+    assert np.median(apart) < 0.01
+    assert max(apart) < 0.03
 
 
 def test_a_large_frame_is_sent_small(server: EmbeddedServer, images: list[Image], registered: Twin) -> None:

@@ -170,8 +170,11 @@ def test_augmented_silence_stays_in_range() -> None:
     assert torch.isfinite(mel).all()
 
 
-def test_speech_stage_drops_what_follows_no_offset_and_says_so(data: Path, basis: MouthBasis, tmp_path: Path) -> None:
-    # The sample's mouth does not move: there is nothing to learn, and the stage must say that instead of training on noise.
+def test_speech_stage_drops_what_follows_no_offset_and_says_so(
+    data: Path, basis: MouthBasis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No correlation reaches 1: every segment is dropped, and the stage must say that instead of training on nothing.
+    monkeypatch.setattr("insync.training.speech.MIN_CORRELATION", 1.0)
     with pytest.raises(ValueError, match="no segment"):
         train_speech(Dataset(data), basis, tmp_path, 0.02)
 

@@ -206,7 +206,7 @@ def train_speech(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float)
             )
             if offset or number not in offsets:
                 log.info("%s: offset %+d, correlation %.2f", dataset.segments[number].clip, offset, correlation)
-    rows = np.genfromtxt(out / "offsets.csv", delimiter=",", names=True)
+    rows = np.atleast_1d(np.genfromtxt(out / "offsets.csv", delimiter=",", names=True))
     offsets = {int(row["segment"]): int(row["offset"]) for row in rows if row["kept"]}
     pictures, sounds = _pairs(dataset, offsets)
     log.info("%d frames of %d segments teach speech", len(pictures), len(offsets))
