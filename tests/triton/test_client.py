@@ -92,7 +92,6 @@ def test_a_region_gives_the_same_answer_as_the_whole_frame(
         apart.append(float(np.abs(corners @ there.T - corners).max()) / CROP_SIZE)
         np.testing.assert_allclose(one.face, other.face, atol=3)
         np.testing.assert_allclose(one.mouth, other.mouth, atol=0.15 * max(1.0, float(np.abs(other.mouth).max())))
-    print("corners apart:", np.round(apart, 4))
     assert np.median(apart) < 0.015
     assert max(apart) < 0.04
 
