@@ -23,14 +23,13 @@ from typing import Any
 import av
 import cv2
 import numpy as np
-import onnxruntime
 import tritonclient.grpc as grpc
 import tritonclient.grpc.aio as grpc_aio
 from numpy.typing import NDArray
 
 from benchmarks import machine
 from insync.ensemble import spec
-from insync.ensemble.adaat import adaat
+from insync.ensemble.chain import Chain
 from insync.ensemble.face import FaceFinder, take_crop
 from insync.ensemble.mel import LogMel
 from insync.ensemble.server import EmbeddedServer
@@ -86,24 +85,11 @@ class InProcess:
     """The chain of `lipsync_patch` as plain calls. Not thread-safe: one per worker."""
 
     def __init__(self, reference: Floats, identity: Floats, threads: int) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self._graphs = {
-            name: onnxruntime.InferenceSession(
-                str(REPOSITORY / name / "1" / "model.onnx"), options, providers=["CPUExecutionProvider"]
-            )
-            for name in ("lipsync_encoder", "lipsync_mixer", "lipsync_decoder")
-        }
+        self._chain = Chain(REPOSITORY, threads)
         self._mel = LogMel(batch_size=1)
         self._finder = FaceFinder(REPOSITORY / "lipsync_face" / "1")
-        self._reference, self._identity, self._threads = reference[None], identity[None], threads
+        self._reference, self._identity = reference[None], identity[None]
         self._hint: Floats | None = None
-
-    def _run(self, name: str, *values: Floats) -> list[Any]:
-        model = spec.MODELS[name]
-        feeds = {wanted.name: value for wanted, value in zip(model.inputs, values, strict=True)}
-        outputs: list[Any] = self._graphs[name].run([output.name for output in model.outputs], feeds)
-        return outputs
 
     def prepare(self, job: Job) -> tuple[Floats, Floats]:
         """Everything before the graphs: returns CROP [1, 3, 256, 256] and MEL [1, 80, 40]."""
@@ -118,11 +104,7 @@ class InProcess:
 
     def graphs(self, crop: Floats, mel: Floats) -> NDArray[np.uint8]:
         """The ONNX graphs and AdaAT between them: returns PATCH [256, 256, 4]."""
-        source, pose, speech = self._run("lipsync_encoder", crop, mel)
-        affine, style, _ = self._run("lipsync_mixer", pose, self._identity, speech)
-        aligned = adaat(self._reference, affine, self._threads)
-        (patch,) = self._run("lipsync_decoder", source, aligned, style)
-        return np.asarray(patch[0], np.uint8)
+        return self._chain.patch(crop, mel, self._reference, self._identity)[0]
 
     def __call__(self, job: Job) -> NDArray[np.uint8]:
         return self.graphs(*self.prepare(job))

@@ -1,9 +1,10 @@
-"""The command line: `insync dub`, `twin`, `serve`, `export`. Each command imports its part only when it runs."""
+"""The command line: `insync dub`, `twin`, `serve`, `export`, `evaluate`. Each command imports its part only when it runs."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import os
 import signal
 import sys
@@ -33,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # gRPC's own log would mix its lines with ours; what matters of it comes as an error.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["export"]:  # has a parser of its own
-        return _export(arguments[1:])
+    if arguments[:1] in (["export"], ["evaluate"]):  # have parsers of their own
+        return _own_parser(arguments[0], arguments[1:])
     options = _parser().parse_args(arguments)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up on both
     try:
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_twin(commands)
     _add_serve(commands)
     commands.add_parser("export", help="write the served artefacts from a checkpoint", add_help=False)
+    commands.add_parser("evaluate", help="measure dubs of held-out footage, with a page to look at", add_help=False)
     return parser
 
 
@@ -272,13 +274,17 @@ def _serve(options: argparse.Namespace) -> int:
     )
 
 
-def _export(arguments: list[str]) -> int:
+def _own_parser(command: str, arguments: list[str]) -> int:
+    module, extras = {
+        "export": ("insync.export.cli", "export"),
+        "evaluate": ("insync.training.evaluate_cli", "serve,train"),
+    }[command]
     try:
-        from insync.export.cli import main as export
+        run = importlib.import_module(module).main
     except ImportError as exc:
-        _say(f"this needs a part that is not installed ({exc.name}): pip install 'insync[export]'")
+        _say(f"this needs a part that is not installed ({exc.name}): pip install 'insync[{extras}]'")
         return EXIT_USAGE
-    return int(export(arguments) or 0)
+    return int(run(arguments) or 0)
 
 
 def _is_ours(exc: Exception) -> bool:

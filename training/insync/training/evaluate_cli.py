@@ -1,0 +1,40 @@
+"""`insync evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from insync.ensemble.server import default_repository
+from insync.training.evaluate import clips_of, evaluate
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="insync evaluate",
+        description="Registers twins from the first two fifths of each clip, draws the rest anew with the served graphs, and measures: "
+        "with the clip's own sound, with a shifted one, with silence, untouched, and darkened, covered or moving.",
+    )
+    parser.add_argument("clips", metavar="CLIPS", type=Path, nargs="+", help="videos, or folders of them")
+    parser.add_argument(
+        "-o", "--out", metavar="FOLDER", type=Path, required=True, help="gets evaluation.{json,md,html}"
+    )
+    parser.add_argument("--repository", type=Path, help="model repository (default: the one that insync serve finds)")
+    parser.add_argument("--seconds", type=float, default=12.0, help="of each clip (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    options = parser.parse_args(argv)
+    try:
+        evaluate(
+            clips_of(options.clips),
+            options.out,
+            options.repository or default_repository(),
+            options.seconds,
+            options.threads,
+        )
+    except (OSError, ValueError) as error:
+        print(f"insync evaluate: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    print(options.out / "evaluation.html")  # noqa: T201
+    return 0
