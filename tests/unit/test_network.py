@@ -14,9 +14,9 @@ from insync.ensemble.spec import (
     IDENTITY,
     MODELS,
     MOUTH,
-    OCCLUSION_CHANNELS,
     POSE,
     REFERENCES,
+    SEEN_CHANNELS,
     SPEECH,
     STYLE,
 )
@@ -56,14 +56,18 @@ def test_graphs_keep_the_specification(network: LipSync, name: str) -> None:
 
 @torch.no_grad()
 def test_what_the_mouth_shows_cannot_reach_the_colours(network: LipSync) -> None:
-    hole = mask.hole()
+    hidden = torch.zeros(1, 1, 256, 256)
+    hidden[..., :128] = 1  # the left half speaks, the right one is hair, say
+    hole = mask.hole() * hidden
     first = torch.rand(1, 3, 256, 256)
     second = first * (1 - hole) + torch.rand(1, 3, 256, 256) * hole
-    (a, pose_a), (b, pose_b) = network.source(first), network.source(second)
-    seen = a.shape[1] - OCCLUSION_CHANNELS
+    (a, pose_a), (b, pose_b) = network.source(first, hidden), network.source(second, hidden)
     assert torch.equal(pose_a, pose_b)
-    assert torch.equal(a[:, :seen], b[:, :seen])
-    assert not torch.equal(a[:, seen:], b[:, seen:])  # the occlusion branch does see it
+    assert torch.equal(a[:, :SEEN_CHANNELS], b[:, :SEEN_CHANNELS])
+    assert not torch.equal(a[:, SEEN_CHANNELS:], b[:, SEEN_CHANNELS:])  # the occlusion branch does see it
+    beside = first.clone()
+    beside[..., 186, 160] = 1 - beside[..., 186, 160]  # inside the ellipse, but not hidden
+    assert not torch.equal(network.source(beside, hidden)[0][:, :SEEN_CHANNELS], a[:, :SEEN_CHANNELS])
     aligned, style = torch.rand(1, CHANNELS, FEATURE_HEIGHT, FEATURE_WIDTH), torch.rand(1, STYLE)
     assert torch.equal(network.inpainter(a, aligned, style)[0], network.inpainter(b, aligned, style)[0])
 

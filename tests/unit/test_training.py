@@ -21,7 +21,7 @@ from insync.training.dataset import Dataset, fit_basis, mirrored
 from insync.training.occlusion import train_occlusion
 from insync.training.progress import Budget, cosine, load_checkpoint, save_checkpoint
 from insync.training.reader import train_reader
-from insync.training.renderer import RendererOptions, train_renderer
+from insync.training.renderer import RendererOptions, RendererTraining, train_renderer
 from insync.training.speech import augment, code_loss, offset_curve, train_speech
 
 
@@ -86,9 +86,12 @@ def test_basis_is_fitted_and_mirror_images_stay_mirror_images(data: Path, basis:
 def test_every_stage_runs_and_the_result_loads(data: Path, basis: MouthBasis, tmp_path: Path) -> None:
     dataset = Dataset(data)
     torch.manual_seed(0)
-    with pytest.raises(FileNotFoundError, match="mouth reader first"):
-        train_renderer(dataset, basis, tmp_path, 0.01, dataset)
-    train_reader(dataset, basis, tmp_path, 0.03)
+    for stage, train in (("occlusion", train_occlusion), ("reader", train_reader)):
+        with pytest.raises(FileNotFoundError, match=rf"{stage}\.pt"):
+            train_renderer(dataset, basis, tmp_path, 0.01, dataset)
+        train(dataset, basis, tmp_path, 0.03)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train_renderer(dataset, basis, tmp_path, 0.01, dataset, start=tmp_path / "nowhere.pt")
     options = replace(RendererOptions(), people=1, targets=2, adversarial_from=0.0, sheet_every=1, checkpoint_every=1)
     train_renderer(dataset, basis, tmp_path, 0.05, dataset, options)
     first = load_checkpoint(tmp_path / "renderer_last.pt")
@@ -96,12 +99,12 @@ def test_every_stage_runs_and_the_result_loads(data: Path, basis: MouthBasis, tm
     train_renderer(dataset, basis, tmp_path, float(first["spent_s"]) / 60 + 0.05, dataset, options)
     second = load_checkpoint(tmp_path / "renderer_last.pt")
     assert second is not None
+    RendererTraining(dataset, basis, tmp_path, options, dataset, tmp_path / "renderer_last.pt")
     assert second["step"] > first["step"] > 0  # resumed, not begun again
     assert (tmp_path / "sheets" / "last.jpg").stat().st_size > 10_000
     # One segment without other people's speech cannot show an offset; the stage must still end with a model where it does.
     with pytest.raises(FileNotFoundError, match=r"speech\.pt"):
         load_network(tmp_path)
-    train_occlusion(dataset, basis, tmp_path, 0.02)
     torch.save({"model": {**_speech_state()}}, tmp_path / "speech.pt")
     assert isinstance(load_network(tmp_path), LipSync)
 

@@ -15,8 +15,10 @@ WINDOW_FUTURE_SAMPLES = WINDOW_SAMPLES - WINDOW_PAST_SAMPLES  # 120 ms after: th
 MEL_BANDS = 80
 MEL_FRAMES = 40  # one every 10 ms
 CROP_SIZE = 256  # pixels, square
-SOURCE_CHANNELS = 64  # of SOURCE; the last OCCLUSION_CHANNELS of them only drive the alpha
-OCCLUSION_CHANNELS = 8
+SEEN_CHANNELS = 48
+SOURCE_CHANNELS = (
+    SEEN_CHANNELS + 1
+)  # of SOURCE; the last one is the logit that the mouth is bare, and only drives the alpha
 REFERENCES = 5  # reference crops of a twin
 REFERENCE_CHANNELS = 32  # features of each reference crop
 CHANNELS = REFERENCES * REFERENCE_CHANNELS  # of REFERENCE and ALIGNED, each warped by its own affine

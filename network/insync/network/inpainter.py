@@ -9,19 +9,18 @@ from torch import Tensor, nn
 from insync.ensemble.spec import (
     CHANNELS,
     CROP_SIZE,
-    OCCLUSION_CHANNELS,
     REFERENCE_CHANNELS,
     REFERENCES,
-    SOURCE_CHANNELS,
+    SEEN_CHANNELS,
     STYLE,
 )
 from insync.network import mask
 from insync.network.blocks import Residual, StyledResidual, activation, conv
 
-FINE = 96  # channels at a quarter of the crop's resolution
+FINE = 80  # channels at a quarter of the crop's resolution
 COARSE = 112  # at an eighth
+HALF = 48  # at half
 ALL = 48  # channels that carry what all references have in common
-SEEN = SOURCE_CHANNELS - OCCLUSION_CHANNELS
 
 
 class Inpainter(nn.Module):
@@ -36,27 +35,26 @@ class Inpainter(nn.Module):
         super().__init__()
         self.register_buffer("feather", mask.window(mask.feather()), persistent=False)
         self.everything = conv(CHANNELS, ALL, kernel=1)
-        self.join = conv(SEEN + ALL + REFERENCE_CHANNELS, FINE)
+        self.join = conv(SEEN_CHANNELS + ALL + REFERENCE_CHANNELS, FINE)
         self.fine = StyledResidual(FINE, STYLE)
         self.down = conv(FINE, COARSE, stride=2)
         self.coarse = nn.ModuleList([StyledResidual(COARSE, STYLE), StyledResidual(COARSE, STYLE)])
         self.up = conv(COARSE, FINE)
         self.merged = StyledResidual(FINE, STYLE)
-        self.to_half = nn.Sequential(conv(FINE + REFERENCE_CHANNELS, 4 * 40), nn.PixelShuffle(2), activation())
-        self.half_body = Residual(40)
-        self.to_full = nn.Sequential(
-            conv(40, 4 * 16), nn.PixelShuffle(2), activation(), conv(16, 16), activation(), conv(16, 3)
+        # Sub-pixel convolutions (Shi et al., 2016), none at full size: a quarter of the work for the same picture.
+        self.to_half = nn.Sequential(
+            conv(FINE + REFERENCE_CHANNELS, 4 * HALF, kernel=1), nn.PixelShuffle(2), activation()
         )
-        nn.init.normal_(self.to_full[5].weight, std=0.02)  # type: ignore[arg-type]
-        self.alpha = nn.Sequential(conv(OCCLUSION_CHANNELS, 16), activation(), conv(16, 1))
-        nn.init.constant_(self.alpha[2].bias, 3.0)  # type: ignore[arg-type]  # mouths are bare, mostly
+        self.half_body = Residual(HALF)
+        self.to_full = nn.Sequential(conv(HALF, 4 * 3), nn.PixelShuffle(2))
+        nn.init.normal_(self.to_full[0].weight, std=0.02)  # type: ignore[arg-type]
         self.act = activation()
 
     def forward(self, source: Tensor, aligned: Tensor, style: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Paints the window of the crop.
 
         Args:
-            source: [B, 64, 36, 40].
+            source: [B, 49, 36, 40].
             aligned: [B, 160, 36, 40].
             style: [B, 128]; its first 5 entries weigh the references.
 
@@ -67,7 +65,7 @@ class Inpainter(nn.Module):
         each = aligned.reshape(batch, REFERENCES, REFERENCE_CHANNELS, height, width)
         chosen = (each * style[:, :REFERENCES, None, None, None]).sum(1)
         common = self.act(self.everything(aligned))
-        fine = self.fine(self.act(self.join(torch.cat([source[:, :SEEN], common, chosen], dim=1))), style)
+        fine = self.fine(self.act(self.join(torch.cat([source[:, :SEEN_CHANNELS], common, chosen], dim=1))), style)
         coarse = self.act(self.down(fine))
         for block in self.coarse:
             coarse = block(coarse, style)
@@ -75,7 +73,7 @@ class Inpainter(nn.Module):
         merged = self.merged(self.act(fine + risen), style)
         half = self.half_body(self.to_half(torch.cat([merged, chosen], dim=1)))
         colours = torch.sigmoid(self.to_full(half))
-        bare = F.interpolate(self.alpha(source[:, SEEN:]), scale_factor=4.0, mode="bilinear", align_corners=False)
+        bare = F.interpolate(source[:, SEEN_CHANNELS:], scale_factor=4.0, mode="bilinear", align_corners=False)
         return colours, torch.sigmoid(bare) * self.feather, bare
 
 

@@ -26,7 +26,9 @@ class LipSync(nn.Module):
         self.alignment = Alignment()
         self.inpainter = Inpainter()
 
-    def render(self, crop: Tensor, reference: Tensor, identity: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def render(
+        self, crop: Tensor, reference: Tensor, identity: Tensor, code: Tensor, hidden: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Paints mouths for given codes: what the renderer is trained as.
 
         Args:
@@ -34,11 +36,12 @@ class LipSync(nn.Module):
             reference: [B, 160, 36, 40].
             identity: [B, 128].
             code: [B, 12].
+            hidden: as `SourceEncoder.forward`.
 
         Returns:
             As `Inpainter.forward`.
         """
-        source, pose = self.source(crop)
+        source, pose = self.source(crop, hidden)
         affine, style = self.alignment(pose, identity, code)
         window: tuple[Tensor, Tensor, Tensor] = self.inpainter(source, adaat(reference, affine), style)
         return window

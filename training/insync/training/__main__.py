@@ -3,8 +3,8 @@
     curate CLIPS -o DATA                       footage → crops, landmarks, log-mel windows
     speech DATA RUN --minutes M                 audio projection layer and audio mapping network
     reader DATA RUN --minutes M                 the mouth reader that judges the renderer
-    renderer DATA RUN --minutes M               encoders, alignment network, inpainter
     occlusion DATA RUN --minutes M              what lies over or beside the mouth and must stay
+    renderer DATA RUN --minutes M               encoders, alignment network, inpainter
     all CLIPS RUN --minutes M                   the whole way
 
 Then: `insync export onnx RUN --crops VIDEO`.
@@ -25,7 +25,7 @@ log = logging.getLogger("insync.training")
 
 REPOSITORY = Path(__file__).resolve().parents[3] / "model_repository"
 # Shares of the time in `all`.
-SHARES = {"speech": 0.07, "reader": 0.05, "renderer": 0.8, "occlusion": 0.08}
+SHARES = {"speech": 0.07, "reader": 0.05, "occlusion": 0.08, "renderer": 0.8}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             stage.add_argument(
                 "--validation", type=Path, help="data set for the sample sheets (default: the training set)"
             )
+            stage.add_argument("--start", type=Path, help="begin with the networks of this `renderer_last.pt`")
     everything = stages.add_parser("all", help="every stage, one after the other")
     everything.add_argument("clips", type=Path)
     everything.add_argument("run", type=Path)
@@ -76,7 +77,7 @@ def _run(options: argparse.Namespace) -> None:
     from insync.training.dataset import Dataset, fit_basis
     from insync.training.occlusion import train_occlusion
     from insync.training.reader import train_reader
-    from insync.training.renderer import train_renderer
+    from insync.training.renderer import RendererOptions, train_renderer
     from insync.training.speech import train_speech
 
     basis_path = options.repository / "lipsync_twin" / "1" / "mouth_basis.npz"
@@ -93,8 +94,8 @@ def _run(options: argparse.Namespace) -> None:
         minutes = {name: share * options.minutes for name, share in SHARES.items()}
         train_speech(dataset, basis, options.run, minutes["speech"])
         train_reader(dataset, basis, options.run, minutes["reader"], options.seed)
-        train_renderer(dataset, basis, options.run, minutes["renderer"], dataset)
         train_occlusion(dataset, basis, options.run, minutes["occlusion"], options.seed)
+        train_renderer(dataset, basis, options.run, minutes["renderer"], dataset)
     else:
         dataset = Dataset(options.data)
         options.run.mkdir(parents=True, exist_ok=True)
@@ -106,7 +107,8 @@ def _run(options: argparse.Namespace) -> None:
             train_occlusion(dataset, basis, options.run, options.minutes, options.seed)
         else:
             validation = Dataset(options.validation) if options.validation else dataset
-            train_renderer(dataset, basis, options.run, options.minutes, validation)
+            settings = RendererOptions() if options.start is None else RendererOptions(hinted=0, adversarial_from=0.03)
+            train_renderer(dataset, basis, options.run, options.minutes, validation, settings, options.start)
     log.info("done: %s", options.stage)
 
 

@@ -20,9 +20,17 @@ Rng = np.random.Generator
 
 CANDIDATES = 24  # frames from which the references are chosen, as registration chooses from a twin's footage
 APART_S = 0.4  # references lie at least this far from every target, so that none of them is the answer
-OCCLUDED_SHARE = 0.3
-PHOTO_SHARE = 0.3  # of people are twins of one photo: five times the same reference
-CHIN_REACH = 25  # pixels of the crop by which a chin can go down
+OCCLUDED_SHARE = 0.3  # of the renderer's frames
+COVERED_SHARE = 0.6  # of those that teach what an occluder is
+PHOTO_SHARE = 0.4  # of people are twins of one photo: five times the same reference
+NEUTRAL_PHOTO_SHARE = 0.5  # of those, show the mouth at rest, as most photos do
+CHIN_REACH = 14  # pixels of the crop by which a chin goes down
+CHIN_WIDTH = 0.7  # of the face's width
+HIDDEN_REACH = (
+    6,
+    32,
+)  # so far below the chin the encoder sees nothing: drawn anew each time, so that the edge does not tell how open the mouth is
+HIDDEN_MARGIN = (2, 9)  # pixels around the face that it does not see either
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class Batch:
         real: [B, 3, 256, 256], without them.
         face: [B, 1, 144, 160], 0 where the window shows what no speech moves: background and hair beside the face.
         lips: [B, 1, 144, 160], 1 around the lips.
+        hidden: [B, 1, 256, 256], 1 where the encoder must not see.
         codes: [B, 12].
         references: [G, 5, 3, 256, 256].
         reference_codes: [G, 5, 12].
@@ -43,6 +52,7 @@ class Batch:
     real: Tensor
     face: Tensor
     lips: Tensor
+    hidden: Tensor
     codes: Tensor
     references: Tensor
     reference_codes: Tensor
@@ -96,8 +106,8 @@ class Batches:
             for segment in segments
         ]
         *pictures, references, reference_codes = (list(column) for column in zip(*parts, strict=True))
-        crops, real, face, lips, codes = (torch.cat(column) for column in pictures)
-        return Batch(crops, real, face, lips, codes, torch.stack(references), torch.stack(reference_codes))
+        crops, real, face, lips, hidden, codes = (torch.cat(column) for column in pictures)
+        return Batch(crops, real, face, lips, hidden, codes, torch.stack(references), torch.stack(reference_codes))
 
     def draw_covered(self, count: int) -> tuple[Tensor, Tensor]:
         """Frames of any people, some with something before the mouth.
@@ -113,7 +123,7 @@ class Batches:
             face = torch.from_numpy(_speaking_area(self._data.landmarks[row]))[None]
             if self._rng.random() < 0.5:
                 picture, face = picture.flip(-1), face.flip(-1)
-            covered, free = self._occlude(picture)
+            covered, free = self._occlude(picture, COVERED_SHARE)
             crops.append(covered)
             bare.append(mask.window(free * face))
         return torch.stack(crops), torch.stack(bare)
@@ -149,24 +159,33 @@ class Batches:
             chosen = chosen[order]
             reference_codes = self._codes[1 if mirrored else 0][chosen]
         elif augmented and rng.random() < PHOTO_SHARE:
-            one = int(rng.integers(REFERENCES))
+            one = 0 if rng.random() < NEUTRAL_PHOTO_SHARE else int(rng.integers(REFERENCES))
             chosen, reference_codes = chosen[[one] * REFERENCES], reference_codes[[one] * REFERENCES]
         real, references = to_tensor(data.crops[index]), to_tensor(data.crops[chosen])
         lips = torch.from_numpy(np.stack([_lips(data.landmarks[i]) for i in index]))[:, None]
         face = torch.from_numpy(np.stack([_speaking_area(data.landmarks[i]) for i in index]))[:, None]
+        hidden = torch.from_numpy(np.stack([self._hidden(data.landmarks[i]) for i in index]))[:, None]
         if mirrored:
-            real, references, lips, face = (picture.flip(-1) for picture in (real, references, lips, face))
+            real, references, lips, face, hidden = (p.flip(-1) for p in (real, references, lips, face, hidden))
         if augmented:
             real, references = Light(rng)(real), Light(rng, strength=0.4)(references)
-        crops = torch.stack([self._occlude(picture)[0] for picture in real]) if augmented else real
+        crops = real
+        if augmented:
+            covered, free = zip(*(self._occlude(picture) for picture in real), strict=True)
+            crops, hidden = torch.stack(covered), hidden * torch.stack(free)
         codes = self._codes[1 if mirrored else 0][index]
         windows = (mask.window(picture) for picture in (face, lips))
-        return crops, real, *windows, torch.from_numpy(codes), references, torch.from_numpy(reference_codes)
+        return crops, real, *windows, hidden, torch.from_numpy(codes), references, torch.from_numpy(reference_codes)
 
-    def _occlude(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+    def _hidden(self, landmarks: Floats) -> Floats:
+        picture = _outline(landmarks, self._rng.uniform(*HIDDEN_REACH))
+        size = 2 * int(self._rng.integers(*HIDDEN_MARGIN)) + 1
+        return np.asarray(cv2.dilate(picture, np.ones((size, size), np.uint8)), np.float32)
+
+    def _occlude(self, picture: Tensor, share: float = OCCLUDED_SHARE) -> tuple[Tensor, Tensor]:
         """Covers part of the mouth with a piece of another picture, or of one colour, in most shapes that hands and objects take."""
         rng = self._rng
-        if rng.random() > OCCLUDED_SHARE:
+        if rng.random() > share:
             return picture, torch.ones(1, CROP_SIZE, CROP_SIZE)
         shape = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
         x, y = rng.uniform(70, 186), rng.uniform(130, 256)
@@ -201,10 +220,18 @@ class Batches:
 
 def _speaking_area(landmarks: Floats) -> Floats:
     """The face and, below it, where its chin goes when the mouth opens; everything else in the crop stays as filmed."""
-    picture = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
-    cv2.fillPoly(picture, [landmarks[list(FACE_OVAL)].round().astype(np.int32)], 1.0)
-    picture = cv2.dilate(picture, np.ones((CHIN_REACH, 1), np.uint8), anchor=(0, CHIN_REACH - 1))
+    picture = _outline(landmarks, CHIN_REACH)
     return np.asarray(cv2.GaussianBlur(cv2.dilate(picture, np.ones((5, 5), np.uint8)), (0, 0), 2.5), np.float32)
+
+
+def _outline(landmarks: Floats, reach: float) -> Floats:
+    picture = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
+    oval = landmarks[list(FACE_OVAL), :2]
+    centre = oval.mean(0)
+    lower = centre + (oval - centre) * (CHIN_WIDTH, 1.0) + (0.0, reach)
+    for outline in (oval, lower):
+        cv2.fillPoly(picture, [outline.round().astype(np.int32)], 1.0)
+    return picture
 
 
 def _lips(landmarks: Floats) -> Floats:

@@ -9,8 +9,7 @@ import torch
 from insync.network.model import LipSync
 from insync.training.progress import load_checkpoint
 
-OCCLUSION_PARTS = ("source.occluder", "inpainter.alpha")  # prefixes of names
-SPEECH_PARTS = ("projection", "mapping")
+OCCLUSION_PARTS = ("source.occluder",)  # prefixes of names, as below
 RENDERER_PARTS = ("source", "reference", "alignment", "inpainter")
 
 # Predictions regress to the mean: on speakers never trained on the predicted opening varies 0.6 times as much as the real one. Scaling codes
@@ -32,13 +31,7 @@ def load_network(run: Path) -> LipSync:
             f"{missing} is not in the run's folder: finish that stage first (python -m insync.training --help)"
         )
     network = LipSync()
-    for name in RENDERER_PARTS:
-        getattr(network, name).load_state_dict(renderer[name])
-    for name in SPEECH_PARTS:
-        prefix = name + "."
-        state = {key.removeprefix(prefix): value for key, value in speech["model"].items() if key.startswith(prefix)}
-        getattr(network, name).load_state_dict(state)
-    network.load_state_dict(occlusion["model"], strict=False)
+    network.load_state_dict({**renderer["model"], **speech["model"], **occlusion["model"]})
     last = network.mapping.body[3]
     with torch.no_grad():
         for parameter in last.parameters():

@@ -1,7 +1,7 @@
-"""Trains what decides over alpha: the encoder's occlusion branch and the inpainter's alpha head.
+"""Trains what decides over alpha, and over what the encoder may see: its occlusion branch.
 
-They learn from synthetic occluders and from the face's outline: where an object or the surroundings of the face show, alpha falls to 0. Nothing
-else of the network reaches them, and they reach nothing else, so they have a stage of their own, quick since it needs no rendering.
+It learns from synthetic occluders and from the face's outline: where an object or the surroundings of the face show, alpha falls to 0. No other
+loss reaches it, so it has a stage of its own, quick since it needs no rendering.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from insync.training.dataset import Dataset
 from insync.training.progress import Budget, Log, cosine, load_checkpoint, save_checkpoint
 
 BATCH = 16
+BARE_WEIGHT = 2.0
 LEARNING_RATE = 2e-3
 
 
@@ -41,11 +42,13 @@ def train_occlusion(dataset: Dataset, basis: MouthBasis, out: Path, minutes: flo
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * cosine(budget.share)
         crops, bare = batches.draw_covered(BATCH)
-        source = network.source.occluders(crops)
-        logits = F.interpolate(
-            network.inpainter.alpha(mask.feature_window(source)), scale_factor=4.0, mode="bilinear", align_corners=False
+        bare_64 = mask.feature_window(network.source.occluders(crops))
+        logits = F.interpolate(bare_64, scale_factor=4.0, mode="bilinear", align_corners=False)
+        # A beard taken for a hand spoils more than a hand that is painted over.
+        weight = hole * (1 + (BARE_WEIGHT - 1) * bare)
+        loss = (F.binary_cross_entropy_with_logits(logits, bare, reduction="none") * weight).sum() / (
+            hole.sum() * BATCH
         )
-        loss = (F.binary_cross_entropy_with_logits(logits, bare, reduction="none") * hole).sum() / (hole.sum() * BATCH)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

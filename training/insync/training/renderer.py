@@ -1,7 +1,9 @@
 """Trains the renderer: source and reference encoders, alignment network and inpainter, on codes of real frames, adversarially.
 
-Losses: colour and its gradients (L1) weighted towards the lips; the mouth reader's features and reading; hinge discriminators, local and
-global, conditioned on the mouth code, with feature matching (Wang et al., 2018). Alpha is learned apart (`occlusion`).
+Losses: colour and its gradients (L1) weighted towards the lips; the mouth reader's features and reading; discriminators, local and global,
+conditioned on the mouth code, with the non-saturating loss (Goodfellow et al., 2014), lazy R1 (Karras et al., 2020), feature matching (Wang
+et al., 2018) and a weight that holds their pull in proportion to that of the other losses (Esser et al., 2021). Alpha is learned apart
+(`occlusion`).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from insync.network.discriminators import Discriminator, global_view, local_view
 from insync.network.model import LipSync
 from insync.network.mouth_reader import MouthReader
 from insync.training.batches import Batch, Batches
-from insync.training.checkpoint import RENDERER_PARTS
+from insync.training.checkpoint import OCCLUSION_PARTS, RENDERER_PARTS
 from insync.training.dataset import Dataset
 from insync.training.progress import Budget, Log, cosine, load_checkpoint, save_checkpoint
 
@@ -34,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 # Weight of colours beside the face: alpha hides them, but not to the last pixel.
-SURROUNDINGS = 0.3
+SURROUNDINGS = 0.4
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class RendererOptions:
         adversarial_from: share of the time after which the discriminators join.
         hinted: chance, at first, that a person's references include the answer; falls to 0.
         hinted_until: share of the time after which it is 0.
+        realism: pull of the discriminators on the last layer, as a share of the other losses' pull.
+        r1: weight of the gradient penalty.
+        lazy_every: steps between gradient penalties and between measurements of the pull.
         ema: decay of the averaged weights, which are the ones that count.
         sheet_every: steps between sample sheets.
         checkpoint_every: steps between checkpoints.
@@ -57,11 +62,14 @@ class RendererOptions:
     people: int = 3
     targets: int = 4
     learning_rate: float = 4e-4
-    discriminator_rate: float = 3e-4
+    discriminator_rate: float = 4e-4
     adversarial_from: float = 0.12
     hinted: float = 0.7
     hinted_until: float = 0.3
-    ema: float = 0.997
+    realism: float = 0.5
+    r1: float = 0.05
+    lazy_every: int = 16
+    ema: float = 0.998
     sheet_every: int = 250
     checkpoint_every: int = 200
 
@@ -104,32 +112,68 @@ def picture_loss(fake: Tensor, real: Tensor, weight: Tensor) -> tuple[Tensor, Te
     return colour, edges
 
 
+def _squared_gradient(critic: Discriminator, view: Tensor, codes: Tensor) -> Tensor:
+    """Squared gradient of a critic's scores at real pictures, averaged over the batch."""
+    view = view.detach().requires_grad_()
+    score, _ = critic(view, codes)
+    (slope,) = torch.autograd.grad(score.mean((1, 2, 3)).sum(), view, create_graph=True)
+    return slope.square().sum((1, 2, 3)).mean()
+
+
+def _finished(out: Path, stage: str) -> dict[str, Any]:
+    state = load_checkpoint(out / f"{stage}.pt")
+    if state is None:
+        raise FileNotFoundError(f"{stage}.pt: train that stage first (python -m insync.training {stage})")
+    return state
+
+
+def _take(module: nn.Module, state: dict[str, Tensor]) -> None:
+    own = module.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    missing = sorted(own.keys() - fitting.keys())
+    if missing:
+        log.info("%d of %d tensors begin anew: %s", len(missing), len(own), ", ".join(missing))
+    module.load_state_dict(fitting, strict=False)
+
+
 class RendererTraining:
     """One training run: its networks, optimisers and state.
 
     Args:
         dataset: the footage.
         basis: its mouth basis.
-        out: run folder with `reader.pt`; gets `renderer_last.pt`, `renderer.pt`, `renderer.csv` and `sheets/`.
+        out: run folder with `reader.pt` and `occlusion.pt`; gets `renderer_last.pt`, `renderer.pt`, `renderer.csv` and `sheets/`.
         options: settings.
         validation: footage for the sample sheets.
+        start: another run's `renderer_last.pt`, whose networks are the beginning of this one's, as far as their shapes agree.
     """
 
     def __init__(
-        self, dataset: Dataset, basis: MouthBasis, out: Path, options: RendererOptions, validation: Dataset
+        self,
+        dataset: Dataset,
+        basis: MouthBasis,
+        out: Path,
+        options: RendererOptions,
+        validation: Dataset,
+        start: Path | None = None,
     ) -> None:
         self._out, self._options, self._basis = out, options, basis
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._batches = Batches(dataset, basis, options.people, options.targets, seed=torch.initial_seed() % 2**31)
         self._shown = Batches(validation, basis, min(8, len(validation.segments)), 1, seed=1)
         self._network = channels_last(LipSync()).to(self._device)
-        self._average = copy.deepcopy(self._network).eval().requires_grad_(False)
         self._local, self._global = (channels_last(Discriminator()).to(self._device) for _ in range(2))
+        if start is not None:
+            beginning = load_checkpoint(start)
+            if beginning is None:
+                raise FileNotFoundError(f"{start} does not exist")
+            _take(self._network, beginning["average"])
+            for name, part in (("local", self._local), ("global", self._global)):
+                _take(part, beginning[name])
+        self._network.load_state_dict(_finished(out, "occlusion")["model"], strict=False)
+        self._average = copy.deepcopy(self._network).eval().requires_grad_(False)
         reader = MouthReader()
-        state = load_checkpoint(out / "reader.pt")
-        if state is None:
-            raise FileNotFoundError("reader.pt: train the mouth reader first (python -m insync.training reader)")
-        reader.load_state_dict(state["model"])
+        reader.load_state_dict(_finished(out, "reader")["model"])
         self._judge = _Judge(channels_last(reader).to(self._device), basis)
         trained = [p for name in RENDERER_PARTS for p in getattr(self._network, name).parameters()]
         self._optimizer = torch.optim.Adam(trained, lr=options.learning_rate, betas=(0.5, 0.99))
@@ -138,6 +182,7 @@ class RendererTraining:
         self._step, self._spent_s, self._hinted = 0, 0.0, options.hinted
         self._feather = mask.feather()[..., slice(*mask.ROWS), slice(*mask.COLUMNS)].to(self._device)
         self._figures: dict[str, float] = {}
+        self._pull: float | None = None
 
     def _parts(self) -> dict[str, Any]:
         return {
@@ -182,24 +227,32 @@ class RendererTraining:
             if self._step % self._options.checkpoint_every == self._options.checkpoint_every - 1:
                 self._save(budget)
         self._save(budget)
-        parts = {name: getattr(self._average, name).state_dict() for name in RENDERER_PARTS}
-        save_checkpoint(self._out / "renderer.pt", parts)
+        model = {
+            name: value
+            for name, value in self._average.state_dict().items()
+            if name.startswith(RENDERER_PARTS) and not name.startswith(OCCLUSION_PARTS)
+        }
+        save_checkpoint(self._out / "renderer.pt", {"model": model})
         self.sheet(self._out / "sheets" / "last.jpg")
 
     def _save(self, budget: Budget) -> None:
         state = {name: part.state_dict() for name, part in self._parts().items()}
         save_checkpoint(self._out / "renderer_last.pt", {**state, "step": self._step + 1, "spent_s": budget.spent_s})
 
-    def _render(self, network: LipSync, batch: Batch, codes: Tensor) -> Tensor:
+    def _render(self, network: LipSync, batch: Batch, codes: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
         features, identity = network.reference(
             batch.references.to(self._device), batch.reference_codes.to(self._device)
         )
         repeat = len(codes) // len(features)
         crops = batch.crops.to(self._device).contiguous(memory_format=torch.channels_last)
-        colours, _, _ = network.render(
-            crops, features.repeat_interleave(repeat, 0).float(), identity.repeat_interleave(repeat, 0), codes
+        colours, alpha, _ = network.render(
+            crops,
+            features.repeat_interleave(repeat, 0).float(),
+            identity.repeat_interleave(repeat, 0),
+            codes,
+            hidden,
         )
-        return colours.float()
+        return colours.float(), alpha.float()
 
     def _train_step(self, adversarial: float) -> None:
         batch = self._batches.draw(hinted=self._hinted)
@@ -209,21 +262,24 @@ class RendererTraining:
         face = batch.face.to(self._device)
         cover = self._feather * face
         with torch.autocast(self._device.type, torch.bfloat16):
-            colours = self._render(self._network, batch, codes)
+            colours, _ = self._render(self._network, batch, codes, batch.hidden.to(self._device))
             shown = cover * colours + (1 - cover) * window
             weight = self._feather * (SURROUNDINGS + (1 - SURROUNDINGS) * face) * (1 + 4 * lips)
             colour, edges = picture_loss(colours, window, weight)
             perceptual, reading = self._judge(local_view(shown), local_view(window))
-            loss = 4 * colour + 4 * edges + 0.5 * perceptual + 1.0 * reading
+            loss = 4 * colour + 4 * edges + 0.5 * perceptual + 1.5 * reading
             self._figures = {
                 "colour": float(colour.detach()), "edges": float(edges.detach()), "perceptual": float(perceptual.detach()),
                 "code": float(reading.detach()),
-                "matching": 0.0, "adversarial": 0.0, "real": 0.0, "fake": 0.0,
+                "matching": 0.0, "adversarial": 0.0, "pull": 0.0, "real": 0.0, "fake": 0.0,
             }  # fmt: skip
             if adversarial > 0:
                 matching, fooled = self._fool(shown, window, real, codes)
-                loss = loss + adversarial * (1.5 * matching + 0.25 * fooled)
-                self._figures |= {"matching": float(matching.detach()), "adversarial": float(fooled.detach())}
+                pull = self._measured_pull(loss, fooled)
+                loss = loss + adversarial * (0.5 * matching + pull * fooled)
+                self._figures |= {
+                    "matching": float(matching.detach()), "adversarial": float(fooled.detach()), "pull": pull,
+                }  # fmt: skip
         self._optimizer.zero_grad()
         loss.backward()
         trained = [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -235,6 +291,15 @@ class RendererTraining:
         with torch.no_grad():
             for mean, now in zip(self._average.parameters(), self._network.parameters(), strict=True):
                 mean.lerp_(now, 1 - decay)
+
+    def _measured_pull(self, loss: Tensor, fooled: Tensor) -> float:
+        """The weight at which `fooled` moves the last layer `realism` times as strongly as the other losses do."""
+        if self._pull is None or self._step % self._options.lazy_every == 0:
+            last = next(self._network.inpainter.to_full.parameters())
+            others, own = (torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (loss, fooled))
+            now = min(10.0, self._options.realism * float(others) / (float(own) + 1e-8))
+            self._pull = now if self._pull is None else 0.8 * self._pull + 0.2 * now
+        return self._pull
 
     def _views(self, shown: Tensor, real: Tensor) -> tuple[tuple[Discriminator, Tensor], ...]:
         return (self._local, local_view(shown)), (self._global, global_view(real, shown))
@@ -251,10 +316,13 @@ class RendererTraining:
             matching = (
                 matching
                 + torch.stack(
-                    [(a.float() - b.float()).abs().mean() for a, b in zip(maps, real_maps, strict=True)]
+                    [
+                        (a.float() - b.float()).abs().mean() / (b.float().abs().mean() + 1e-6)
+                        for a, b in zip(maps, real_maps, strict=True)
+                    ]
                 ).mean()
             )
-            fooled = fooled - score.float().mean()
+            fooled = fooled + F.softplus(-score.float()).mean()
             critic.requires_grad_(True)
         return matching, fooled
 
@@ -270,12 +338,15 @@ class RendererTraining:
                 true, _ = critic(real_view, codes)
                 false, _ = critic(fake_view, codes)
                 mismatch, _ = critic(real_view, wrong)
-                loss = loss + F.relu(1 - true.float()).mean() + 0.75 * F.relu(1 + false.float()).mean()
-                loss = loss + 0.25 * (differs * F.relu(1 + mismatch.float())).mean()
+                loss = loss + F.softplus(-true.float()).mean() + 0.75 * F.softplus(false.float()).mean()
+                loss = loss + 0.25 * (differs * F.softplus(mismatch.float())).mean()
                 self._figures |= {
                     "real": float(true.detach().float().mean()),
                     "fake": float(false.detach().float().mean()),
                 }
+        if self._step % self._options.lazy_every == 0:
+            for critic, view in self._views(window, real):
+                loss = loss + self._options.lazy_every * self._options.r1 / 2 * _squared_gradient(critic, view, codes)
         self._critic_optimizer.zero_grad()
         loss.backward()
         self._critic_optimizer.step()
@@ -290,11 +361,10 @@ class RendererTraining:
         rest, wide = torch.zeros_like(batch.codes), torch.zeros_like(batch.codes)
         wide[:, 0] = 2.2
         for codes in (batch.codes, rest, wide):
-            colours = self._render(self._average, batch, codes.to(self._device))
+            colours, alpha = (p.cpu() for p in self._render(self._average, batch, codes.to(self._device), None))
             shown = batch.real.clone()
             window = shown[..., slice(*mask.ROWS), slice(*mask.COLUMNS)]
-            alpha = self._feather.cpu() * batch.face
-            shown[..., slice(*mask.ROWS), slice(*mask.COLUMNS)] = alpha * colours.cpu() + (1 - alpha) * window
+            shown[..., slice(*mask.ROWS), slice(*mask.COLUMNS)] = alpha * colours + (1 - alpha) * window
             rows.append(shown)
         sheet = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
         picture: npt.NDArray[np.uint8] = (sheet.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
@@ -308,11 +378,12 @@ def train_renderer(
     minutes: float,
     validation: Dataset,
     options: RendererOptions | None = None,
+    start: Path | None = None,
 ) -> None:
     """Trains the renderer, or goes on with the unfinished training in out; see `RendererTraining`."""
-    training = RendererTraining(dataset, basis, out, options or RendererOptions(), validation)
+    training = RendererTraining(dataset, basis, out, options or RendererOptions(), validation, start)
     training.resume()
     training.run(minutes)
 
 
-__all__ = ["RENDERER_PARTS", "RendererOptions", "RendererTraining", "train_renderer"]
+__all__ = ["RendererOptions", "RendererTraining", "train_renderer"]
