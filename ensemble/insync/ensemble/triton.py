@@ -76,8 +76,32 @@ def call(model: str, inputs: Outputs, outputs: Sequence[str]) -> Outputs:
         model_name=model,
         requested_output_names=list(outputs),
         inputs=[pb.Tensor(name, value) for name, value in inputs.items()],
+        # A model on a GPU would leave its outputs there, where no array can read them.
+        preferred_memory=pb.PreferredMemory(pb.TRITONSERVER_MEMORY_CPU, 0),
     )
     reply = request.exec()
     if reply.has_error():
         raise RuntimeError(f"{model}: {reply.error().message()}")
     return {name: pb.get_output_tensor_by_name(reply, name).as_numpy().copy() for name in outputs}
+
+
+class Counters:
+    """Numbers of one family that only grow, on the server's metrics page; its instances and their like share them."""
+
+    def __init__(self, family: str, description: str, label: str, values: Sequence[str]) -> None:
+        """Registers the family and one counter for each value of a label.
+
+        Args:
+            family: the metric's name.
+            description: its help line.
+            label: name of the label that tells the counters apart.
+            values: of the label.
+        """
+        # The family has to outlive its metrics, so it is kept.
+        self._family = pb.MetricFamily(name=family, description=description, kind=pb.MetricFamily.COUNTER)
+        self._metrics = {value: self._family.Metric(labels={label: value}) for value in values}
+
+    def add(self, value: str, amount: int) -> None:
+        """Counts, and costs a message to the server: once for a batch, not once for a sample."""
+        if amount > 0:
+            self._metrics[value].increment(amount)

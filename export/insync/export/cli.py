@@ -1,4 +1,4 @@
-"""`insync export onnx | dali`: writes what Triton serves."""
+"""`insync export onnx | dali | configs`: writes what Triton serves."""
 
 from __future__ import annotations
 
@@ -23,12 +23,19 @@ def main(argv: list[str]) -> int:
     )
     onnx.add_argument("run", type=Path, help="training run: a folder with speech.pt and renderer.pt")
     onnx.add_argument("--crops", type=Path, required=True, metavar="VIDEO", help="video of a face, for the check")
-    commands.add_parser("dali", help="serialise the DALI pipelines")
+    commands.add_parser("dali", help="serialise the DALI pipelines, for the CPU and for a GPU")
+    commands.add_parser("configs", help="write configs/h100.pbtxt and configs/onnx_gpu.pbtxt of every model")
     options = parser.parse_args(argv)
     if options.command == "dali":
         from insync.export.dali import serialise
 
         for path in serialise(options.repository):
+            print(path)  # noqa: T201
+        return 0
+    if options.command == "configs":
+        from insync.export.configs import write_configs
+
+        for path in write_configs(options.repository):
             print(path)  # noqa: T201
         return 0
     from insync.export.onnx import ParityError, export_onnx

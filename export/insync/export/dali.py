@@ -1,6 +1,7 @@
 """The DALI pipelines of the model repository, and how they are serialised (`insync export dali`).
 
-The same files serve on the CPU and on a GPU server's CPU; they hold no device.
+`model.dali` runs on the CPU, wherever the server has its own; `model_gpu.dali`, which `configs/h100.pbtxt` names, decodes
+with nvJPEG and warps on the GPU. Neither file holds a device's number, and both are written without a GPU.
 """
 
 from __future__ import annotations
@@ -16,22 +17,41 @@ from nvidia.dali._utils import dali_trace
 from insync.ensemble.mel import log_mel
 from insync.ensemble.spec import CROP_SIZE, MODELS
 
+MODEL_FILE = "model.dali"
+GPU_MODEL_FILE = "model_gpu.dali"
 
-def preprocess(batch_size: int, threads: int = 1) -> Pipeline:
-    """FRAME uint8 [N] (JPEG or PNG), AUDIO float32 [6400] → IMAGE uint8 [H, W, 3] RGB, MEL float32 [80, 40]."""
+
+def preprocess(batch_size: int, threads: int = 1, gpu: bool = False) -> Pipeline:
+    """FRAME uint8 [N] (JPEG or PNG), AUDIO float32 [6400] → IMAGE uint8 [H, W, 3] RGB, MEL float32 [80, 40].
+
+    Args:
+        batch_size: the most samples of one run.
+        threads: CPU threads of DALI.
+        gpu: decodes with nvJPEG and leaves IMAGE on the GPU. The log-mel is computed by the CPU's operators in either case:
+            12 kB for a frame are quickly copied, and the network meets the very numbers that it was trained on.
+    """
     pipeline = _pipeline(batch_size, threads)
     with pipeline:
         frame = fn.external_source(name="FRAME", ndim=1, dtype=types.UINT8)
         audio = fn.external_source(name="AUDIO", ndim=1, dtype=types.FLOAT)
-        pipeline.set_outputs(fn.decoders.image(frame, device="cpu", output_type=types.RGB), log_mel(audio))
+        image = fn.decoders.image(frame, device="mixed" if gpu else "cpu", output_type=types.RGB)
+        pipeline.set_outputs(image, log_mel(audio))
     return pipeline
 
 
-def align(batch_size: int, threads: int = 1) -> Pipeline:
-    """IMAGE uint8 [H, W, 3], TRANSFORM float32 [2, 3] (frame → crop) → CROP float32 [3, 256, 256] in [0, 1]."""
+def align(batch_size: int, threads: int = 1, gpu: bool = False) -> Pipeline:
+    """IMAGE uint8 [H, W, 3], TRANSFORM float32 [2, 3] (frame → crop) → CROP float32 [3, 256, 256] in [0, 1].
+
+    Args:
+        batch_size: the most samples of one run.
+        threads: CPU threads of DALI.
+        gpu: takes IMAGE from the GPU and leaves CROP there; TRANSFORM comes from the host, where the face is found.
+    """
     pipeline = _pipeline(batch_size, threads)
     with pipeline:
-        image = fn.external_source(name="IMAGE", ndim=3, dtype=types.UINT8, layout="HWC")
+        image = fn.external_source(
+            name="IMAGE", ndim=3, dtype=types.UINT8, layout="HWC", device="gpu" if gpu else "cpu"
+        )
         transform = fn.external_source(name="TRANSFORM", ndim=2, dtype=types.FLOAT)
         # TRANSFORM has pixel centres at integers, DALI has them at halves.
         matrix = fn.transforms.combine(
@@ -47,7 +67,7 @@ def align(batch_size: int, threads: int = 1) -> Pipeline:
 
 
 def serialise(repository: Path) -> list[Path]:
-    """Writes `lipsync_preprocess/1/model.dali` and `lipsync_align/1/model.dali`.
+    """Writes `model.dali` and `model_gpu.dali` of `lipsync_preprocess` and `lipsync_align`.
 
     Args:
         repository: the Triton model repository.
@@ -57,11 +77,12 @@ def serialise(repository: Path) -> list[Path]:
     """
     written = []
     for name, build in (("lipsync_preprocess", preprocess), ("lipsync_align", align)):
-        path = repository / name / "1" / "model.dali"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _without_origins():
-            path.write_bytes(build(MODELS[name].max_batch_size).serialize())
-        written.append(path)
+        for file, gpu in ((MODEL_FILE, False), (GPU_MODEL_FILE, True)):
+            path = repository / name / "1" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _without_origins():
+                path.write_bytes(build(MODELS[name].max_batch_size, gpu=gpu).serialize())
+            written.append(path)
     return written
 
 

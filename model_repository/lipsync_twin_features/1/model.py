@@ -10,7 +10,7 @@ import numpy as np
 
 from insync.ensemble import settings
 from insync.ensemble.store import TwinStore
-from insync.ensemble.triton import Array, Outputs, answer, array, call, text
+from insync.ensemble.triton import Array, Counters, Outputs, answer, array, call, text
 
 
 class TritonPythonModel:
@@ -22,10 +22,21 @@ class TritonPythonModel:
         self._store = TwinStore(read.twins)
         self._limit = read.twin_cache
         self._features: OrderedDict[str, tuple[Array, Array]] = OrderedDict()
+        self._lookups = Counters(
+            "insync_twin_lookups",
+            "Twins looked up for frames, by whether their features were in memory",
+            "cache",
+            ("hit", "miss"),
+        )
+        self._hits = self._misses = 0
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Looks every twin up."""
-        return answer(requests, self._look_up)
+        self._hits = self._misses = 0
+        responses = answer(requests, self._look_up)
+        self._lookups.add("hit", self._hits)
+        self._lookups.add("miss", self._misses)
+        return responses
 
     def _look_up(self, request: Any) -> Outputs:
         twins = [text(value) for value in array(request, "TWIN").reshape(-1)]
@@ -34,7 +45,10 @@ class TritonPythonModel:
 
     def _one(self, twin: str) -> tuple[Array, Array]:
         # A twin that was removed from the store must not live on in memory.
-        if twin not in self._features or not self._store.holds(twin):
+        if twin in self._features and self._store.holds(twin):
+            self._hits += 1
+        else:
+            self._misses += 1
             self._features.pop(twin, None)
             record = self._store.load(twin).record
             crops = record.crops.transpose(0, 3, 1, 2)[None].astype(np.float32) / 255
