@@ -1,0 +1,220 @@
+"""What runs in the container image: `python3 -m insync.ensemble.container serve` (or `plans`, for a job that only builds).
+
+TensorRT plans fit one TensorRT, one kind of GPU and one set of graphs. So they are not part of the image: the first container
+that needs them builds them, and every later one with the same three finds them in a folder that outlives containers. Then
+`tritonserver` takes this process's place, so that signals reach it and its exit code is the container's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from insync.ensemble.errors import ServerError
+from insync.ensemble.server import default_repository
+from insync.ensemble.spec import MODELS
+
+CONFIGS = ("h100", "onnx_gpu", "default")
+GRAPHS = tuple(name for name, model in MODELS.items() if model.backend == "onnxruntime")
+PLAN = "model.plan"
+MANIFEST = "plans.json"  # the last file of a finished set
+_TENSORRT = ("libnvinfer.so.11", "libnvinfer.so.10")
+# What the server is told in every home of the container; after these come the caller's own.
+_ARGUMENTS = (
+    "--disable-auto-complete-config",  # our configs are whole, and completing starts every Python model twice
+    "--strict-readiness=true",  # not ready before every model is
+    "--metrics-config=summary_latencies=true",  # p99, which no counter can tell
+    "--exit-timeout-secs=30",  # for the frames under way when a container is stopped
+)
+
+Builder = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What plans are built for.
+
+    Attributes:
+        gpu: its name, as in "NVIDIA H100 80GB HBM3".
+        tensorrt: version of the library that loads them.
+    """
+
+    gpu: str
+    tensorrt: str
+
+
+def find_target() -> Target:
+    """The GPU and the TensorRT of this container.
+
+    Raises:
+        ServerError: one of them is not there.
+    """
+    program = shutil.which("nvidia-smi")
+    command = [program or "", "--query-gpu=name", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60) if program else None
+    name = done.stdout.partition("\n")[0].strip() if done is not None and done.returncode == 0 else ""
+    if not name:
+        raise ServerError("no GPU is visible here: start the container with --gpus, or serve with --config default")
+    for library in _TENSORRT:
+        try:
+            loaded = ctypes.CDLL(library)
+            parts = [getattr(loaded, f"getInferLib{part}Version")() for part in ("Major", "Minor", "Patch", "Build")]
+        except (OSError, AttributeError):
+            continue
+        return Target(name, ".".join(map(str, parts)))
+    raise ServerError(f"TensorRT is not in this image: none of {', '.join(_TENSORRT)} can be loaded")
+
+
+def plan_folder(repository: Path, cache: Path, target: Target) -> Path:
+    """Where the plans for a repository's graphs lie: another GPU, TensorRT, graph or batch limit is another folder."""
+    digest = hashlib.sha256()
+    for name in GRAPHS:
+        for file in ("1/model.onnx", "configs/h100.pbtxt"):
+            digest.update((repository / name / file).read_bytes())
+    gpu = re.sub(r"[^a-z0-9]+", "-", target.gpu.lower()).strip("-")
+    return cache / f"{gpu}_tensorrt-{target.tensorrt}_{digest.hexdigest()[:12]}"
+
+
+def cached_plans(repository: Path, cache: Path, target: Target, build: Builder) -> Path:
+    """The folder of plans for a repository's graphs; they are built where they are missing.
+
+    Containers that start together on one cache build once: the others wait for the first.
+
+    Args:
+        repository: the model repository; nothing is written into it.
+        cache: folder that outlives containers.
+        target: what the plans are for.
+        build: writes every graph's plan and the manifest into the copy of the repository that it is given.
+
+    Returns:
+        A folder laid out as the repository, with the plans and their manifest alone.
+
+    Raises:
+        ServerError: the cache cannot be written, or a plan was not built.
+    """
+    folder = plan_folder(repository, cache, target)
+    if (folder / MANIFEST).is_file():
+        return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with (cache / f".{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / MANIFEST).is_file():
+                _build(repository, folder, build)
+    except OSError as exc:
+        raise ServerError(f"the cache of plans {cache} cannot be written: {exc.strerror or exc}") from exc
+    return folder
+
+
+def _build(repository: Path, folder: Path, build: Builder) -> None:
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
+    try:
+        copy, plans = scratch / "repository", scratch / "plans"
+        shutil.copytree(repository, copy)
+        build(copy)
+        for file in (*(f"{name}/1/{PLAN}" for name in GRAPHS), MANIFEST):
+            if not (copy / file).is_file():
+                raise ServerError(f"the build left no {file}")
+            (plans / file).parent.mkdir(parents=True, exist_ok=True)
+            (copy / file).replace(plans / file)
+        shutil.rmtree(folder, ignore_errors=True)  # of a set that was never finished
+        plans.rename(folder)  # at once: who looks meanwhile sees nothing or all of it
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def build_with_tensorrt(repository: Path) -> None:
+    """Runs `insync export tensorrt` in a process of its own, whose GPU memory is free again before the server starts.
+
+    Raises:
+        ServerError: it failed; its own lines have said why.
+    """
+    command = [sys.executable, "-m", "insync.client", "export", "--repository", str(repository), "tensorrt"]
+    if subprocess.run(command, check=False).returncode:
+        raise ServerError("insync export tensorrt has failed")
+
+
+def served_repository(repository: Path, served: Path, plans: Path | None) -> None:
+    """Lays out what the server loads: a copy of the repository, with plans where there are any.
+
+    The image's own repository may be read-only, and plans come and go with the GPU.
+    """
+    shutil.rmtree(served, ignore_errors=True)
+    shutil.copytree(repository, served, ignore=shutil.ignore_patterns("__pycache__"))
+    if plans is not None:
+        shutil.copytree(plans, served, dirs_exist_ok=True)
+
+
+def command(served: Path, config: str, more: Sequence[str] = ()) -> list[str]:
+    """The server's command line.
+
+    Args:
+        served: the repository that it loads.
+        config: which set of configs, one of `CONFIGS`.
+        more: arguments of the caller's, which win over ours.
+    """
+    chosen = [] if config == "default" else [f"--model-config-name={config}"]
+    return ["tritonserver", f"--model-repository={served}", *chosen, *_ARGUMENTS, *more]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code, or never returns where the server takes its place."""
+    options = _parser().parse_args(argv)
+    try:
+        repository = options.repository or default_repository()
+        plans = None
+        if options.command == "plans" or options.config == "h100":
+            plans = cached_plans(repository, options.plans, find_target(), build_with_tensorrt)
+        if options.command == "plans":
+            sys.stdout.write(f"{plans}\n")
+            return 0
+        served_repository(repository, options.served, plans)
+    except ServerError as exc:
+        sys.stderr.write(f"insync container: {exc}\n")
+        return 1
+    sys.stdout.flush()
+    line = command(options.served, options.config, options.arguments)
+    try:
+        os.execvp(line[0], line)
+    except OSError as exc:
+        sys.stderr.write(f"insync container: {line[0]} cannot be started: {exc.strerror}\n")
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="insync.ensemble.container", description="Build TensorRT plans where they are missing, then serve."
+    )
+    parser.add_argument("--repository", type=Path, help="model repository (default: the package's own)")
+    parser.add_argument(
+        "--plans", type=Path, default=Path("/plans"), help="folder that keeps plans (default: %(default)s)"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("plans", help="only build the plans of this GPU and TensorRT, and name their folder")
+    serve = commands.add_parser("serve", help="serve; what stands after -- goes to tritonserver")
+    serve.add_argument(
+        "--config",
+        choices=CONFIGS,
+        default="h100",
+        help="h100: TensorRT plans; onnx_gpu: ONNX Runtime on CUDA; default: config.pbtxt, no GPU needed",
+    )
+    serve.add_argument(
+        "--served", type=Path, default=Path("/run/insync/models"), help="scratch folder that the server loads from"
+    )
+    serve.add_argument("arguments", nargs="*", metavar="-- ARGUMENT", help="of tritonserver")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
