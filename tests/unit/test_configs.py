@@ -60,7 +60,7 @@ each_home = pytest.mark.parametrize("home", HOMES)
 @each_home
 @pytest.mark.parametrize("name", MODELS)
 def test_the_committed_file_is_what_the_generator_writes(name: str, home: str) -> None:
-    assert text_of(name, home) == render(name, home, REPOSITORY)
+    assert text_of(name, home) == render(name, home, REPOSITORY), "run `insync export configs`, which writes them anew"
 
 
 @each_home

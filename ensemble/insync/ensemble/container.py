@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -118,7 +119,10 @@ def cached_plans(repository: Path, cache: Path, target: Target, build: Builder) 
 
 
 def _build(repository: Path, folder: Path, build: Builder) -> None:
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
+    prefix = f".building-{folder.name}-"
+    for left in folder.parent.glob(f"{prefix}*"):  # of a container that was killed: whoever builds holds the lock
+        shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
     try:
         copy, plans = scratch / "repository", scratch / "plans"
         shutil.copytree(repository, copy)
@@ -217,4 +221,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    # The first process of a container ignores what it has no handler for: stopping it would wait until it is killed.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     raise SystemExit(main())

@@ -38,7 +38,7 @@ class Placement:
         backend: Triton's name for it.
         file: `default_model_filename`, where it is not the backend's own.
         preferred: batches that the dynamic batcher sends without waiting for more; no dynamic batching where None.
-        parameters: of the backend.
+        parameters: of the backend, beside those of `config.pbtxt` where a Python model or DALI reads them.
         optimization: lines of the `optimization` message.
         warm: batch sizes that are run once while the model loads.
     """
@@ -90,9 +90,12 @@ _ONE_THREAD = ("threads", "1")
 
 H100: dict[str, Placement] = {
     "lipsync_guard": Placement(
-        ("Checks FRAME and AUDIO on the host, where they arrive.",),
+        (
+            "Checks FRAME and AUDIO on the host, where they arrive.",
+            "One instance, as in config.pbtxt: what it counts of a server's frames, it counts of all of them.",
+        ),
         gpu=False,
-        count=4,
+        count=1,
     ),
     "lipsync_preprocess": Placement(
         (
@@ -103,7 +106,6 @@ H100: dict[str, Placement] = {
         count=4,
         backend="dali",
         file=GPU_MODEL_FILE,
-        parameters=(("num_threads", "1"),),
         warm=(1,),
     ),
     "lipsync_face": Placement(
@@ -120,7 +122,6 @@ H100: dict[str, Placement] = {
         backend="dali",
         file=GPU_MODEL_FILE,
         preferred=(8,),
-        parameters=(("num_threads", "1"),),
         warm=(1,),
     ),
     "lipsync_twin_features": Placement(
@@ -202,7 +203,7 @@ def render(name: str, home: str, repository: Path) -> str:
         lines.append(f"dynamic_batching {{ {f'preferred_batch_size: [ {sizes} ] ' if sizes else ''}}}")
     kind = "KIND_GPU" if placed.gpu else "KIND_CPU"
     lines.append(f"instance_group [ {{ kind: {kind} count: {placed.count} }} ]")
-    for key, value in placed.parameters:
+    for key, value in _parameters(model, placed, repository).items():
         lines.append(f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}')
     if placed.optimization:
         lines += ["optimization {", *(f"  {line}" for line in placed.optimization), "}"]
@@ -211,9 +212,22 @@ def render(name: str, home: str, repository: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _default(name: str, repository: Path) -> Any:
+    """A model's `config.pbtxt`, parsed."""
+    text = (repository / name / "config.pbtxt").read_text(encoding="utf-8")
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def _parameters(model: Model, placed: Placement, repository: Path) -> dict[str, str]:
+    given = dict(placed.parameters)
+    if placed.backend in ("python", "dali"):  # ONNX Runtime's are for the CPU
+        usual = _default(model.name, repository).parameters
+        given.update({key: usual[key].string_value for key in sorted(usual) if key not in given})
+    return given
+
+
 def _ensemble(model: Model, repository: Path) -> str:
-    text = (repository / model.name / "config.pbtxt").read_text(encoding="utf-8")
-    steps = text_format.Parse(text, model_config_pb2.ModelConfig()).ensemble_scheduling.step
+    steps = _default(model.name, repository).ensemble_scheduling.step
     lines = [
         "# Frames under way are bounded at every step, so that a flood of them cannot fill the GPU's memory.",
         *_written_by(),
@@ -233,7 +247,8 @@ def _step(step: Any) -> str:
     for field, mapping in (("input_map", step.input_map), ("output_map", step.output_map)):
         called = MODELS[step.model_name]
         for tensor in called.inputs if field == "input_map" else called.outputs:
-            lines.append(f'      {field} {{ key: "{tensor.name}" value: "{mapping[tensor.name]}" }}')
+            if tensor.name in mapping:  # an optional input may be left out
+                lines.append(f'      {field} {{ key: "{tensor.name}" value: "{mapping[tensor.name]}" }}')
     return "\n".join(["    {", *lines, "    }"])
 
 
