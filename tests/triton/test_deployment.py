@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import yaml
@@ -151,6 +153,10 @@ def balancer(
         process.wait(30)
 
 
+def jpeg(image: NDArray[np.uint8]) -> bytes:
+    return bytes(cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, 95))[1])
+
+
 def frames(metrics: str) -> float:
     found = re.search(
         r'^nv_inference_request_success\{model="lipsync_patch",version="1"\} (\S+)$',
@@ -185,6 +191,7 @@ def test_frames_go_to_both_servers_and_go_on_when_one_is_stopped(
     photo: NDArray[Any],
     audio: NDArray[Any],
     twin: NDArray[Any],
+    images: list[NDArray[np.uint8]],
 ) -> None:
     url, _ = balancer
     through = type(raw)(url)
@@ -195,6 +202,11 @@ def test_frames_go_to_both_servers_and_go_on_when_one_is_stopped(
     after = [frames(server.metrics_url), frames(second.metrics)]
     assert sum(after) - sum(before) == 16
     assert all(now > then for now, then in zip(after, before, strict=True))
+
+    # Megabytes in one message, and all of a registration's steps.
+    pictures = np.array([jpeg(image) for image in images], np.object_)
+    assert len(b"".join(pictures)) > 2**20
+    assert len(through("lipsync_twin", FRAMES=pictures)["TWIN"][0]) == 32
 
     # Before the second server goes: what the dashboard and the rules ask for is on its page.
     text = (DOCKER / "rules.yml").read_text() + (DOCKER / "grafana" / "dashboards" / "insync.json").read_text()

@@ -22,9 +22,6 @@ DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 # What the base image has instead of these.
 BASE_IMAGE = {"nvidia-pytriton", "nvidia-dali-cuda130"}
-# Metrics of Triton's that only a GPU, or the option that the container gives, brings; tests/triton holds the others against
-# a server's own page.
-ONLY_WITH_A_GPU = {"nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes", "nv_gpu_utilization"}
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -44,11 +41,6 @@ def expressions() -> list[str]:
         *(target["expr"].replace("$instance", ".*") for panel in dashboard["panels"] for target in panel["targets"]),
         *(rule["metricsQuery"].replace("<<.GroupBy>>", "pod") for rule in adapter),
     ]
-
-
-def used_metrics() -> set[str]:
-    """The names of the server's metrics that the queries use."""
-    return set(re.findall(r"\b(?:nv|insync)_\w+", " ".join(expressions())))
 
 
 def compose(**environment: str) -> dict[str, Any]:
@@ -84,11 +76,11 @@ def test_it_does_not_run_as_root() -> None:
 
 
 def test_what_the_image_installs_is_what_the_project_asks_for_and_no_torch() -> None:
-    pinned = dict(
-        re.fullmatch(r"([\w-]+)(?:\[\w+\])?==(\S+)", line).groups()  # type: ignore[union-attr]
-        for line in (DOCKER / "requirements.txt").read_text().splitlines()
-        if not line.startswith("#")
-    )
+    pinned = {}
+    for line in (DOCKER / "requirements.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            package, _, version = line.partition("==")
+            pinned[package.partition("[")[0]] = version
     wanted = {}
     for text in importlib.metadata.requires("insync") or []:
         requirement = Requirement(text)
