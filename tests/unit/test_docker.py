@@ -16,9 +16,12 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from insync.ensemble.spec import MODELS
+
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
+GUIDE = (ROOT / "docs" / "fleet.md").read_text()
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 # What the base image has instead of these.
 BASE_IMAGE = {"nvidia-pytriton", "nvidia-dali-cuda130"}
@@ -132,6 +135,37 @@ def test_the_composed_server_has_a_gpu_shared_memory_and_little_else() -> None:
     assert resolved["networks"]["inside"]["internal"]
     assert {volume["target"] for volume in server["volumes"]} == {"/twins", "/plans"}
     assert any(part.endswith(":insync-admin=secret") for part in server["command"])
+
+
+def test_the_guide_s_second_gpu_is_a_server_of_the_same_name(tmp_path: Path) -> None:
+    (snippet,) = re.findall(r"^```yaml\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "two.yaml").write_text(snippet)
+    files = ("-f", str(DOCKER / "compose.yaml"), "-f", str(tmp_path / "two.yaml"))
+    done = run("docker-compose", *files, "config", "--format", "json", INSYNC_ADMIN_KEY="secret")
+    assert done.returncode == 0, done.stderr
+    services = json.loads(done.stdout)["services"]
+    (device,) = services["server-1"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["device_ids"] == ["1"]
+    assert services["server-1"]["networks"]["inside"]["aliases"] == ["server"]
+    assert services["server-1"]["command"] == services["server"]["command"]
+
+
+def test_the_guide_leads_somewhere_and_names_what_is() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", GUIDE) if "://" not in link]
+    assert not [link for link in links if not (ROOT / "docs" / link).exists()]
+    names = set(re.findall(r"`(lipsync\w*)`", GUIDE)) | set(re.findall(r"--load-model=(\w+)", GUIDE))
+    assert names - MODELS.keys() == set()
+    assert names >= MODELS.keys()
+    recorded = set(re.findall(r"`(insync:[\w:]+)`", GUIDE))
+    assert recorded <= set(re.findall(r"record: (\S+)", (DOCKER / "rules.yml").read_text()))
+
+
+def test_the_same_endpoints_are_restricted_everywhere() -> None:
+    deployed = [GUIDE, *((DOCKER / file).read_text() for file in ("compose.yaml", "kubernetes/insync.yaml"))]
+    deployed.append((DOCKER / "kubernetes" / "kserve.yaml").read_text())
+    for text in deployed:
+        found = re.findall(r"--(?:grpc-restricted-protocol|http-restricted-api)=([\w,-]+):insync-admin=", text)
+        assert found == ["model-repository,model-config,shared-memory,statistics,trace,logging"] * 2
 
 
 def test_every_mounted_file_is_there_and_every_image_pinned() -> None:
