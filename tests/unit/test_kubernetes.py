@@ -77,6 +77,7 @@ def test_everything_that_was_asked_for_is_in_it() -> None:
         ("PersistentVolumeClaim", "insync-plans"),
         ("PersistentVolumeClaim", "insync-twins"),
         ("PodDisruptionBudget", "insync-balancer"),
+        ("PodDisruptionBudget", "insync-servers"),
         ("Service", "insync"),
         ("Service", "insync-servers"),
     ]
