@@ -204,7 +204,7 @@ def test_frames_go_to_both_servers_and_go_on_when_one_is_stopped(
     assert all(now > then for now, then in zip(after, before, strict=True))
 
     # Megabytes in one message, and all of a registration's steps.
-    pictures = np.array([jpeg(image) for image in images], np.object_)
+    pictures = np.array([jpeg(image) for image in images[:8]], np.object_)
     assert len(b"".join(pictures)) > 2**20
     assert len(through("lipsync_twin", FRAMES=pictures)["TWIN"][0]) == 32
 
