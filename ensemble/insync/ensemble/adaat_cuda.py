@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from insync.ensemble.errors import BadInputError, ServerError
 
@@ -41,6 +42,13 @@ def shared_bytes(height: int, width: int) -> int:
             f"allowed are {SHARED_BYTES}"
         )
     return needed
+
+
+def pack(samples: Sequence[tuple[int, int, int]]) -> NDArray[Any]:
+    """The kernel's table of at most 32 samples: device addresses of reference [C, H, W], affine [C, 4], aligned [C, H, W]."""
+    table = np.zeros((), TABLE)
+    table["sample"][: len(samples)] = np.array(list(samples), SAMPLE)
+    return table
 
 
 class AdaatKernel:
@@ -107,18 +115,18 @@ class AdaatKernel:
                     )
             return results
 
-    def launch(self, samples: Sequence[tuple[int, int, int]], shape: tuple[int, int, int]) -> None:
+    def launch(self, table: NDArray[Any], count: int, shape: tuple[int, ...]) -> None:
         """Starts the kernel on the current stream, and does not wait.
 
         Args:
-            samples: at most 32 triples of device addresses: reference [C, H, W], affine [C, 4], aligned [C, H, W].
+            table: what `pack` made.
+            count: how many samples are in it.
             shape: C, H, W.
         """
         channels, height, width = shape
-        table = np.zeros((), TABLE)  # CuPy gives an array of one element to a kernel by value
-        table["sample"][: len(samples)] = np.array(list(samples), SAMPLE)
+        # CuPy gives an array of one element to a kernel by value.
         arguments = (table, np.int32(height), np.int32(width), self._not_finite_address)
-        self._launch((channels, len(samples)), (THREADS,), arguments, shared_mem=shared_bytes(height, width))
+        self._launch((channels, count), (THREADS,), arguments, shared_mem=shared_bytes(height, width))
 
     def _take(self, value: Any) -> Any:
         if not isinstance(value, (np.ndarray, self._cupy.ndarray)):
@@ -128,7 +136,7 @@ class AdaatKernel:
     def _run(self, samples: Sequence[tuple[int, int, int]], shape: tuple[int, ...]) -> list[int]:
         """Launches and waits; returns the samples whose affine is not finite."""
         self._not_finite[:] = 0
-        self.launch(samples, (shape[0], shape[1], shape[2]))
+        self.launch(pack(samples), len(samples), shape)
         # The next step runs in another process, on a stream of its own: nobody but us can wait for this one.
         self._cupy.cuda.get_current_stream().synchronize()
         return [int(i) for i in np.flatnonzero(self._not_finite[: len(samples)])]
