@@ -1,4 +1,4 @@
-"""`insync export onnx | dali`: writes what Triton serves."""
+"""`insync export onnx | dali | tensorrt | precision`: writes what Triton serves."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from insync.ensemble.server import default_repository
+from insync.export import gpu_cli
 
 
 def main(argv: list[str]) -> int:
@@ -24,7 +25,10 @@ def main(argv: list[str]) -> int:
     onnx.add_argument("run", type=Path, help="training run: a folder with speech.pt and renderer.pt")
     onnx.add_argument("--crops", type=Path, required=True, metavar="VIDEO", help="video of a face, for the check")
     commands.add_parser("dali", help="serialise the DALI pipelines")
+    gpu_cli.add_commands(commands)
     options = parser.parse_args(argv)
+    if options.command in gpu_cli.COMMANDS:
+        return gpu_cli.run(options)
     if options.command == "dali":
         from insync.export.dali import serialise
 
