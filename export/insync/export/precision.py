@@ -275,7 +275,7 @@ def _decision(changes: dict[str, Change]) -> str:
         return "FP32 alone: every lesser precision misses the threshold."
     refused = [name.upper() for name in PRECISIONS if not changes[name].passed]
     others = f" {', '.join(refused)} may not." if refused else ""
-    return f"FP32 stays the default; {', '.join(passed)} may be served with these weights.{others}"
+    return f"FP32 stays the default; {', '.join(passed)} may be tried with these weights, on a GPU.{others}"
 
 
 def _page(document: dict[str, Any], changes: dict[str, Change]) -> str:
