@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import sys
 import types
 from collections.abc import Iterator
@@ -158,3 +160,54 @@ def test_the_environment_tells_the_models(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv(GPU_VARIABLE, "yes")
     with pytest.raises(BadInputError, match="INSYNC_GPU is 'yes'"):
         load()
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The backend's class, over as much of Triton's Python backend as it needs: requests are arrays by name."""
+    backend: Any = types.ModuleType("triton_python_backend_utils")
+    backend.get_input_tensor_by_name = lambda request, name: types.SimpleNamespace(as_numpy=lambda: request[name])
+    backend.Tensor = lambda name, value: (name, value)
+    backend.InferenceResponse = lambda tensors=(), error=None: types.SimpleNamespace(tensors=dict(tensors), error=error)
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
+    monkeypatch.delitem(sys.modules, "insync.ensemble.triton", raising=False)
+    path = Path(server.__file__).parent / "backends" / "onnxruntime" / "model.py"
+    spec = importlib.util.spec_from_file_location("stand_in", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.TritonPythonModel()
+
+
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["CPU", "GPU"])
+def test_the_backend_takes_the_path_that_the_environment_names(
+    on_gpu: bool, repository: Path, one_thread: ort.SessionOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With PyTorch on the CPU in the GPU's place; instance 3 of a server with several."""
+    devices: list[str] = []
+
+    def on_cpu(path: Path, model: str, device: str) -> TorchSession:
+        devices.append(device)
+        return TorchSession(path, model, "cpu")
+
+    monkeypatch.setenv(GPU_VARIABLE, str(int(on_gpu)))
+    monkeypatch.setattr(gpu, "find_runtime", lambda: gpu.GpuRuntime("torch", H100.name))
+    monkeypatch.setattr(gpu, "TorchSession", on_cpu)
+    name = "lipsync_mixer"
+    model = stand_in(monkeypatch)
+    config: dict[str, Any] = {"name": name, "max_batch_size": 8}
+    config["input"], config["output"] = (
+        [{"name": tensor.name} for tensor in tensors] for tensors in (MODELS[name].inputs, MODELS[name].outputs)
+    )
+    arguments = {"model_repository": str(repository / name), "model_version": "1", "model_config": json.dumps(config)}
+    model.initialize({**arguments, "model_instance_kind": "GPU", "model_instance_device_id": "3"})
+    assert devices == (["cuda:3"] if on_gpu else [])
+    requests = [feed(name, 1), feed(name, 2), feed(name, 1)]
+    exact = CpuSession(repository / name / "1" / "model.onnx", one_thread)
+    for request, reply in zip(requests, model.execute(requests), strict=True):
+        assert reply.error is None
+        for output, want in zip(exact.outputs, exact.run(exact.outputs, request), strict=True):
+            np.testing.assert_allclose(reply.tensors[output], want, atol=1e-4)
+    config["input"].append({"name": "NOSUCH"})
+    with pytest.raises(ValueError, match=r"model\.onnx has no input \['NOSUCH'\], it has \['POSE'"):
+        model.initialize({**arguments, "model_config": json.dumps(config), "model_instance_kind": "CPU"})
