@@ -149,6 +149,9 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     for name, port in (("grpc", 8001), ("http", 8000), ("metrics", 8002)):
         serve.add_argument(f"--{name}-port", metavar="PORT", type=int, default=port, help="default: %(default)s")
+    serve.add_argument(
+        "--gpu", action="store_true", help="run the networks on the GPU: ONNX Runtime's CUDA, or else PyTorch's"
+    )
     serve.add_argument("--log", metavar="FILE", type=Path, help="keep the server's log here")
     serve.add_argument("--debug", action="store_true", help="show tracebacks")
     serve.set_defaults(run=_serve)
@@ -269,6 +272,7 @@ def _serve(options: argparse.Namespace) -> int:
             metrics_port=options.metrics_port,
             host=options.host,
             log=options.log,
+            gpu=options.gpu,
         )
         or 0
     )

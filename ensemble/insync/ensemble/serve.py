@@ -25,11 +25,12 @@ def serve(
     http_port: int = HTTP_PORT,
     metrics_port: int = METRICS_PORT,
     log: Path | None = None,
+    gpu: bool = False,
 ) -> int:
     """Serves until it is told to stop; says on standard output where it listens, and on standard error why it cannot.
 
     Args:
-        repository, twin_store, host, log: as for `EmbeddedServer`.
+        repository, twin_store, host, log, gpu: as for `EmbeddedServer`.
         grpc_port, http_port, metrics_port: 0 takes a free one.
 
     Returns:
@@ -39,13 +40,13 @@ def serve(
         with _stoppable():
             started = time.monotonic()
             server = EmbeddedServer(
-                repository, twin_store, grpc_port or None, http_port or None, metrics_port or None, host, log
+                repository, twin_store, grpc_port or None, http_port or None, metrics_port or None, host, log, gpu=gpu
             )
             with server:
                 _say(
                     f"InSync serves after {time.monotonic() - started:.1f} s: gRPC {server.grpc_url}, "
                     f"HTTP {server.http_url}, metrics {server.metrics_url}; twins in {server.twin_store}; "
-                    f"log {server.log}. Ctrl-C stops it."
+                    f"log {server.log}. {_networks(gpu)}Ctrl-C stops it."
                 )
                 while True:
                     time.sleep(_POLL_S)
@@ -56,6 +57,14 @@ def serve(
     except EnsembleError as exc:
         sys.stderr.write(f"insync serve: {exc}\n")
         return 1
+
+
+def _networks(gpu: bool) -> str:
+    if not gpu:
+        return ""
+    from insync.ensemble.gpu import find_runtime
+
+    return f"The networks run on {find_runtime()}. "
 
 
 class _Stop(BaseException):

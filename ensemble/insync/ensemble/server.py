@@ -68,6 +68,7 @@ class EmbeddedServer:
         host: str = "127.0.0.1",
         log: Path | None = None,
         start_timeout_s: float = 120.0,
+        gpu: bool = False,
     ) -> None:
         """Chooses ports and folders; nothing is started yet.
 
@@ -78,6 +79,7 @@ class EmbeddedServer:
             host: address to listen on. Other machines are let in only where this says so.
             log: file for the server's log, by default one that goes with the server.
             start_timeout_s: for `start`.
+            gpu: runs the networks on the GPU; `start` fails where there is none.
 
         Raises:
             ServerError: a given port is taken, or there is no repository.
@@ -90,6 +92,7 @@ class EmbeddedServer:
         self._host = host
         self._given_log = log
         self._start_timeout_s = start_timeout_s
+        self._gpu = gpu
         self.shared_memory_prefix = (
             f"insync_{secrets.token_hex(6)}_"  # of shared memory: cleaning up touches nobody else's
         )
@@ -125,6 +128,8 @@ class EmbeddedServer:
         if not (self.repository / "lipsync" / "config.pbtxt").is_file():
             raise ServerError(f"{self.repository} is not InSync's model repository: lipsync/config.pbtxt is not in it")
         installation = find_installation()
+        if self._gpu:
+            _check_gpu(installation)
         atexit.register(self.stop)
         try:
             self._launch(installation)
@@ -194,6 +199,8 @@ class EmbeddedServer:
         assert log is not None
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, **installation.environment(), settings.TWINS_VARIABLE: str(self.twin_store)}
+        if self._gpu:
+            environment[settings.GPU_VARIABLE] = "1"
         with log.open("wb") as file:
             self._process = subprocess.Popen(
                 command,
@@ -230,6 +237,17 @@ class EmbeddedServer:
         if log is None or not log.is_file():
             return "it left no log"
         return failure_reason(log.read_text(errors="replace"))
+
+
+def _check_gpu(installation: Installation) -> None:
+    from insync.ensemble.gpu import find_runtime
+
+    find_runtime()
+    if (installation.backends / "onnxruntime").exists():
+        raise ServerError(
+            f"{installation.server} has an ONNX Runtime of its own, which --gpu does not reach: "
+            "start it with --model-config-name=onnx_gpu or h100"
+        )
 
 
 _LOAD_FAILURE = re.compile(r"failed to load '(\w+)' version \d+: (.+)")

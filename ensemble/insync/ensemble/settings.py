@@ -5,6 +5,7 @@
 | `INSYNC_TWINS` | folder of the twin store | `~/.local/share/insync/twins` |
 | `INSYNC_TWIN_CACHE` | twins that `lipsync_twin_features` keeps in memory | 64 |
 | `INSYNC_JPEG_QUALITY` | of SYNCED, 1 to 100 | 92 |
+| `INSYNC_GPU` | 1: the embedded server runs the networks on the GPU, as `insync serve --gpu` | 0 |
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from insync.ensemble.errors import BadInputError
 
 TWINS_VARIABLE = "INSYNC_TWINS"
+GPU_VARIABLE = "INSYNC_GPU"
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Settings:
     twins: Path
     twin_cache: int
     jpeg_quality: int
+    gpu: bool
 
 
 def default_twins() -> Path:
@@ -43,6 +46,7 @@ def load() -> Settings:
         twins=Path(twins).expanduser() if twins else default_twins(),
         twin_cache=_integer("INSYNC_TWIN_CACHE", 64, 1, 100_000),
         jpeg_quality=_integer("INSYNC_JPEG_QUALITY", 92, 1, 100),
+        gpu=bool(_integer(GPU_VARIABLE, 0, 0, 1)),
     )
 
 

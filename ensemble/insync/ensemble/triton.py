@@ -35,6 +35,25 @@ def optional(request: Any, name: str) -> Array | None:
     return value
 
 
+def on_gpu(request: Any, *names: str) -> bool:
+    """Whether one of these inputs lies on a GPU. A config has to ask for it: FORCE_CPU_ONLY_INPUT_TENSORS "no"."""
+    tensors = (pb.get_input_tensor_by_name(request, name) for name in names)
+    return any(tensor is not None and not tensor.is_cpu() for tensor in tensors)
+
+
+def anywhere(request: Any, name: str) -> Any:
+    """One input of a request where it lies: an array, or on a GPU something that speaks DLPack."""
+    tensor = pb.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        raise BadInputError(f"{name} is missing")
+    return tensor.as_numpy() if tensor.is_cpu() else tensor
+
+
+def device_response(name: str, value: Any) -> Any:
+    """A response with one tensor of a GPU, taken by DLPack without a copy to the host."""
+    return pb.InferenceResponse([pb.Tensor.from_dlpack(name, value)])
+
+
 def text(value: Any) -> str:
     """One element of a string tensor; what is not UTF-8 is shown as such."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

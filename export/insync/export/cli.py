@@ -1,4 +1,4 @@
-"""`insync export onnx | dali | configs`: writes what Triton serves."""
+"""`insync export onnx | dali | configs | tensorrt | precision`: writes what Triton serves."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from insync.ensemble.server import default_repository
+from insync.export import gpu_cli
 
 
 def main(argv: list[str]) -> int:
@@ -25,7 +26,10 @@ def main(argv: list[str]) -> int:
     onnx.add_argument("--crops", type=Path, required=True, metavar="VIDEO", help="video of a face, for the check")
     commands.add_parser("dali", help="serialise the DALI pipelines, for the CPU and for a GPU")
     commands.add_parser("configs", help="write configs/h100.pbtxt and configs/onnx_gpu.pbtxt of every model")
+    gpu_cli.add_commands(commands)
     options = parser.parse_args(argv)
+    if options.command in gpu_cli.COMMANDS:
+        return gpu_cli.run(options)
     if options.command == "dali":
         from insync.export.dali import serialise
 

@@ -1,4 +1,4 @@
-"""Stand-in for Triton's `onnxruntime` backend: ONNX Runtime itself, on the CPU.
+"""Stand-in for Triton's `onnxruntime` backend: ONNX Runtime itself, on the CPU; with `INSYNC_GPU=1` what `insync.ensemble.gpu` finds.
 
 Honours `intra_op_thread_count`, `inter_op_thread_count` and `default_model_filename` of the model's config. Requests
 that were batched together run as one, where their shapes are equal.
@@ -15,6 +15,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from insync.ensemble import settings
+from insync.ensemble.gpu import CpuSession, Session, open_session
 from insync.ensemble.triton import array, failure, response
 
 Arrays = dict[str, NDArray[Any]]
@@ -34,19 +36,22 @@ class TritonPythonModel:
         # Threads that spin while they wait take the core from the other models' threads.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = folder / (config.get("default_model_filename") or "model.onnx")
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._session: Session
+        if settings.load().gpu:
+            device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
+            self._session = open_session(path, config["name"], device, options)
+        else:
+            self._session = CpuSession(path, options)
         self._batched = config["max_batch_size"] > 0
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
         for kind, names, known in (
-            ("input", self._inputs, self._session.get_inputs()),
-            ("output", self._outputs, self._session.get_outputs()),
+            ("input", self._inputs, self._session.inputs),
+            ("output", self._outputs, self._session.outputs),
         ):
-            missing = set(names) - {tensor.name for tensor in known}
+            missing = set(names) - set(known)
             if missing:
-                raise ValueError(
-                    f"{path.name} has no {kind} {sorted(missing)}, it has {[tensor.name for tensor in known]}"
-                )
+                raise ValueError(f"{path.name} has no {kind} {sorted(missing)}, it has {list(known)}")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Runs all requests, those of equal shapes together."""

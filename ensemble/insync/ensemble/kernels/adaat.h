@@ -1,0 +1,61 @@
+// AdaAT's arithmetic: where a channel's similarity looks, and what lies there.
+//
+// Compiles as CUDA (nvcc, and NVRTC, which knows no standard header) and as plain C++: tests run these very lines on the CPU.
+#pragma once
+
+#ifdef __CUDACC__
+#define ADAAT_INLINE __host__ __device__ __forceinline__
+#else
+#include <math.h>
+#define ADAAT_INLINE inline
+#endif
+
+// A plane lies in memory with zeros around it, so that a clamped coordinate reads four values without a branch: a row above,
+// two below, and between the rows four columns that are right of one row and left of the next. Four, because a row then begins
+// on 16 bytes wherever the width is a multiple of four.
+constexpr int ADAAT_BORDER = 4;
+
+// Floats from one row to the next.
+ADAAT_INLINE int adaat_stride(int width) { return (width + 3) / 4 * 4 + ADAAT_BORDER; }
+
+// Floats that a plane takes with its border.
+ADAAT_INLINE int adaat_floats(int height, int width) { return (height + 3) * adaat_stride(width) + ADAAT_BORDER; }
+
+// From a place of the output, in pixels, to the place of the bordered plane that it shows. In pixels the aspect of the plane
+// cancels out of PyTorch's formula, which is one of half widths and half heights: a turn is a turn.
+struct AdaatSimilarity {
+    float cos, sin, left, top;
+};
+
+// affine: scale, rotation in radians, translation x, y in half widths and half heights.
+ADAAT_INLINE AdaatSimilarity adaat_similarity(const float* affine, int height, int width) {
+    float sin, cos;
+    sincosf(affine[1], &sin, &cos);
+    sin *= affine[0];
+    cos *= affine[0];
+    const float middle_x = 0.5f * static_cast<float>(width - 1), middle_y = 0.5f * static_cast<float>(height - 1);
+    const float left = 0.5f * static_cast<float>(width) * affine[2] + middle_x + 1;
+    const float top = 0.5f * static_cast<float>(height) * affine[3] + middle_y + 1;
+    return {cos, sin, left - (cos * middle_x - sin * middle_y), top - (sin * middle_x + cos * middle_y)};
+}
+
+// False for infinities and not-a-number.
+ADAAT_INLINE bool adaat_finite(const float* affine) {
+    bool finite = true;
+    for (int i = 0; i < 4; ++i) finite &= fabsf(affine[i]) <= 3.402823466e38f;
+    return finite;
+}
+
+// One value of the output. bordered: the plane with its border, of adaat_floats(height, width).
+ADAAT_INLINE float adaat_sample(const float* bordered, const AdaatSimilarity& s, int row, int column, int height, int width) {
+    const float x = static_cast<float>(column), y = static_cast<float>(row);
+    // fmaxf and fminf give the number where the other is none: not-a-number ends in the border, which is zero.
+    const float u = fminf(fmaxf(s.cos * x - s.sin * y + s.left, 0), static_cast<float>(width + 1));
+    const float v = fminf(fmaxf(s.sin * x + s.cos * y + s.top, 0), static_cast<float>(height + 1));
+    const int j = static_cast<int>(u), i = static_cast<int>(v), stride = adaat_stride(width);
+    const float right = u - static_cast<float>(j), below = v - static_cast<float>(i);
+    const float* at = bordered + (ADAAT_BORDER - 1) + i * stride + j;
+    const float upper = at[0] + right * (at[1] - at[0]);
+    const float lower = at[stride] + right * (at[stride + 1] - at[stride]);
+    return upper + below * (lower - upper);
+}

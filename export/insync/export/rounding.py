@@ -1,0 +1,147 @@
+"""Graphs that round as TF32, BF16 or FP16 do, while ONNX Runtime goes on computing in FP32: their effect, seen without a GPU.
+
+Half precision, as a strongly typed plan has it: weights and everything that a node gives are rounded; sums are FP32, as in
+tensor cores. TF32: what is multiplied in convolutions and matrix products is rounded to 10 bits; all else is FP32. To the
+nearest number each time: hardware that cuts bits off instead errs up to twice as much.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+PRECISIONS = ("tf32", "bf16", "fp16")
+_MULTIPLYING = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+# They only move numbers about, and what was rounded stays so.
+_MOVING = {
+    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth",
+    "Split", "Squeeze", "Transpose", "Unsqueeze",
+}  # fmt: skip
+_TYPES = {"bf16": TensorProto.BFLOAT16, "fp16": TensorProto.FLOAT16}
+_CUT_BITS = {"tf32": 13, "bf16": 16}  # of FP32's 23 bits of mantissa
+_SPLITTER = "rounding.splitter"
+
+
+def rounded_array(values: NDArray[np.float32], precision: str) -> NDArray[np.float32]:
+    """The nearest numbers that a precision has, as FP32; ties go to the even one. FP16 becomes infinite beyond 65,504.
+
+    Raises:
+        ValueError: the precision is none of `PRECISIONS`.
+    """
+    if precision == "fp16":
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16).astype(np.float32)
+    if precision not in _CUT_BITS:
+        raise ValueError(f"the precision is {precision!r}, allowed are {', '.join(PRECISIONS)}")
+    cut = _CUT_BITS[precision]
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    odd = (bits >> np.uint32(cut)) & np.uint32(1)
+    nearest = (bits + np.uint32((1 << (cut - 1)) - 1) + odd) >> np.uint32(cut) << np.uint32(cut)
+    return np.where(np.isfinite(values), nearest.view(np.float32), values)
+
+
+def rounded_graph(proto: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """The same graph, with the same inputs and outputs, that rounds as the precision does.
+
+    Args:
+        proto: an FP32 graph without subgraphs.
+        precision: one of `PRECISIONS`.
+
+    Raises:
+        ValueError: the precision is another.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"the precision is {precision!r}, allowed are {', '.join(PRECISIONS)}")
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    _Rounding(result.graph, precision).apply()
+    onnx.checker.check_model(result)
+    return result
+
+
+class _Rounding:
+    """Rewrites one graph in place."""
+
+    def __init__(self, graph: onnx.GraphProto, precision: str) -> None:
+        self._graph, self._precision = graph, precision
+        self._nodes: list[onnx.NodeProto] = []
+        self._weights = {one.name: one for one in graph.initializer if one.data_type == TensorProto.FLOAT}
+        self._floats = _float_values(graph)
+        self._done: dict[str, str] = {}  # a value's name → its rounded one's
+
+    def apply(self) -> None:
+        before = list(self._graph.node)
+        if self._precision == "tf32":
+            for node in before:
+                if node.op_type in _MULTIPLYING:  # a third input is added, not multiplied
+                    for index in range(min(2, len(node.input))):
+                        node.input[index] = self._rounded(node.input[index])
+                self._nodes.append(node)
+        else:
+            self._halve(before)
+        del self._graph.node[:]
+        self._graph.node.extend(self._nodes)
+        if self._precision == "tf32":
+            self._graph.initializer.append(numpy_helper.from_array(np.float32(2**13 + 1).reshape(()), _SPLITTER))
+            used = {name for node in self._nodes for name in node.input}
+            kept = [one for one in self._graph.initializer if one.name in used]
+            del self._graph.initializer[:]
+            self._graph.initializer.extend(kept)
+
+    def _halve(self, before: list[onnx.NodeProto]) -> None:
+        for weight in self._weights.values():
+            weight.CopyFrom(self._rounded_weight(weight, weight.name))
+        given = {one.name for one in self._graph.input} & self._floats
+        renamed = {name: self._rounded(name) for name in given}
+        for node in before:
+            for index, name in enumerate(node.input):
+                node.input[index] = renamed.get(name, name)
+            outputs = list(node.output)
+            self._nodes.append(node)
+            if node.op_type in _MOVING:
+                continue
+            for index, name in enumerate(outputs):
+                if name in self._floats:  # the rounded value keeps the name, which graph outputs and consumers know
+                    node.output[index] = f"{name}.full"
+                    self._cast(node.output[index], name)
+
+    def _rounded(self, name: str) -> str:
+        """The name of a value's rounded one, made where there is none yet."""
+        if name in self._done:
+            return self._done[name]
+        target = self._done[name] = f"{name}.rounded"
+        if name in self._weights:
+            self._graph.initializer.append(self._rounded_weight(self._weights[name], target))
+        elif self._precision == "tf32":
+            self._split(name, target)
+        else:
+            self._cast(name, target)
+        return target
+
+    def _rounded_weight(self, weight: onnx.TensorProto, name: str) -> onnx.TensorProto:
+        values = np.asarray(numpy_helper.to_array(weight), np.float32)
+        return numpy_helper.from_array(rounded_array(values, self._precision).reshape(values.shape), name)
+
+    def _cast(self, name: str, target: str) -> None:
+        half = f"{target}.half"
+        self._nodes.append(helper.make_node("Cast", [name], [half], to=_TYPES[self._precision]))
+        self._nodes.append(helper.make_node("Cast", [half], [target], to=TensorProto.FLOAT))
+
+    def _split(self, name: str, target: str) -> None:
+        """The upper half of Veltkamp's splitting (Dekker, 1971): 11 significant bits, in FP32 arithmetic alone."""
+        large, rest = f"{target}.large", f"{target}.rest"
+        self._nodes.append(helper.make_node("Mul", [name, _SPLITTER], [large]))
+        self._nodes.append(helper.make_node("Sub", [large, name], [rest]))
+        self._nodes.append(helper.make_node("Sub", [large, rest], [target]))
+
+
+def _float_values(graph: onnx.GraphProto) -> set[str]:
+    """Names of all FP32 values of a graph."""
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    inferred: Any = onnx.shape_inference.infer_shapes(model).graph
+    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    return {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
