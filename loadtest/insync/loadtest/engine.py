@@ -72,7 +72,9 @@ class Engine:
 
     def _ended(self, number: int, role: str, task: asyncio.Task[None]) -> None:
         self._users.pop(number, None)
-        if not task.cancelled() and (exc := task.exception()) is not None:  # a user never ends by itself: a fault of ours
+        if (
+            not task.cancelled() and (exc := task.exception()) is not None
+        ):  # a user never ends by itself: a fault of ours
             now_s = asyncio.get_running_loop().time()
             self._events.append(Event(ERROR, number, role, now_s, text=f"{type(exc).__name__}: {exc}"))
 

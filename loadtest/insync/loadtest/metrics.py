@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 __all__ = ["Counters", "ModelLoad", "between", "parse", "scrape"]
 
-_LINE = re.compile(r'^(nv_\w+)\{([^}]*)\}\s+([^\s]+)')
+_LINE = re.compile(r"^(nv_\w+)\{([^}]*)\}\s+([^\s]+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _TIMEOUT_S = 2.0
 _FIELDS = {
@@ -89,9 +89,7 @@ def scrape(address: str) -> dict[str, Counters] | None:
         return None
 
 
-def between(
-    before: Mapping[str, Counters], after: Mapping[str, Counters], seconds: float
-) -> dict[str, ModelLoad]:
+def between(before: Mapping[str, Counters], after: Mapping[str, Counters], seconds: float) -> dict[str, ModelLoad]:
     """What each model did between two readings that lie `seconds` apart; idle models are left out."""
     loads = {}
     for model, now in after.items():

@@ -9,7 +9,8 @@ from insync.loadtest.errors import LoadTestError
 
 __all__ = ["ROLES", "UserOptions"]
 
-ROLES = ("live", "dub", "twin")  # a paced stream; jobs as fast as allowed; registrations
+# A paced stream; jobs as fast as allowed; registrations; and one of these by lot, mostly a stream.
+ROLES = ("live", "dub", "twin", "mix")
 
 
 @dataclass(frozen=True)

@@ -127,9 +127,7 @@ class Microphone:
         clock, start_s, length_s: as for `Camera`. Speech goes on for the look-ahead after `length_s`.
     """
 
-    def __init__(
-        self, speech: NDArray[np.float32], clock: Clock, start_s: float, length_s: float = math.inf
-    ) -> None:
+    def __init__(self, speech: NDArray[np.float32], clock: Clock, start_s: float, length_s: float = math.inf) -> None:
         self._speech, self._clock, self._start_s = speech, clock, start_s
         self._end_s = length_s + WINDOW_FUTURE_SAMPLES / SAMPLE_RATE_HZ
         self._chunk = 0

@@ -16,6 +16,7 @@ from insync.loadtest.pacing import Camera, Clock, Microphone, WallClock, ready_s
 
 __all__ = ["SimulatedUser"]
 
+MIX = (("live", 6), ("dub", 1), ("twin", 1))  # what a mixed user becomes, by weight
 _BACK_OFF_S = (0.5, 8.0)  # first and longest wait after an error
 _START_AFTER_S = 0.02  # between opening a stream and its first frame
 
@@ -25,7 +26,7 @@ class SimulatedUser:
 
     Args:
         number: of the user; seeds its lengths and pauses.
-        role: "live", "dub" or "twin".
+        role: one of `ROLES`; "mix" draws one of the others.
         options: how it behaves.
         footage: what it films and says.
         emit: takes what happens.
@@ -41,10 +42,11 @@ class SimulatedUser:
         emit: Callable[[Event], None],
         clock: Clock | None = None,
     ) -> None:
-        self._number, self._role, self._options, self._footage = number, role, options, footage
+        self._number, self._options, self._footage = number, options, footage
         self._send = emit
         self._clock = clock or WallClock()
         self._random = random.Random(f"{options.seed}/{number}")
+        self._role = self._random.choices(*zip(*MIX, strict=True))[0] if role == "mix" else role
 
     async def run(self) -> None:
         """Goes on until it is cancelled: an error is reported, and after a pause the user is back."""
