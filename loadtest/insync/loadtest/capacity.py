@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from insync.loadtest.metrics import ModelLoad, between
-from insync.loadtest.resources import Sample, Sampler
+from insync.loadtest.resources import Group, Sample, Sampler
 from insync.loadtest.shapes import SPAWN_RATE, LoadTestShape
 from insync.loadtest.tally import Summary, Tally
 
@@ -61,13 +61,22 @@ def usage(samples: Sequence[Sample]) -> Usage:
     if len(samples) < 2:
         return Usage()
     seconds = samples[-1].at_s - samples[0].at_s
-    cores = [
-        max(0.0, getattr(samples[-1], name).cpu_s - getattr(samples[0], name).cpu_s) / seconds
-        for name in ("server", "stubs", "clients")
-    ]
-    memory = [max(getattr(sample, name).rss_bytes for sample in samples) for name in ("server", "stubs", "clients")]
-    machine = sum(sample.machine_cpu for sample in samples[1:]) / (len(samples) - 1)
-    return Usage(*cores, machine, *memory)
+
+    def cores(group: Callable[[Sample], Group]) -> float:
+        return max(0.0, group(samples[-1]).cpu_s - group(samples[0]).cpu_s) / seconds
+
+    def memory(group: Callable[[Sample], Group]) -> int:
+        return max(group(sample).rss_bytes for sample in samples)
+
+    return Usage(
+        server_cores=cores(lambda s: s.server),
+        stubs_cores=cores(lambda s: s.stubs),
+        clients_cores=cores(lambda s: s.clients),
+        machine_cpu=sum(sample.machine_cpu for sample in samples[1:]) / (len(samples) - 1),
+        server_bytes=memory(lambda s: s.server),
+        stubs_bytes=memory(lambda s: s.stubs),
+        clients_bytes=memory(lambda s: s.clients),
+    )
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,7 @@ class CapacityShape(LoadTestShape):
     def __init__(
         self, limits: Limits, tally: Tally, sampler: Sampler, say: Callable[[str], None] = lambda line: None
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self.search = Search(limits.most, limits.beyond)
         self._limits, self._tally, self._sampler, self._say = limits, tally, sampler, say

@@ -65,8 +65,7 @@ def _capacity(data: dict[str, Any]) -> Figure:
         values = [step["summary"][f"{name}_ms"] for step in steps]
         latency.plot(streams, _numbers(values), "o-", color=_COLOURS[name], label=name)
     latency.axhline(limits["p99_ms"], color=_COLOURS["other"], ls=":", label=f"limit {limits['p99_ms']:g} ms")
-    latency.set_yscale("log")
-    latency.yaxis.set_major_formatter("{x:g}")
+    _logarithmic(latency)
     latency.set(title="Latency of a live frame", xlabel="live streams", ylabel="ms")
     latency.legend()
     missed.plot(streams, [100 * step["summary"]["miss_rate"] for step in steps], "o-", color=_COLOURS["p99"])
@@ -130,31 +129,31 @@ def _step_usage(data: dict[str, Any]) -> Figure:
 def _timeline(data: dict[str, Any]) -> Figure:
     """Latency, throughput and users over the run."""
     line = data["timeline"]
-    minutes = [point["second"] / 60 for point in line]
+    unit, scale = _clock(data)
+    times = [point["second"] / scale for point in line]
     figure = Figure((_WIDTH, 1.6 * _HEIGHT), layout="constrained")
     latency, rate = figure.subplots(2, 1, sharex=True)
     for name in ("p50", "p95", "p99"):
-        latency.plot(minutes, _numbers([point[f"{name}_ms"] for point in line]), color=_COLOURS[name], lw=1, label=name)
+        latency.plot(times, _numbers([point[f"{name}_ms"] for point in line]), color=_COLOURS[name], lw=1, label=name)
     latency.axhline(data["users"]["deadline_ms"], color=_COLOURS["other"], ls=":", label="deadline")
     latency.set(title="Latency of live frames", ylabel="ms")
-    latency.set_yscale("log")
-    latency.yaxis.set_major_formatter("{x:g}")
+    _logarithmic(latency)
     latency.legend(ncols=4)
-    rate.plot(minutes, [point["fps"] for point in line], color=_COLOURS["p50"], lw=1, label="live frames/s")
+    rate.plot(times, [point["fps"] for point in line], color=_COLOURS["p50"], lw=1, label="live frames/s")
     dubbed = [point["dubbed"] / max(1.0, point["seconds"]) for point in line]
     if any(dubbed):
-        rate.plot(minutes, dubbed, color=_COLOURS["p95"], lw=1, label="dubbed frames/s")
+        rate.plot(times, dubbed, color=_COLOURS["p95"], lw=1, label="dubbed frames/s")
     late = [(point["missed"] + point["dropped"]) / max(1.0, point["seconds"]) for point in line]
-    rate.plot(minutes, late, color=_COLOURS["p99"], lw=1, label="late or dropped frames/s")
+    rate.plot(times, late, color=_COLOURS["p99"], lw=1, label="late or dropped frames/s")
     count = rate.twinx()
     seconds, users = zip(*data["users_over_time"], strict=True) if data["users_over_time"] else ((), ())
     count.step(
-        [second / 60 for second in seconds], users, where="post", color=_COLOURS["other"], alpha=0.6, label="users"
+        [second / scale for second in seconds], users, where="post", color=_COLOURS["other"], alpha=0.6, label="users"
     )
     count.set_ylabel("users")
     count.grid(visible=False)
     count.set_ylim(0, None)
-    rate.set(title="Throughput", xlabel="minutes", ylabel="frames/s")
+    rate.set(title="Throughput", xlabel=unit, ylabel="frames/s")
     rate.set_ylim(0, None)
     lines, names = rate.get_legend_handles_labels()
     more, others = count.get_legend_handles_labels()
@@ -165,15 +164,16 @@ def _timeline(data: dict[str, Any]) -> Figure:
 def _machine(data: dict[str, Any]) -> Figure:
     """Processor and memory over the run."""
     samples = data["samples"]
-    minutes = [sample["second"] / 60 for sample in samples]
+    unit, scale = _clock(data)
+    times = [sample["second"] / scale for sample in samples]
     figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
     cpu, memory = figure.subplots(1, 2)
     for part, title in (("server", "tritonserver"), ("stubs", "models' processes"), ("clients", "clients")):
-        cpu.plot(minutes, [sample[f"{part}_cores"] for sample in samples], lw=1, label=title)
+        cpu.plot(times, [sample[f"{part}_cores"] for sample in samples], lw=1, label=title)
     for name in ("server, memory", "models' processes, memory", "clients, memory", "shared memory"):
-        memory.plot(minutes, [sample[name] for sample in samples], lw=1, label=name)
-    cpu.set(title="Processor", xlabel="minutes", ylabel="cores in use")
-    memory.set(title="Memory", xlabel="minutes", ylabel="MiB")
+        memory.plot(times, [sample[name] for sample in samples], lw=1, label=name)
+    cpu.set(title="Processor", xlabel=unit, ylabel="cores in use")
+    memory.set(title="Memory", xlabel=unit, ylabel="MiB")
     for axes in (cpu, memory):
         axes.set_ylim(0, None)
         axes.legend()
@@ -183,19 +183,20 @@ def _machine(data: dict[str, Any]) -> Figure:
 def _leaks(data: dict[str, Any]) -> Figure:
     """Every series of a soak, in shares of its value after warm-up."""
     samples, warm = data["samples"], data["warm_up_s"]
-    minutes = [sample["second"] / 60 for sample in samples]
+    unit, scale = _clock(data)
+    times = [sample["second"] / scale for sample in samples]
     figure = Figure((_WIDTH, 1.3 * _HEIGHT), layout="constrained")
     axes = figure.subplots()
     for one in data["growth"]:
         if one["before"]:
             values = [100 * (sample[one["name"]] / one["before"] - 1) for sample in samples]
-            axes.plot(minutes, values, lw=1, label=one["name"])
+            axes.plot(times, values, lw=1, label=one["name"])
     allowed = 100 * data["allowed_growth"]
     axes.axhspan(-allowed, allowed, color=_COLOURS["good"], alpha=0.08)
-    axes.axvline(warm / 60, color=_COLOURS["other"], ls=":")
+    axes.axvline(warm / scale, color=_COLOURS["other"], ls=":")
     axes.set(
         title="Growth against the value after warm-up (dotted)",
-        xlabel="minutes",
+        xlabel=unit,
         ylabel="%",
         ylim=(-6 * allowed, 6 * allowed),
     )
@@ -205,6 +206,19 @@ def _leaks(data: dict[str, Any]) -> Figure:
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
     return [math.nan if value is None else value for value in values]
+
+
+def _logarithmic(axes: Any) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+
+
+def _clock(data: dict[str, Any]) -> tuple[str, float]:
+    """The unit of a run's time axis, and how many seconds it has."""
+    last = max((point["second"] for point in data["timeline"]), default=0)
+    return ("minutes", 60.0) if last > 180 else ("seconds", 1.0)
 
 
 def _whole(axes: Any) -> None:

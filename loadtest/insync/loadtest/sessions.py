@@ -16,7 +16,7 @@ from insync.loadtest.pacing import Camera, Clock, Microphone, WallClock, ready_s
 
 __all__ = ["SimulatedUser"]
 
-MIX = (("live", 6), ("dub", 1), ("twin", 1))  # what a mixed user becomes, by weight
+MIX = {"live": 6, "dub": 1, "twin": 1}  # what a mixed user becomes, by weight
 _BACK_OFF_S = (0.5, 8.0)  # first and longest wait after an error
 _START_AFTER_S = 0.02  # between opening a stream and its first frame
 
@@ -46,7 +46,7 @@ class SimulatedUser:
         self._send = emit
         self._clock = clock or WallClock()
         self._random = random.Random(f"{options.seed}/{number}")
-        self._role = self._random.choices(*zip(*MIX, strict=True))[0] if role == "mix" else role
+        self._role = self._random.choices(list(MIX), list(MIX.values()))[0] if role == "mix" else role
 
     async def run(self) -> None:
         """Goes on until it is cancelled: an error is reported, and after a pause the user is back."""

@@ -12,7 +12,7 @@ os.environ.setdefault("LOCUST_SKIP_MONKEY_PATCH", "1")
 
 from locust import LoadTestShape
 
-__all__ = ["PLANS", "Plan", "PlannedShape", "Ramp", "Soak", "Spike", "Steady"]
+__all__ = ["PLANS", "LoadTestShape", "Plan", "PlannedShape", "Ramp", "Soak", "Spike", "Steady"]
 
 SPAWN_RATE = 10.0  # users started per second
 
@@ -92,10 +92,10 @@ class PlannedShape(LoadTestShape):
     """Locust follows a plan."""
 
     def __init__(self, plan: Plan) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._plan = plan
 
     def tick(self) -> tuple[int, float] | None:
         """What Locust asks every second: users and spawn rate, or None to end."""
-        users = self._plan.users_at(self.get_run_time())
+        users = self._plan.users_at(self.get_run_time())  # type: ignore[no-untyped-call]
         return None if users is None else (users, SPAWN_RATE)

@@ -58,7 +58,7 @@ class LoadEvents(Events):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.first_frame = EventHook()
         self.frame = EventHook()
         self.deadline_missed = EventHook()
