@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,17 +26,26 @@ class Limits:
         settle_s: after all streams have begun, before measuring.
         measure_s: measured.
         start_s: longest wait for all streams to begin; longer counts as not held.
+        first: the number to begin with.
         most: streams that are never exceeded.
         beyond: numbers tried past the first that broke, so that the report shows how it breaks.
+        run_time_s: no number is begun that could end later than this, counted from the run's start.
     """
 
     p99_ms: float = 100.0
     miss_rate: float = 0.01
-    settle_s: float = 4.0
-    measure_s: float = 20.0
-    start_s: float = 60.0
+    settle_s: float = 3.0
+    measure_s: float = 8.0
+    start_s: float = 15.0
+    first: int = 1
     most: int = 256
     beyond: int = 1
+    run_time_s: float = math.inf
+
+    @property
+    def step_s(self) -> float:
+        """What one number takes where its streams begin soon: events are up to a second on their way."""
+        return self.settle_s + self.measure_s + 2
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ class Usage:
 
     Attributes:
         server_cores, stubs_cores, clients_cores: processor time per second.
+        other_cores: processor time per second of everything else on the machine, the conductor among it.
         machine_cpu: share of all cores in use, by anything, 0 to 1.
         server_bytes, stubs_bytes, clients_bytes: resident memory, most.
     """
@@ -50,6 +62,7 @@ class Usage:
     server_cores: float = 0.0
     stubs_cores: float = 0.0
     clients_cores: float = 0.0
+    other_cores: float = 0.0
     machine_cpu: float = 0.0
     server_bytes: int = 0
     stubs_bytes: int = 0
@@ -68,11 +81,14 @@ def usage(samples: Sequence[Sample]) -> Usage:
     def memory(group: Callable[[Sample], Group]) -> int:
         return max(group(sample).rss_bytes for sample in samples)
 
+    server, stubs, clients = cores(lambda s: s.server), cores(lambda s: s.stubs), cores(lambda s: s.clients)
+    machine_cpu = sum(sample.machine_cpu for sample in samples[1:]) / (len(samples) - 1)
     return Usage(
-        server_cores=cores(lambda s: s.server),
-        stubs_cores=cores(lambda s: s.stubs),
-        clients_cores=cores(lambda s: s.clients),
-        machine_cpu=sum(sample.machine_cpu for sample in samples[1:]) / (len(samples) - 1),
+        server_cores=server,
+        stubs_cores=stubs,
+        clients_cores=clients,
+        other_cores=max(0.0, machine_cpu * (os.cpu_count() or 1) - server - stubs - clients),
+        machine_cpu=machine_cpu,
         server_bytes=memory(lambda s: s.server),
         stubs_bytes=memory(lambda s: s.stubs),
         clients_bytes=memory(lambda s: s.clients),
@@ -104,15 +120,16 @@ class Step:
 
 
 class Search:
-    """Which number of streams to try next: growing by half until one is not held, then halving the gap.
+    """Which number of streams to try next: twice as many until one is not held, then halving the gap.
 
     Args:
         most: never more.
-        beyond: numbers tried past the first that was not held, for the picture's sake.
+        beyond: numbers tried past the first that was not held, for the picture's sake; none where nothing was held.
+        first: the number to begin with.
     """
 
-    def __init__(self, most: int, beyond: int = 0) -> None:
-        self._most, self._beyond = most, beyond
+    def __init__(self, most: int, beyond: int = 0, first: int = 1) -> None:
+        self._most, self._beyond, self._first = most, beyond, first
         self._results: dict[int, bool] = {}
 
     @property
@@ -124,14 +141,14 @@ class Search:
     def next(self) -> int | None:
         """The number to try now, None at the end."""
         if not self._results:
-            return min(1, self._most)
+            return min(self._first, self._most)
         largest = max(self._results)
         broken = [count for count, held in self._results.items() if not held]
         if not broken:
-            return None if largest >= self._most else min(self._most, _more(largest))
+            return None if largest >= self._most else min(self._most, 2 * largest)
         past = sum(count > min(broken) for count in self._results)
-        if past < self._beyond and largest < self._most:
-            return min(self._most, _more(largest))
+        if self.held and past < self._beyond and largest < self._most:
+            return min(self._most, max(largest + 1, largest * 3 // 2))
         low, high = self.held, min(broken)
         if high - low <= max(1, high // 20):
             return None
@@ -140,10 +157,6 @@ class Search:
     def tried(self, count: int, held: bool) -> None:
         """Takes a result in."""
         self._results[count] = held
-
-
-def _more(count: int) -> int:
-    return max(count + 1, count * 3 // 2)
 
 
 class CapacityShape(LoadTestShape):
@@ -156,6 +169,8 @@ class CapacityShape(LoadTestShape):
 
     Attributes:
         steps: so far.
+        search: what they have shown.
+        cut: the time ended before the search did.
     """
 
     def __init__(
@@ -163,7 +178,8 @@ class CapacityShape(LoadTestShape):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
-        self.search = Search(limits.most, limits.beyond)
+        self.search = Search(limits.most, limits.beyond, limits.first)
+        self.cut = False
         self._limits, self._tally, self._sampler, self._say = limits, tally, sampler, say
         self._streams = self.search.next()
         self._begun_s = 0.0  # when Locust was told this number; 0: not yet
@@ -183,6 +199,8 @@ class CapacityShape(LoadTestShape):
         elif now_s >= self._measure_from_s + self._limits.measure_s + 1:  # events are up to 0.1 s on their way
             self._conclude(self._streams)
             self._streams, self._begun_s = self.search.next(), 0.0
+            if self._streams is not None and now_s + self._limits.step_s > self._limits.run_time_s:
+                self._streams, self.cut = None, True
             return self.tick()
         return self._streams, SPAWN_RATE
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from insync.client.errors import InsyncError
 from insync.loadtest import footage
+from insync.loadtest.capacity import Limits
 from insync.loadtest.jobs import Job, find_capacity, load, soak
 from insync.loadtest.options import ROLES, UserOptions
 from insync.loadtest.shapes import PLANS
@@ -22,6 +23,8 @@ __all__ = ["main"]
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 WEB_PORT = 8089  # Locust's own
+RUN_TIME_S = 60.0
+CAPACITY_RUN_TIME_S = 130.0  # with a server's start and end, two minutes and a half
 SOAK_TWIN_CACHE = "8"  # twins that an embedded server keeps in memory: full after warm-up, not after half an hour
 
 
@@ -41,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     server=server.server,
                     video=str(options.video or video),
                     audio=str(options.audio or audio),
+                    height=options.height,
                     fps=options.fps,
                     deadline_ms=options.deadline,
                     in_flight=options.in_flight,
@@ -59,11 +63,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 say=say,
             )
             if options.find_capacity:
-                ended = find_capacity(job, options.deadline, options.miss_rate / 100, options.step, options.most)
+                limits = Limits(
+                    p99_ms=options.deadline,
+                    miss_rate=options.miss_rate / 100,
+                    measure_s=options.step,
+                    most=options.most,
+                    run_time_s=options.run_time or CAPACITY_RUN_TIME_S,
+                )
+                ended = find_capacity(job, limits)
             elif options.soak:
                 ended = soak(job, 60 * options.soak)
             else:
-                ended = load(job, options.shape, options.run_time)
+                ended = load(job, options.shape, options.run_time or RUN_TIME_S)
     except InsyncError as exc:
         print(f"insync loadtest: {exc}", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED
@@ -110,10 +121,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="USERS",
         type=_users,
         help=f"how many live streams, or of each kind, as in live=3,dub=1,twin=1; kinds: {', '.join(ROLES)} "
-        "(default: 1; for a soak live=2,dub=1,twin=1)",
+        "(default: 1; for a soak live=2,dub=1,twin=1). --find-capacity begins with so many live streams",
     )
     what.add_argument(
-        "--run-time", metavar="TIME", type=_duration_s, default=60.0, help="as in 90, 90s, 5m or 1h (default: 60s)"
+        "--run-time",
+        metavar="TIME",
+        type=_duration_s,
+        help=f"as in 90, 90s, 5m or 1h (default: {RUN_TIME_S:g}s); the search for the capacity begins nothing that would "
+        f"end later (default: {CAPACITY_RUN_TIME_S:g}s)",
     )
     what.add_argument("--web", action="store_true", help="Locust's live page; runs until Ctrl-C")
     what.add_argument(
@@ -123,6 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     users = parser.add_argument_group("users")
     users.add_argument("--video", metavar="FILE", type=Path, help="footage of one person (default: the sample)")
     users.add_argument("--audio", metavar="FILE", type=Path, help="speech (default: the sample's)")
+    users.add_argument(
+        "--height", metavar="PIXELS", type=int, default=0, help="scale the footage to so many (default: as it is)"
+    )
     users.add_argument("--fps", type=_positive, default=25.0, help="of live streams (default: %(default)g)")
     users.add_argument(
         "--deadline",
@@ -173,10 +191,10 @@ def _parser() -> argparse.ArgumentParser:
         "--step",
         metavar="S",
         type=_positive,
-        default=20.0,
+        default=Limits.measure_s,
         help="measured for each number of streams (default: %(default)g)",
     )
-    capacity.add_argument("--most", metavar="N", type=int, default=256, help="streams (default: %(default)s)")
+    capacity.add_argument("--most", metavar="N", type=int, default=Limits.most, help="streams (default: %(default)s)")
 
     parser.add_argument(
         "-o", "--out", metavar="FOLDER", type=Path, default=Path("loadtest-report"), help="default: %(default)s"

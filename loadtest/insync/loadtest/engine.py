@@ -42,7 +42,7 @@ class Engine:
 
     def __init__(self, options: UserOptions, out: int) -> None:
         self._options = options
-        self._footage = footage.load(Path(options.video), Path(options.audio))
+        self._footage = footage.load(Path(options.video), Path(options.audio), options.height)
         self._out = out
         self._events: list[Event] = []
         self._users: dict[int, asyncio.Task[None]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,8 +33,12 @@ class Footage:
         return self.frames[::REGISTRATION_STRIDE]
 
 
-def load(video: Path, audio: Path) -> Footage:
+def load(video: Path, audio: Path, height: int = 0) -> Footage:
     """Reads footage: of a long video, the first two seconds or so.
+
+    Args:
+        video, audio: the files.
+        height: scales the frames to so many pixels, keeping their shape; 0 leaves them as they are.
 
     Raises:
         MediaError: a file cannot be used.
@@ -41,10 +46,17 @@ def load(video: Path, audio: Path) -> Footage:
     file = VideoFile(video)
     frames: list[Image] = []
     for decoded in file.frames():
-        frames.append(np.ascontiguousarray(file.picture(decoded.frame).rgb()))
+        frames.append(_scaled(np.ascontiguousarray(file.picture(decoded.frame).rgb()), height))
         if len(frames) == MAX_FRAMES or sum(frame.nbytes for frame in frames) > MAX_BYTES:
             break
     return Footage(tuple(frames), np.concatenate(list(AudioFile(audio).speech())))
+
+
+def _scaled(frame: Image, height: int) -> Image:
+    if height in (0, frame.shape[0]):
+        return frame
+    width = max(2, round(frame.shape[1] * height / frame.shape[0]))
+    return np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def sample() -> tuple[Path, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from insync.loadtest.target import Target
 
 __all__ = ["Job", "find_capacity", "load", "soak"]
 
+_SLOWER = 5  # times, where a whole stream is too much
 _SOAK_USERS = {"live": 2, "dub": 1, "twin": 1}
 _SOAK_SESSION_S = (15.0, 45.0)
 _SOAK_AWAY_S = 20.0
@@ -73,29 +75,47 @@ def load(job: Job, shape: str, run_time_s: float) -> str:
     return record.ended
 
 
-def find_capacity(job: Job, p99_ms: float, miss_rate: float, step_s: float, most: int) -> str:
+def find_capacity(job: Job, limits: Limits) -> str:
     """More and more live streams until they miss their deadline. Returns how it ended.
 
+    Where not even one is held, streams with a fifth of its frames each tell how much of one is.
+
     Args:
-        job: users other than live streams are refused.
-        p99_ms, miss_rate, most: see `Limits`.
-        step_s: measured for each number of streams.
+        job: its users say which number of live streams is the first; other users are refused.
+        limits: of the search; `first` is the job's.
 
     Raises:
         LoadTestError: a wrong option.
     """
     if job.users is not None and set(job.users) != {"live"}:
         raise LoadTestError("--find-capacity counts live streams: no other users are allowed")
-    if most < 1 or step_s < 2:
-        raise LoadTestError(f"--most is {most}, --step {step_s:g} s; allowed: at least 1, and 2 s")
-    limits = Limits(p99_ms=p99_ms, miss_rate=miss_rate, measure_s=step_s, most=most)
-    conductor = job.conductor({"live": 1})
-    shape = CapacityShape(limits, conductor.tally, conductor.sampler, job.say)
-    record = conductor.run(shape)
+    if limits.most < 1 or limits.measure_s < 2:
+        raise LoadTestError(
+            f"--most is {limits.most}, --step {limits.measure_s:g} s; allowed: at least 1, and at least 2 s"
+        )
+    limits = dataclasses.replace(limits, first=job.users["live"] if job.users else 1)
+    started_s = time.monotonic()
+    record, shape = _search(job, limits)
     data = job.data("capacity", record)
-    report.add_steps(data, shape.steps, shape.search.held, limits)
+    report.add_search(data, shape, limits, job.options.fps)
+    left_s = limits.run_time_s - (time.monotonic() - started_s)
+    slower_fps = job.options.fps / _SLOWER
+    if record.ended == "complete" and shape.steps and not shape.search.held and left_s > 2 * limits.step_s:
+        job.say(f"not one stream is held: how many of {slower_fps:g} frames/s are?")
+        job = dataclasses.replace(job, options=dataclasses.replace(job.options, fps=slower_fps))
+        limits = dataclasses.replace(limits, first=1, run_time_s=left_s)
+        record, shape = _search(job, limits)
+        searches = data["searches"]
+        data = job.data("capacity", record)
+        report.add_search(data, shape, limits, slower_fps, searches)
     report.write(job.out, data)
     return record.ended
+
+
+def _search(job: Job, limits: Limits) -> tuple[Record, CapacityShape]:
+    conductor = job.conductor({"live": 1})
+    shape = CapacityShape(limits, conductor.tally, conductor.sampler, job.say)
+    return conductor.run(shape), shape
 
 
 def soak(job: Job, run_time_s: float) -> str:

@@ -21,6 +21,7 @@ class UserOptions:
         server: HOST:PORT of the gRPC endpoint.
         video: footage of one person, or a photo.
         audio: speech, repeated without end.
+        height: what the footage is scaled to, in pixels; 0: as it is.
         fps: of live streams.
         deadline_ms: a live frame has missed it when it is answered later than this after its audio was complete.
         in_flight: most frames of one stream under way.
@@ -35,6 +36,7 @@ class UserOptions:
     server: str
     video: str
     audio: str
+    height: int = 0
     fps: float = 25.0
     deadline_ms: float = 100.0
     in_flight: int = 8
@@ -47,6 +49,7 @@ class UserOptions:
 
     def __post_init__(self) -> None:
         for name, low, high in (
+            ("height", 0, 4_320),
             ("fps", 0.1, 240.0),
             ("deadline_ms", 1.0, 60_000.0),
             ("in_flight", 1, 256),

@@ -35,11 +35,12 @@ def figures(data: dict[str, Any]) -> list[str]:
     """Every plot that the data has something for."""
     made = []
     with mpl.rc_context(_STYLE):
-        if data.get("steps"):
-            made.append(_svg(_capacity(data)))
-            if any(step["models"] for step in data["steps"]):
-                made.append(_svg(_batches(data)))
-            made.append(_svg(_step_usage(data)))
+        if data.get("searches") and data["searches"][-1]["steps"]:
+            search = data["searches"][-1]
+            made.append(_svg(_capacity(data, search)))
+            if any(step["models"] for step in search["steps"]):
+                made.append(_svg(_batches(search)))
+            made.append(_svg(_step_usage(search)))
         if data["timeline"]:
             made.append(_svg(_timeline(data)))
         if data["samples"]:
@@ -50,14 +51,23 @@ def figures(data: dict[str, Any]) -> list[str]:
 
 
 def png(data: dict[str, Any], path: str) -> None:
-    """Writes the plot of latency and throughput against streams as a picture, for a page that shows no SVG."""
+    """Writes the plot that a run was made for as a picture, for a page that shows no SVG.
+
+    Args:
+        data: of a search for the capacity: latency and throughput against streams; of a soak: growth; else the timeline.
+        path: of the file.
+    """
     with mpl.rc_context(_STYLE):
-        _capacity(data).savefig(path, dpi=110, bbox_inches="tight")
+        if data.get("searches"):
+            figure = _capacity(data, data["searches"][-1])
+        else:
+            figure = _leaks(data) if data.get("growth") else _timeline(data)
+        figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
-def _capacity(data: dict[str, Any]) -> Figure:
+def _capacity(data: dict[str, Any], search: dict[str, Any]) -> Figure:
     """Latency, miss rate and throughput against the number of streams."""
-    steps, limits = data["steps"], data["limits"]
+    steps, limits = search["steps"], data["limits"]
     streams = [step["streams"] for step in steps]
     figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
     latency, missed, rate = figure.subplots(1, 3)
@@ -75,19 +85,19 @@ def _capacity(data: dict[str, Any]) -> Figure:
     missed.set(title="Late or dropped frames", xlabel="live streams", ylabel="%", ylim=(-2, 102))
     missed.legend()
     rate.plot(streams, [step["summary"]["fps"] for step in steps], "o-", color=_COLOURS["p50"], label="answered")
-    due = [count * data["users"]["fps"] for count in streams]
+    due = [count * search["fps"] for count in streams]
     rate.plot(streams, due, ls=":", color=_COLOURS["other"], label="due")
     rate.set(title="Frames per second, all streams", xlabel="live streams", ylabel="frames/s")
     rate.set_ylim(0, None)
     rate.legend()
     for axes in (latency, missed, rate):
         _whole(axes)
-        if data["capacity"]:
-            axes.axvline(data["capacity"], color=_COLOURS["good"], lw=6, alpha=0.2)
+        if search["capacity"]:
+            axes.axvline(search["capacity"], color=_COLOURS["good"], lw=6, alpha=0.2)
     return figure
 
 
-def _batches(data: dict[str, Any]) -> Figure:
+def _batches(search: dict[str, Any]) -> Figure:
     """Mean batch, queue time and computing of the models against the number of streams."""
     figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
     fields = {
@@ -99,7 +109,7 @@ def _batches(data: dict[str, Any]) -> Figure:
     for axes, (name, (title, unit)) in zip(places, fields.items(), strict=True):
         for model in _MODELS:
             points = [
-                (step["streams"], step["models"][model][name]) for step in data["steps"] if model in step["models"]
+                (step["streams"], step["models"][model][name]) for step in search["steps"] if model in step["models"]
             ]
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", ms=3, label=model.removeprefix("lipsync_"))
@@ -110,14 +120,16 @@ def _batches(data: dict[str, Any]) -> Figure:
     return figure
 
 
-def _step_usage(data: dict[str, Any]) -> Figure:
+def _step_usage(search: dict[str, Any]) -> Figure:
     """Processor and memory against the number of streams."""
     figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
     cpu, memory = figure.subplots(1, 2)
-    streams = [step["streams"] for step in data["steps"]]
+    streams = [step["streams"] for step in search["steps"]]
     for axes, suffix, scale in ((cpu, "cores", 1.0), (memory, "bytes", 2**20)):
         for part, title in (("server", "tritonserver"), ("stubs", "models' processes"), ("clients", "clients")):
-            axes.plot(streams, [step["usage"][f"{part}_{suffix}"] / scale for step in data["steps"]], "o-", label=title)
+            axes.plot(
+                streams, [step["usage"][f"{part}_{suffix}"] / scale for step in search["steps"]], "o-", label=title
+            )
         axes.set_ylim(0, None)
         _whole(axes)
         axes.legend()

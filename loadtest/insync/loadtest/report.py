@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from insync.loadtest import plots
-from insync.loadtest.capacity import Limits, Step, usage
+from insync.loadtest.capacity import CapacityShape, Limits, usage
 from insync.loadtest.conductor import Record
 from insync.loadtest.metrics import between
 from insync.loadtest.options import UserOptions
@@ -25,7 +25,7 @@ from insync.loadtest.soak import ALLOWED_GROWTH, SERIES, Growth
 from insync.loadtest.tally import Summary
 from insync.loadtest.target import Target
 
-__all__ = ["Data", "add_growth", "add_steps", "gather", "write"]
+__all__ = ["Data", "add_growth", "add_search", "gather", "held", "machine", "write"]
 
 Data = dict[str, Any]
 _POINTS = 600  # of a timeline, at most
@@ -78,13 +78,32 @@ def gather(kind: str, record: Record, options: UserOptions, target: Target, comm
     }
 
 
-def add_steps(data: Data, steps: Sequence[Step], held: int, limits: Limits) -> None:
-    """Adds the search for the capacity."""
+def add_search(data: Data, shape: CapacityShape, limits: Limits, fps: float, before: Sequence[Data] = ()) -> None:
+    """Adds the search for the capacity, after searches with faster streams; plots show the newest one.
+
+    Args:
+        data: takes it in.
+        shape: what was found.
+        limits: of the search.
+        fps: of each stream.
+        before: `searches` of an earlier run's data.
+    """
+    found = {
+        "fps": fps,
+        "capacity": shape.search.held,
+        "cut": shape.cut,
+        "steps": [
+            {**asdict(step), "summary": _summary(step.summary)} for step in sorted(shape.steps, key=lambda s: s.streams)
+        ],
+    }
     data["limits"] = asdict(limits)
-    data["capacity"] = held
-    data["steps"] = [
-        {**asdict(step), "summary": _summary(step.summary)} for step in sorted(steps, key=lambda s: s.streams)
-    ]
+    data["searches"] = [*before, found]
+
+
+def held(search: Data) -> str:
+    """What one search has found, in words."""
+    least = "at least " if search["cut"] and search["capacity"] else ""
+    return f"{least}{search['capacity']} of {search['fps']:g} frames/s"
 
 
 def add_growth(data: Data, growth: Sequence[Growth], warm_up_s: float) -> None:
@@ -104,8 +123,7 @@ def write(folder: Path, data: Data) -> None:
 def page(data: Data) -> str:
     """The whole page."""
     parts = [_head(data), _overall(data)]
-    if "steps" in data:
-        parts.append(_steps(data))
+    parts += [_steps(data, search) for search in data.get("searches", ())]
     if "growth" in data:
         parts.append(_growth(data))
     parts += [f"<figure>{svg}</figure>" for svg in plots.figures(data)]
@@ -138,7 +156,7 @@ def _head(data: Data) -> str:
         f"<h1>InSync: {_TITLES[data['kind']]}</h1>{state}"
         f'<p class="note">{html.escape(data["date"])}. <code>{html.escape(data["command"])}</code><br>'
         f"{html.escape(data['machine'])}.<br>Server: {html.escape(data['server'])}.{metrics} "
-        f"Live streams at {users['fps']:g} frames/s; a frame has {users['deadline_ms']:g} ms from its audio being complete "
+        f"A live frame has {users['deadline_ms']:g} ms from its audio being complete "
         f"(look-ahead included) to the synced frame in the client's hands.</p>"
     )
 
@@ -160,10 +178,10 @@ def _overall(data: Data) -> str:
     return "<h2>Over the whole run</h2>" + _table(["", ""], rows)
 
 
-def _steps(data: Data) -> str:
+def _steps(data: Data, search: Data) -> str:
     limits = data["limits"]
     rows = []
-    for step in data["steps"]:
+    for step in search["steps"]:
         summary, used = step["summary"], step["usage"]
         verdict = '<span class="good">held</span>' if step["held"] else '<span class="bad">not held</span>'
         rows.append(
@@ -175,6 +193,7 @@ def _steps(data: Data) -> str:
                 f"{summary['fps']:.1f}",
                 f"{used['server_cores'] + used['stubs_cores']:.2f}",
                 f"{used['clients_cores']:.2f}",
+                f"{used['other_cores']:.2f}",
                 f"{(used['server_bytes'] + used['stubs_bytes']) / 2**20:,.0f} MiB",
             ]
         )
@@ -188,10 +207,11 @@ def _steps(data: Data) -> str:
         "frames/s",
         "server, cores",
         "clients, cores",
+        "all else, cores",
         "server, memory",
     ]
     return (
-        f"<h2>Live streams held: {data['capacity']}</h2><p>Held means: p99 at most {limits['p99_ms']:g} ms and at most "
+        f"<h2>Live streams held: {held(search)} each</h2><p>Held means: p99 at most {limits['p99_ms']:g} ms and at most "
         f"{100 * limits['miss_rate']:g} % of frames late or dropped, over {limits['measure_s']:g} s, all streams begun.</p>"
         + _table(header, rows)
     )

@@ -54,7 +54,7 @@ class Growth:
 
 def warm_up_s(run_time_s: float) -> float:
     """Seconds at a run's start in which things may grow: caches fill, pools reach their size."""
-    return min(600.0, 0.25 * run_time_s)
+    return min(600.0, max(0.25 * run_time_s, min(20.0, 0.5 * run_time_s)))
 
 
 def judge(samples: Sequence[Sample], from_s: float, to_s: float, allowed: float = ALLOWED_GROWTH) -> list[Growth]:

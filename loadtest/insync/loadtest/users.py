@@ -7,6 +7,7 @@ failed one. Hooks of our own besides: `first_frame`, `frame`, `deadline_missed`,
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from insync.loadtest.workers import Workers
 from locust import User, task
 from locust.env import Environment
 from locust.event import EventHook, Events
+from locust.exception import StopUser
 
 __all__ = [
     "USERS",
@@ -126,14 +128,19 @@ class InsyncUser(User):
 
     abstract = True
     role = ""
+    _number = 0  # nobody's
 
     def on_start(self) -> None:
         """Comes."""
-        self._number = self._load.workers.start(self.role)
+        try:
+            self._number = self._load.workers.start(self.role)
+        except LoadTestError as exc:  # its load process has died: the conductor finds that out and says it
+            raise StopUser from exc
 
     def on_stop(self) -> None:
         """Goes, in the middle of whatever it does."""
-        self._load.workers.stop(self._number)
+        with contextlib.suppress(LoadTestError):  # as above
+            self._load.workers.stop(self._number)
         self._load.tally.left(self._number)
 
     @task

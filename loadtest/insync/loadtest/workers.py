@@ -28,7 +28,8 @@ class _Worker:
 
     def __init__(self, options: UserOptions, events: deque[Event]) -> None:
         self.users: set[int] = set()
-        self.ready = threading.Event()
+        self.ready = threading.Event()  # or it has ended
+        self.ended = threading.Event()
         self._events = events
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process
         self.process = subprocess.Popen(
@@ -75,6 +76,7 @@ class _Worker:
                     self.ready.set()
                 elif line.endswith(b"\n"):  # the last one of a killed process may be cut
                     self._events.extend(decode(line))
+        self.ended.set()
         self.ready.set()
 
 
@@ -141,7 +143,9 @@ class Workers:
     def check(self) -> None:
         """Raises LoadTestError where a load process is gone."""
         for worker in self._workers:
-            if worker.process.poll() is not None:
+            if worker.ended.is_set() or worker.process.poll() is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):  # its output ends a moment before it does
+                    worker.process.wait(_END_TIMEOUT_S)
                 raise LoadTestError(f"a load process died: {worker.reason()}")
 
     def close(self) -> None:
