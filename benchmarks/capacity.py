@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ HEADER = (
     "clients' cores", "all else, cores",
 )  # fmt: skip
 METHOD = (
-    "`{command}`: live streams of the sample at the camera's pace, each with a connection and a registration of its own, "
-    "clients and server on the same machine. A frame has {deadline:g} ms from its audio being complete to the synced frame "
+    "`{command}`: live streams of the sample at the camera's pace, each with a connection and a registration of its own; "
+    "server: {server}. A frame has {deadline:g} ms from its audio being complete to the synced frame "
     "in the client's hands. *Held*: over {measure:g} s, p99 at most {deadline:g} ms and at most {miss:g} % of the frames "
     "late, or dropped at the camera because the client did not fetch them in time. Where not one stream is held, slower "
     "ones are counted."
@@ -76,12 +75,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="How many live streams this machine's own server holds.")
     parser.add_argument("--out", type=Path, default=machine.FOLDER / "capacity.md")
     parser.add_argument("--title", default="Live streams held")
+    parser.add_argument("--report", type=Path, default=Path("loadtest-report"), help="folder of the whole report")
     options, rest = parser.parse_known_args()
-    with tempfile.TemporaryDirectory() as name:
-        code = cli.main(["--find-capacity", *rest, "-o", name])
-        if code:
-            return code
-        data = json.loads((Path(name) / "report.json").read_text())
+    code = cli.main(["--find-capacity", *rest, "-o", str(options.report)])
+    if code:
+        return code
+    data = json.loads((options.report / "report.json").read_text())
     limits, searches = data["limits"], data["searches"]
     picture = options.out.with_suffix(".png")
     plots.png(data, str(picture))
@@ -93,6 +92,7 @@ def main() -> int:
             f"**{'; '.join(report.held(search) for search in searches)}.**",
             METHOD.format(
                 command=" ".join(["insync loadtest --find-capacity", *rest]),
+                server=data["server"],
                 deadline=limits["p99_ms"],
                 measure=limits["measure_s"],
                 miss=100 * limits["miss_rate"],

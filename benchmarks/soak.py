@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,14 +57,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Whether anything grows under long mixed load.")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--out", type=Path, default=machine.FOLDER / "soak.md")
+    parser.add_argument("--report", type=Path, default=Path("loadtest-report"), help="folder of the whole report")
     options, rest = parser.parse_known_args()
     arguments = ["--soak", f"{options.minutes:g}", *LIGHT.split(), *rest]
-    with tempfile.TemporaryDirectory() as name:
-        code = cli.main([*arguments, "--quiet", "-o", name])
-        file = Path(name) / "report.json"
-        if not file.is_file():
-            return code
-        data = json.loads(file.read_text())
+    file = options.report / "report.json"
+    file.unlink(missing_ok=True)
+    code = cli.main([*arguments, "--quiet", "-o", str(options.report)])
+    if not file.is_file():
+        return code
+    data = json.loads(file.read_text())
     users, minutes = data["users"], data["users_over_time"][-1][0] / 60
     picture = options.out.with_suffix(".png")
     if data["growth"]:

@@ -63,6 +63,11 @@ def test_the_search_shows_how_it_breaks() -> None:
     nothing.tried(cast(int, nothing.next()), False)
     assert nothing.next() is None
     assert nothing.held == 0
+    some = Search(256, beyond=1, at_least=4)
+    for count in (1, 2, 3, 4):
+        assert some.next() == count
+        some.tried(count, False)
+    assert some.next() is None
 
 
 def test_a_number_held_above_one_that_was_not_does_not_count() -> None:

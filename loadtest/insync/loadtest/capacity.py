@@ -29,6 +29,7 @@ class Limits:
         first: the number to begin with.
         most: streams that are never exceeded.
         beyond: numbers tried past the first that broke, so that the report shows how it breaks.
+        at_least: numbers tried where not one is held, for the same reason.
         run_time_s: no number is begun that could end later than this, counted from the run's start.
     """
 
@@ -40,6 +41,7 @@ class Limits:
     first: int = 1
     most: int = 256
     beyond: int = 1
+    at_least: int = 1
     run_time_s: float = math.inf
 
     @property
@@ -124,12 +126,13 @@ class Search:
 
     Args:
         most: never more.
-        beyond: numbers tried past the first that was not held, for the picture's sake; none where nothing was held.
+        beyond: numbers tried past the first that was not held, for the picture's sake.
         first: the number to begin with.
+        at_least: where not even one is held, numbers tried in place of those beyond.
     """
 
-    def __init__(self, most: int, beyond: int = 0, first: int = 1) -> None:
-        self._most, self._beyond, self._first = most, beyond, first
+    def __init__(self, most: int, beyond: int = 0, first: int = 1, at_least: int = 1) -> None:
+        self._most, self._beyond, self._first, self._at_least = most, beyond, first, at_least
         self._results: dict[int, bool] = {}
 
     @property
@@ -147,7 +150,8 @@ class Search:
         if not broken:
             return None if largest >= self._most else min(self._most, 2 * largest)
         past = sum(count > min(broken) for count in self._results)
-        if self.held and past < self._beyond and largest < self._most:
+        more = past < self._beyond if self.held else min(broken) == 1 and len(self._results) < self._at_least
+        if more and largest < self._most:
             return min(self._most, max(largest + 1, largest * 3 // 2))
         low, high = self.held, min(broken)
         if high - low <= max(1, high // 20):
@@ -178,7 +182,7 @@ class CapacityShape(LoadTestShape):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
-        self.search = Search(limits.most, limits.beyond, limits.first)
+        self.search = Search(limits.most, limits.beyond, limits.first, limits.at_least)
         self.cut = False
         self._limits, self._tally, self._sampler, self._say = limits, tally, sampler, say
         self._streams = self.search.next()
@@ -216,6 +220,7 @@ class CapacityShape(LoadTestShape):
         self.search.tried(streams, held)
         self.steps.append(Step(streams, started, held, from_s, to_s, summary, models, usage(samples)))
         self._say(
-            f"{streams} streams: {'held' if held else 'not held'}; {summary.fps:.1f} frames/s, p50 {summary.p50_ms:.0f} ms, "
-            f"p99 {summary.p99_ms:.0f} ms, missed {100 * summary.miss_rate:.1f} %"
+            f"{streams} streams: {'held' if held else 'not held'}; {summary.fps:.1f} frames/s, "
+            + (f"p50 {summary.p50_ms:.0f} ms, p99 {summary.p99_ms:.0f} ms, " if summary.frames else "")
+            + f"missed {100 * summary.miss_rate:.1f} %"
         )

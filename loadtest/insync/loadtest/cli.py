@@ -24,7 +24,7 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 WEB_PORT = 8089  # Locust's own
 RUN_TIME_S = 60.0
-CAPACITY_RUN_TIME_S = 130.0  # with a server's start and end, two minutes and a half
+CAPACITY_RUN_TIME_S = 120.0  # with a server's start and end, two minutes and a half
 SOAK_TWIN_CACHE = "8"  # twins that an embedded server keeps in memory: full after warm-up, not after half an hour
 
 

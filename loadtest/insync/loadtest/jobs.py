@@ -103,7 +103,7 @@ def find_capacity(job: Job, limits: Limits) -> str:
     if record.ended == "complete" and shape.steps and not shape.search.held and left_s > 2 * limits.step_s:
         job.say(f"not one stream is held: how many of {slower_fps:g} frames/s are?")
         job = dataclasses.replace(job, options=dataclasses.replace(job.options, fps=slower_fps))
-        limits = dataclasses.replace(limits, first=1, run_time_s=left_s)
+        limits = dataclasses.replace(limits, first=1, at_least=_SLOWER, run_time_s=left_s)
         record, shape = _search(job, limits)
         searches = data["searches"]
         data = job.data("capacity", record)

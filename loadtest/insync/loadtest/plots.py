@@ -76,22 +76,24 @@ def _capacity(data: dict[str, Any], search: dict[str, Any]) -> Figure:
         latency.plot(streams, _numbers(values), "o-", color=_COLOURS[name], label=name)
     latency.axhline(limits["p99_ms"], color=_COLOURS["other"], ls=":", label=f"limit {limits['p99_ms']:g} ms")
     _logarithmic(latency)
-    latency.set(title="Latency of a live frame", xlabel="live streams", ylabel="ms")
+    each = f"live streams of {search['fps']:g} frames/s"
+    latency.set(title="Latency of a live frame", xlabel=each, ylabel="ms")
     latency.legend()
     missed.plot(streams, [100 * step["summary"]["miss_rate"] for step in steps], "o-", color=_COLOURS["p99"])
     missed.axhline(
         100 * limits["miss_rate"], color=_COLOURS["other"], ls=":", label=f"limit {100 * limits['miss_rate']:g} %"
     )
-    missed.set(title="Late or dropped frames", xlabel="live streams", ylabel="%", ylim=(-2, 102))
+    missed.set(title="Late or dropped frames", xlabel=each, ylabel="%", ylim=(-2, 102))
     missed.legend()
     rate.plot(streams, [step["summary"]["fps"] for step in steps], "o-", color=_COLOURS["p50"], label="answered")
     due = [count * search["fps"] for count in streams]
     rate.plot(streams, due, ls=":", color=_COLOURS["other"], label="due")
-    rate.set(title="Frames per second, all streams", xlabel="live streams", ylabel="frames/s")
+    rate.set(title="Frames per second, all streams", xlabel=each, ylabel="frames/s")
     rate.set_ylim(0, None)
     rate.legend()
     for axes in (latency, missed, rate):
         _whole(axes)
+        axes.set_xlim(0, max(streams) + max(0.5, 0.05 * max(streams)))
         if search["capacity"]:
             axes.axvline(search["capacity"], color=_COLOURS["good"], lw=6, alpha=0.2)
     return figure
@@ -115,6 +117,7 @@ def _batches(search: dict[str, Any]) -> Figure:
                 axes.plot(*zip(*points, strict=True), "o-", ms=3, label=model.removeprefix("lipsync_"))
         axes.set(title=title, xlabel="live streams", ylabel=unit)
         axes.set_ylim(0, None)
+        axes.set_xlim(0, None)
         _whole(axes)
     places[0].legend()
     return figure
@@ -131,6 +134,7 @@ def _step_usage(search: dict[str, Any]) -> Figure:
                 streams, [step["usage"][f"{part}_{suffix}"] / scale for step in search["steps"]], "o-", label=title
             )
         axes.set_ylim(0, None)
+        axes.set_xlim(0, None)
         _whole(axes)
         axes.legend()
     cpu.set(title="Processor", xlabel="live streams", ylabel="cores in use")
@@ -222,6 +226,8 @@ def _numbers(values: Sequence[float | None]) -> list[float]:
 
 def _logarithmic(axes: Any) -> None:
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low / 1.5, high * 1.5)
     axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
@@ -234,7 +240,7 @@ def _clock(data: dict[str, Any]) -> tuple[str, float]:
 
 
 def _whole(axes: Any) -> None:
-    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _svg(figure: Figure) -> str:

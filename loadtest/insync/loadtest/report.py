@@ -139,8 +139,8 @@ _TITLES = {"load": "load test", "capacity": "how many live streams it holds", "s
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;color:#1c2330;background:#fff;max-width:1080px;margin:2em auto;padding:0 1em}"
     "h1{font-size:1.5em}h2{font-size:1.1em;margin-top:2em}table{border-collapse:collapse;margin:1em 0}"
-    "th,td{padding:.25em .8em;border-bottom:1px solid #d9dee7;text-align:right}th{font-weight:600}"
-    "th:first-child,td:first-child{text-align:left}figure{margin:1.5em 0}svg{max-width:100%;height:auto}"
+    "th,td{padding:.25em .8em;border-bottom:1px solid #d9dee7;text-align:right;white-space:nowrap}th{font-weight:600;white-space:normal}"
+    "th:first-child,td:first-child{text-align:left;white-space:normal}figure{margin:1.5em 0}svg{width:100%;height:auto}"
     ".good{color:#0a7d38;font-weight:600}.bad{color:#b42318;font-weight:600}.note{color:#5b6577}code{font-size:.9em}"
 )
 
