@@ -70,6 +70,14 @@ def models(search: Mapping[str, Any]) -> str:
     return machine.table(["model", "requests/s", "mean batch", "in its queue, ms", "computing, ms"], rows)
 
 
+def warning(searches: Sequence[Mapping[str, Any]]) -> str:
+    """For the report, where other work took the cores meanwhile; else an empty string."""
+    most = max(step["usage"]["other_cores"] for search in searches for step in search["steps"])
+    if most < 0.25 * machine.cores():
+        return ""
+    return f"**Other work took up to {most:.1f} of {machine.cores()} cores meanwhile: figures are too low.**"
+
+
 def main() -> int:
     """Measure and write `benchmarks/capacity.md` and `benchmarks/capacity.png`."""
     parser = argparse.ArgumentParser(description="How many live streams this machine's own server holds.")
@@ -81,14 +89,22 @@ def main() -> int:
     if code:
         return code
     data = json.loads((options.report / "report.json").read_text())
+    write(data, options.out, options.title, rest)
+    sys.stdout.write(options.out.read_text())
+    return 0
+
+
+def write(data: Mapping[str, Any], out: Path, title: str, rest: Sequence[str]) -> None:
+    """Writes table and plot of a report's data; `rest` are the options that went to the command."""
     limits, searches = data["limits"], data["searches"]
-    picture = options.out.with_suffix(".png")
-    plots.png(data, str(picture))
+    picture = out.with_suffix(".png")
+    plots.png(dict(data), str(picture))
     machine.write(
-        options.out,
-        options.title,
+        out,
+        title,
         " ".join([COMMAND, *rest]),
         [
+            warning(searches),
             f"**{'; '.join(report.held(search) for search in searches)}.**",
             METHOD.format(
                 command=" ".join(["insync loadtest --find-capacity", *rest]),
@@ -103,8 +119,6 @@ def main() -> int:
             models(searches[-1]),
         ],
     )
-    sys.stdout.write(options.out.read_text())
-    return 0
 
 
 if __name__ == "__main__":

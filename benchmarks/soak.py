@@ -18,7 +18,7 @@ from benchmarks import machine
 from insync.loadtest import cli, plots
 
 COMMAND = "python -m benchmarks.soak"
-LIGHT = "--users live=1,dub=1,twin=1 --fps 5 --height 270 --job-frames 25 --in-flight 2 --deadline 1000"
+LIGHT = "--users live=1,dub=1,twin=1 --fps 3 --height 270 --job-frames 20 --in-flight 2 --deadline 1000"
 METHOD = (
     "`{command}`. Clients come and go: a stream lasts {shortest:g} to {longest:g} s, pauses last up to {away:g} s, "
     "{new:.0f} % of the sessions begin with a new connection and registration, and of every 40 s one user is away for 10 s, "

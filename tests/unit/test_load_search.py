@@ -149,8 +149,8 @@ def test_a_window_has_whole_seconds_only() -> None:
     tally = Tally(10.0)
     for second in range(10):
         for k in range(4):
-            late = second >= 5
-            tally.add(Event(events.FRAME, 1, "live", 10 + second + k / 4, 200.0 if late else 20.0, late=late))
+            slow = second >= 5
+            tally.add(Event(events.FRAME, 1, "live", 10 + second + k / 4, 200.0 if slow else 20.0, late=slow))
     tally.add(Event(events.DROPPED, 1, "live", 19.5, count=6))
     tally.add(Event(events.FRAME, 2, "dub", 12.0, 5.0))
     window = tally.window(2.5, 5)
