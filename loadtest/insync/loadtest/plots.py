@@ -197,21 +197,21 @@ def _machine(data: dict[str, Any]) -> Figure:
 
 
 def _leaks(data: dict[str, Any]) -> Figure:
-    """Every series of a soak, in shares of its value after warm-up."""
+    """Every kind of memory in a soak, in shares of its value after warm-up. Things that are counted come and go with users."""
     samples, warm = data["samples"], data["warm_up_s"]
     unit, scale = _clock(data)
     times = [sample["second"] / scale for sample in samples]
     figure = Figure((_WIDTH, 1.3 * _HEIGHT), layout="constrained")
     axes = figure.subplots()
     for one in data["growth"]:
-        if one["before"]:
+        if one["before"] and one["unit"]:
             values = [100 * (sample[one["name"]] / one["before"] - 1) for sample in samples]
             axes.plot(times, values, lw=1, label=one["name"])
     allowed = 100 * data["allowed_growth"]
     axes.axhspan(-allowed, allowed, color=_COLOURS["good"], alpha=0.08)
     axes.axvline(warm / scale, color=_COLOURS["other"], ls=":")
     axes.set(
-        title="Growth against the value after warm-up (dotted)",
+        title="Growth of memory against the value after warm-up (dotted)",
         xlabel=unit,
         ylabel="%",
         ylim=(-6 * allowed, 6 * allowed),
