@@ -62,5 +62,5 @@ $(VENV)/.serve: pyproject.toml | $(VENV)/.python
 	@touch $@
 
 $(VENV)/.all: pyproject.toml | $(VENV)/.python
-	$(BIN)/python -m pip install --quiet -e ".[serve,export,train,test]"
+	$(BIN)/python -m pip install --quiet -e ".[serve,export,train,loadtest,test]"
 	@touch $@ $(VENV)/.serve

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Whoever serves or dubs has none of these: they belong to `insync[export]` and `insync[train]`.
-HEAVY = ("torch", "onnx", "matplotlib", "mediapipe", "jax")
+# Whoever serves or dubs has none of these: they belong to `insync[export]`, `insync[train]` and `insync[loadtest]`.
+HEAVY = ("torch", "onnx", "matplotlib", "mediapipe", "jax", "locust", "gevent")
 # What `pip install insync` brings, and what `insync[serve]` adds to it.
 BASE = ("numpy", "cv2", "av", "tritonclient", "tqdm")
 SERVE = ("pytriton", "nvidia.dali", "onnxruntime", "numba", "ai_edge_litert", "PIL")
@@ -85,6 +85,12 @@ def test_serving_and_client_import_without_torch(folder: str) -> None:
 def test_base_install_is_enough_for_the_client() -> None:
     """The client's modules, and what they share with serving, load only what the base install brings."""
     done = _import_without((*HEAVY, *SERVE), [*_modules("client"), *BASE_ENSEMBLE])
+    assert done.returncode == 0, done.stderr
+
+
+def test_load_is_tested_without_the_serving_part() -> None:
+    serving = tuple(name for name in SERVE if name != "PIL")  # matplotlib brings that one
+    done = _import_without((*serving, "torch", "onnx"), _modules("loadtest"))
     assert done.returncode == 0, done.stderr
 
 
