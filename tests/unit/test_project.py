@@ -35,6 +35,7 @@ PUBLIC = [
     "Stages",
     "SyncedFrame",
     "TimedFrame",
+    "TlsOptions",
     "Twin",
     "UnreadableMedia",
     "UnwritableMedia",

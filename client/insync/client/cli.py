@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from insync.client.errors import InsyncError, MissingExtra
+from insync.client.errors import BadInput, InsyncError, MissingExtra
 
 __all__ = ["main"]
 
@@ -149,6 +149,11 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     for name, port in (("grpc", 8001), ("http", 8000), ("metrics", 8002)):
         serve.add_argument(f"--{name}-port", metavar="PORT", type=int, default=port, help="default: %(default)s")
+    serve.add_argument("--tls-cert", metavar="PEM", type=Path, help="speak TLS over gRPC, with this certificate")
+    serve.add_argument("--tls-key", metavar="PEM", type=Path, help="its key")
+    serve.add_argument(
+        "--tls-client-ca", metavar="PEM", type=Path, help="let in only clients whose certificate it signed"
+    )
     serve.add_argument("--log", metavar="FILE", type=Path, help="keep the server's log here")
     serve.add_argument("--debug", action="store_true", help="show tracebacks")
     serve.set_defaults(run=_serve)
@@ -158,7 +163,29 @@ def _add_server(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--server", metavar="HOST:PORT", help="gRPC endpoint; default: a server on this machine, for this command alone"
     )
+    _add_tls(command)
     command.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def _add_tls(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--tls", action="store_true", help="speak TLS, trusting the certificates that gRPC brings")
+    command.add_argument("--tls-ca", metavar="PEM", type=Path, help="speak TLS, trusting this CA")
+    command.add_argument("--tls-cert", metavar="PEM", type=Path, help="this client's certificate, for mutual TLS")
+    command.add_argument("--tls-key", metavar="PEM", type=Path, help="its key")
+    command.add_argument(
+        "--tls-name", metavar="HOST", help="the name in the server's certificate, if not the address's"
+    )
+
+
+def _tls(options: argparse.Namespace) -> Any:
+    from insync.client.tls import TlsOptions
+
+    given = TlsOptions(options.tls_ca, options.tls_cert, options.tls_key, options.tls_name)
+    if not options.tls and given == TlsOptions():
+        return None
+    if options.server is None:
+        raise BadInput("TLS options need --server: a server of this command's own listens on loopback, without TLS")
+    return given
 
 
 def _dub(options: argparse.Namespace) -> int:
@@ -176,6 +203,7 @@ def _dub(options: argparse.Namespace) -> int:
         in_flight=options.in_flight,
         region=not options.whole_frames,
         progress=not options.quiet,
+        tls=_tls(options),
     )
     if not options.quiet:
         for note in report.notes:
@@ -201,7 +229,7 @@ def _twin_create(options: argparse.Namespace) -> int:
     videos = [VideoFile(path) for path in options.sources]
 
     async def register(address: str) -> Twin:
-        async with Client(address) as client:
+        async with Client(address, tls=_tls(options)) as client:
             return await client.register(itertools.chain.from_iterable(registration_pictures(v) for v in videos))
 
     with nullcontext(options.server) if options.server is not None else embedded_server() as address:
@@ -257,9 +285,15 @@ def _serve(options: argparse.Namespace) -> int:
     from insync.client.dub import missing_extra
 
     try:
+        from insync.ensemble.access import ServerTls
         from insync.ensemble.serve import serve
     except ImportError as exc:
         raise missing_extra("serve", exc) from exc
+    tls = None
+    if options.tls_cert or options.tls_key or options.tls_client_ca:
+        if not (options.tls_cert and options.tls_key):
+            raise BadInput("TLS needs both --tls-cert and --tls-key")
+        tls = ServerTls(options.tls_cert, options.tls_key, options.tls_client_ca)
     return int(
         serve(
             repository=options.repository,
@@ -269,6 +303,7 @@ def _serve(options: argparse.Namespace) -> int:
             metrics_port=options.metrics_port,
             host=options.host,
             log=options.log,
+            tls=tls,
         )
         or 0
     )

@@ -19,6 +19,7 @@ from insync.client.extend import EXTENSIONS, extended
 from insync.client.media import AudioFile, VideoFile
 from insync.client.picture import TimedFrame
 from insync.client.stages import StageClock, Stages
+from insync.client.tls import TlsOptions
 from insync.client.writer import QUALITIES, VideoWriter, carries_display_matrix, check_output
 from insync.client.yuv import YuvPicture
 from insync.ensemble.spec import SAMPLE_RATE_HZ
@@ -69,6 +70,7 @@ def dub(
     in_flight: int = 8,
     region: bool = True,
     progress: bool = True,
+    tls: TlsOptions | None = None,
 ) -> DubReport:
     """Makes the person in `video` speak `audio`, and writes the result to `out`.
 
@@ -88,6 +90,7 @@ def dub(
         in_flight: frames under way at once.
         region: send only the face's surroundings.
         progress: show a progress bar on stderr.
+        tls: how to speak TLS with `server`.
 
     Returns:
         What was done, and where the time went.
@@ -104,7 +107,9 @@ def dub(
     check_output(out, video, audio)
     source = VideoFile(video, upright=not carries_display_matrix(out))
     speech = AudioFile(audio)
-    job = _Job(source, speech, out, twin, extend, trim, quality, in_flight, region, progress)
+    if tls is not None and server is None:
+        raise BadInput("TLS options need a server: one for this job alone listens on loopback, without TLS")
+    job = _Job(source, speech, out, twin, extend, trim, quality, in_flight, region, progress, tls)
     with nullcontext(server) if server is not None else embedded_server() as address:
         return asyncio.run(job.run(address))
 
@@ -121,12 +126,13 @@ class _Job:
     in_flight: int
     region: bool
     progress: bool
+    tls: TlsOptions | None
 
     async def run(self, server: str) -> DubReport:
         clock = StageClock()
         frames = changed = 0
         pts = 0
-        async with Client(server) as client:
+        async with Client(server, tls=self.tls) as client:
             twin = self.twin or await self._register(client)
             clock.restart()
             with (

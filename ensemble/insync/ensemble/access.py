@@ -107,34 +107,30 @@ def admin_headers(key: str) -> dict[str, str]:
     return {GRPC_ADMIN_HEADER: key, ADMIN_HEADER: key}
 
 
-def ask_over_http(url: str, model: str, inputs: list[dict[str, Any]], output: str, timeout_s: float) -> Any:
+def ask_over_http(url: str, model: str, inputs: list[dict[str, Any]], timeout_s: float) -> None:
     """One inference over Triton's HTTP endpoint: it has no TLS, is on loopback where gRPC has, and asks for no certificate.
 
     Args:
         url: HOST:PORT.
-        model: to ask.
+        model: to ask, for all its outputs.
         inputs: as the KServe protocol has them: name, shape, datatype, data.
-        output: the one tensor to send back.
         timeout_s: for connecting, and for each read.
-
-    Returns:
-        The tensor's data, flat.
 
     Raises:
         ServerError: no answer, or an error instead of one.
     """
     connection = http.client.HTTPConnection(url, timeout=timeout_s)
     try:
-        body = json.dumps({"inputs": inputs, "outputs": [{"name": output}]})
+        body = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}})
         connection.request("POST", f"/v2/models/{model}/infer", body, {"Content-Type": "application/json"})
-        answer = json.loads(connection.getresponse().read())
-    except (OSError, http.client.HTTPException, ValueError) as exc:
+        answer = connection.getresponse()
+        content = answer.read()
+        if answer.status != http.client.OK:
+            raise ServerError(f"{model} does not serve: {json.loads(content)['error']}")
+    except (OSError, http.client.HTTPException, ValueError, LookupError) as exc:
         raise ServerError(f"{model} does not serve: {_said(exc)}") from exc
     finally:
         connection.close()
-    if "error" in answer:
-        raise ServerError(f"{model} does not serve: {answer['error']}")
-    return answer["outputs"][0]["data"]
 
 
 def _said(exc: Exception) -> str:

@@ -50,7 +50,7 @@ def answers_frames(url: str, twin_store: Path, timeout_s: float, over_http: bool
                 for name, (dtype, value) in values.items()
             ]
             for ensemble in ENSEMBLES:
-                ask_over_http(url, ensemble, fields, "CONFIDENCE", timeout_s)
+                ask_over_http(url, ensemble, fields, timeout_s)
             return
         with triton.InferenceServerClient(url) as client:
             for ensemble in ENSEMBLES:
