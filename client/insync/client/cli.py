@@ -131,6 +131,11 @@ def _add_twin(commands: Any) -> None:
         action = actions.add_parser(name, help=text)
         if name != "list":
             action.add_argument("twin", metavar="ID", help="as 'insync twin create' printed it")
+        if name == "rm":
+            action.add_argument(
+                "--server", metavar="HOST:PORT", help="of this server's store (default: this machine's)"
+            )
+            _add_tls(action)
         if name == "show":
             action.add_argument("-o", "--out", metavar="PNG", type=Path, help="default: ID.png in this folder")
         action.add_argument("--twins", metavar="FOLDER", type=Path, help="twin store (default: $INSYNC_TWINS)")
@@ -277,7 +282,19 @@ def _twin_show(options: argparse.Namespace) -> int:
 
 
 def _twin_rm(options: argparse.Namespace) -> int:
-    _store(options).remove(options.twin)
+    if options.server is None and _tls(options) is None:
+        try:
+            _store(options).remove(options.twin)
+        except OSError as exc:
+            raise InsyncError(f"{options.twin} cannot be deleted: {exc.strerror}") from exc
+        return 0
+    from insync.client.client import Client
+
+    async def forget() -> None:
+        async with Client(options.server, tls=_tls(options)) as client:
+            await client.forget(options.twin)
+
+    asyncio.run(forget())
     return 0
 
 

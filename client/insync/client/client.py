@@ -194,6 +194,18 @@ class Client:
             raise ProtocolError("registering: the server's REPORT is not JSON") from exc
         return Twin(outputs["TWIN"][0].decode(), report)
 
+    async def forget(self, twin: str) -> None:
+        """Deletes a registered person from the server's store, for all servers that share it. It cannot be undone.
+
+        Args:
+            twin: from `register`: whoever knows the id may delete it.
+
+        Raises:
+            NotFound: there is none of this id.
+        """
+        data = np.array([str(twin)], np.object_)
+        await self._infer("lipsync_twin", {"FORGET": data}, "forgetting", self._registration_timeout_s)
+
     def stream(
         self,
         frames: Iterable[Any] | AsyncIterable[Any],

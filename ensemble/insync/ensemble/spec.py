@@ -35,6 +35,8 @@ STYLE = 128
 MAX_PIXELS = 16_777_216  # of one frame, checked before it is decoded
 MAX_FRAME_BYTES = 32 * 2**20  # of one encoded frame
 MAX_REGISTRATION_FRAMES = 300
+MAX_REGISTRATION_BYTES = 256 * 2**20  # of a registration's encoded frames together
+MAX_REGISTRATION_PIXELS = 32 * MAX_PIXELS  # and their pixels: what one registration may make a server decode
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ PATCH = Tensor("PATCH", "UINT8", (CROP_SIZE, CROP_SIZE, 4))
 SYNCED = Tensor("SYNCED", "UINT8", (-1,))
 CROPS = Tensor("CROPS", "FP32", (REFERENCES, 3, CROP_SIZE, CROP_SIZE))
 CODES = Tensor("CODES", "FP32", (REFERENCES, MOUTH))
-FRAMES = Tensor("FRAMES", "STRING", (-1,))
+FRAMES = Tensor("FRAMES", "STRING", (-1,), optional=True)
+FORGET = Tensor("FORGET", "STRING", (1,), optional=True)
 REPORT = Tensor("REPORT", "STRING", (1,))
 
 _PATCH_STEPS = (
@@ -133,8 +136,8 @@ MODELS: dict[str, Model] = {
             (SYNCED,),
         ),
         Model("lipsync_reference", "onnxruntime", (CROPS, CODES), (REFERENCE, IDENTITY_DESCRIPTOR)),
-        # Not batched: one registration is one request.
-        Model("lipsync_twin", "python", (FRAMES,), (TWIN, REPORT), max_batch_size=0),
+        # Not batched: one registration is one request. With FORGET, an id, instead of FRAMES it deletes that twin.
+        Model("lipsync_twin", "python", (FRAMES, FORGET), (TWIN, REPORT), max_batch_size=0),
         Model(
             "lipsync_patch",
             "ensemble",
