@@ -169,10 +169,11 @@ def test_a_removed_twin_is_forgotten(raw: Any, server: Any, good: dict[str, Any]
     from insync.ensemble.store import TwinStore
 
     answer = raw("lipsync_twin", FRAMES=np.array([bytes(good["FRAME"])], np.object_))
-    raw("lipsync_patch", **{**good, "TWIN": answer["TWIN"]})
-    TwinStore(server.twin_store).remove(answer["TWIN"][0].decode())
+    twin = answer["TWIN"].tobytes().decode()
+    raw("lipsync_patch", **{**good, "TWIN": ids(twin)})
+    TwinStore(server.twin_store).remove(twin)
     with pytest.raises(triton.InferenceServerException, match="not in the twin store") as caught:
-        raw("lipsync_patch", **{**good, "TWIN": answer["TWIN"]})
+        raw("lipsync_patch", **{**good, "TWIN": ids(twin)})
     assert caught.value.status() == MISSING
 
 

@@ -189,10 +189,10 @@ class Client:
         data[:] = [jpeg for _, jpeg in kept]
         outputs = await self._infer("lipsync_twin", {"FRAMES": data}, "registering", self._registration_timeout_s)
         try:
-            report = json.loads(outputs["REPORT"][0])
+            report = json.loads(outputs["REPORT"].tobytes())
         except ValueError as exc:
             raise ProtocolError("registering: the server's REPORT is not JSON") from exc
-        return Twin(outputs["TWIN"][0].decode(), report)
+        return Twin(outputs["TWIN"].tobytes().decode(), report)
 
     async def forget(self, twin: str) -> None:
         """Deletes a registered person from the server's store, for all servers that share it. It cannot be undone.

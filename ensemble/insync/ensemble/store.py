@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insync.ensemble.errors import BadInputError, NotFoundError
-from insync.ensemble.spec import CROP_SIZE, MOUTH, REFERENCES
+from insync.ensemble.spec import CROP_SIZE, MOUTH, REFERENCES, TWIN_LENGTH
 
-ID_FORM = "32 hexadecimal digits, as registration returned them"
-_ID = re.compile(r"[0-9a-f]{32}")
+ID_FORM = f"{TWIN_LENGTH} hexadecimal digits, as registration returned them"
+_ID = re.compile(rf"[0-9a-f]{{{TWIN_LENGTH}}}")
 _VERSION = 1  # of the layout of twin.json
 _MADE, _GONE = ".tmp", ".gone"  # folders of twins that are not yet whole, and no longer
 _ABANDONED_S = 600  # making a twin takes less
@@ -95,7 +95,7 @@ class TwinStore:
         if record.codes.shape != (REFERENCES, MOUTH) or not np.isfinite(record.codes).all():
             raise BadInputError(f"codes have shape {list(record.codes.shape)}, expected finite [{REFERENCES}, {MOUTH}]")
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        twin = secrets.token_hex(16)
+        twin = secrets.token_hex(TWIN_LENGTH // 2)
         made = self.folder / f".{twin}{_MADE}"
         made.mkdir(mode=0o700)
         try:
@@ -190,6 +190,17 @@ class TwinStore:
         if folder is None or not folder.is_dir():
             raise NotFoundError(_unknown(twin))
         return folder
+
+
+def digits(twin: str) -> NDArray[np.uint8]:
+    """An id as it goes from model to model: uint8 [32], ASCII.
+
+    Raises:
+        NotFoundError: it is no id, so there is no twin of it.
+    """
+    if not _ID.fullmatch(twin):
+        raise NotFoundError(_unknown(twin))
+    return np.frombuffer(twin.encode(), np.uint8)
 
 
 def _unknown(twin: str) -> str:

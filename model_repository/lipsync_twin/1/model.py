@@ -14,7 +14,7 @@ from insync.ensemble import settings
 from insync.ensemble.errors import BadInputError
 from insync.ensemble.face import FaceFinder
 from insync.ensemble.mouth import MouthBasis
-from insync.ensemble.store import TwinStore
+from insync.ensemble.store import TwinStore, digits
 from insync.ensemble.triton import Outputs, answer, array, call, optional, text
 from insync.ensemble.twin import register
 
@@ -43,7 +43,7 @@ class TritonPythonModel:
             raise BadInputError("FRAMES and FORGET came together: register a person, or forget one")
         twin = text(forget.reshape(-1)[0])
         self._store.remove(twin)
-        return {"TWIN": np.array([twin], np.object_), "REPORT": np.array([json.dumps({"forgotten": True})], np.object_)}
+        return _told(twin, {"forgotten": True})
 
     def _register(self, request: Any) -> Outputs:
         frames = [value if isinstance(value, bytes) else str(value).encode() for value in array(request, "FRAMES")]
@@ -51,11 +51,12 @@ class TritonPythonModel:
         twin = self._store.save(record)
         try:
             # Proves the twin whole, and spares its first frame the reference encoder.
-            call("lipsync_twin_features", {"TWIN": np.array([[twin]], np.object_)}, ("IDENTITY",))
+            call("lipsync_twin_features", {"TWIN": digits(twin)[None]}, ("IDENTITY",))
         except RuntimeError:
             self._store.remove(twin)
             raise
-        return {
-            "TWIN": np.array([twin], np.object_),
-            "REPORT": np.array([json.dumps(record.report)], np.object_),
-        }
+        return _told(twin, record.report)
+
+
+def _told(twin: str, report: dict[str, Any]) -> Outputs:
+    return {"TWIN": digits(twin), "REPORT": np.frombuffer(json.dumps(report).encode(), np.uint8)}

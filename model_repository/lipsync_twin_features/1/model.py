@@ -10,7 +10,7 @@ import numpy as np
 from insync.ensemble import settings
 from insync.ensemble.features import FeatureCache, Features
 from insync.ensemble.store import Record, TwinStore
-from insync.ensemble.triton import Outputs, answer, array, call, text
+from insync.ensemble.triton import Outputs, answer, array, call
 
 
 class TritonPythonModel:
@@ -31,7 +31,7 @@ class TritonPythonModel:
         self._cache.close()
 
     def _look_up(self, request: Any) -> Outputs:
-        twins = [text(value) for value in array(request, "TWIN").reshape(-1)]
+        twins = [bytes(row).decode("ascii", "replace") for row in array(request, "TWIN")]
         references, identities = zip(*(self._cache.get(twin) for twin in twins), strict=True)
         return {"REFERENCE": np.stack(references), "IDENTITY": np.stack(identities)}
 
