@@ -18,6 +18,9 @@ __all__ = ["main"]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2  # also a missing part
+EXIT_TAGGED = 3  # only the metadata tag says that a file is synthetic: not signed
+EXIT_UNMARKED = 4
+EXIT_ALTERED = 5  # since it was signed
 EXIT_INTERRUPTED = 130
 
 
@@ -28,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes the process's.
 
     Returns:
-        0; 1 where the command failed, 2 for wrong usage or a part that is not installed, 130 where it was interrupted.
+        0; 1 where the command failed, 2 for wrong usage or a part that is not installed, 130 where it was interrupted;
+        3 to 5 as `insync verify` says, and 3 for a dubbed file that is whole but could not be signed.
         A failure is one line on stderr.
     """
     # gRPC's own log would mix its lines with ours; what matters of it comes as an error.
@@ -66,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_dub(commands)
     _add_twin(commands)
     _add_serve(commands)
+    _add_verify(commands)
     commands.add_parser("export", help="write the served artefacts from a checkpoint", add_help=False)
     commands.add_parser("evaluate", help="measure dubs of held-out footage, with a page to look at", add_help=False)
     return parser
@@ -105,6 +110,11 @@ def _add_dub(commands: Any) -> None:
     )
     dub.add_argument(
         "--whole-frames", action="store_true", help="send whole frames to the server, not only the face's surroundings"
+    )
+    dub.add_argument(
+        "--no-provenance",
+        action="store_true",
+        help="do not mark OUT as synthetic; default: a signed C2PA manifest (.mp4, .m4v, .mov) and a metadata tag",
     )
     dub.add_argument("--timings", action="store_true", help="print where the time went")
     dub.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no notes")
@@ -164,6 +174,19 @@ def _add_serve(commands: Any) -> None:
     serve.set_defaults(run=_serve)
 
 
+def _add_verify(commands: Any) -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="read what a file says about having been dubbed",
+        description="Exit code 0: a signed manifest says that FILE is synthetic, and fits it. 3: only a metadata tag says "
+        "so. 4: nothing does. 5: FILE was changed after it was signed. 1: it cannot be read. Nothing is fetched.",
+    )
+    verify.add_argument("file", metavar="FILE", type=Path, help="a media file")
+    verify.add_argument("--ca", metavar="PEM", type=Path, help="an authority whose certificates count as known")
+    verify.add_argument("--debug", action="store_true", help="show tracebacks")
+    verify.set_defaults(run=_verify)
+
+
 def _add_server(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--server", metavar="HOST:PORT", help="gRPC endpoint; default: a server on this machine, for this command alone"
@@ -209,7 +232,10 @@ def _dub(options: argparse.Namespace) -> int:
         region=not options.whole_frames,
         progress=not options.quiet,
         tls=_tls(options),
+        provenance=not options.no_provenance,
     )
+    if options.quiet and report.failed_to_sign:
+        _say(f"{report.out} is whole, but not signed: {report.failed_to_sign}")
     if not options.quiet:
         for note in report.notes:
             _say(f"note: {note}")
@@ -220,7 +246,21 @@ def _dub(options: argparse.Namespace) -> int:
             f"{report.frames} frames in {stages.wall_s:.1f} s: {stages.fps:.1f} fps; ms per frame: {parts}; "
             f"client processor time {stages.client_cpu_ms:.1f}"
         )
-    return 0
+    return EXIT_TAGGED if report.failed_to_sign else 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from insync.client.provenance import State, read_mark
+
+    try:
+        authorities = options.ca.read_bytes() if options.ca is not None else b""
+    except OSError as exc:
+        raise BadInput(f"{options.ca}: cannot be read: {exc.strerror}") from exc
+    verdict = read_mark(options.file, authorities)
+    for line in verdict.lines():
+        print(f"{options.file}: {line}")  # noqa: T201
+    codes = {State.SIGNED: 0, State.TAGGED: EXIT_TAGGED, State.UNMARKED: EXIT_UNMARKED, State.ALTERED: EXIT_ALTERED}
+    return codes[verdict.state]
 
 
 def _twin_create(options: argparse.Namespace) -> int:
