@@ -210,7 +210,7 @@ class _Job:
 
     def _notes(self, frames: int, changed: int, end_s: Fraction, unsigned: str) -> Iterator[str]:
         if unsigned:
-            yield f"{self.out} has a metadata tag that says it is synthetic, but is not signed: {unsigned}"
+            yield f"{self.out} has a metadata tag that says it is synthetic, but it is not signed: {unsigned}"
         yield from self.video.notes
         if self.video.skipped:
             yield f"{self.video.path}: {self.video.skipped} damaged packets were left out"

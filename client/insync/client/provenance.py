@@ -30,6 +30,7 @@ SOURCE_TYPE = f"{_VOCABULARY}compositeWithTrainedAlgorithmicMedia"
 _SYNTHETIC = ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "compositeSynthetic")
 _TAGGED = re.compile(re.escape(_VOCABULARY) + r"(\w+)")
 _MEDIA_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/quicktime"}
+MEMORY_MB = 32  # of a file under work; a longer one goes to a temporary file while it is signed
 _VALID = ("Valid", "Trusted")  # what c2pa calls a manifest that fits its file
 
 
@@ -218,6 +219,7 @@ def _context(authorities: tuple[bytes, ...]) -> Any:
     chosen: dict[str, Any] = {
         "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
         "builder": {"thumbnail": {"enabled": False}},
+        "core": {"backing_store_memory_threshold_in_mb": MEMORY_MB},
     }
     if authorities:
         chosen["trust"] = {"user_anchors": b"\n".join(authorities).decode()}
