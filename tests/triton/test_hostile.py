@@ -47,6 +47,7 @@ BAD_FRAMES = {
     "text": (octets(b"this is not a picture"), "FRAME is neither JPEG nor PNG"),
     "truncated": (encoded(np.zeros((64, 64, 3), np.uint8))[:-40], "FRAME is truncated"),
     "damaged": (damaged_png(), "FRAME cannot be processed"),
+    "33 MB": (octets(b"\xff\xd8\xff" + bytes(33 * 2**20)), "bytes, allowed are up to 33,554,432"),
     "20 megapixels": (
         encoded(np.zeros((4000, 5000, 3), np.uint8)),
         r"5000×4000 \(20\.0 megapixels\), allowed are up to",

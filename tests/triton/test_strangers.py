@@ -38,10 +38,10 @@ def footage(images: Images) -> list[Images]:
 
 @pytest.fixture(scope="module")
 def speech() -> list[NDArray[np.float32]]:
-    """Loud noise, other noise for each person: what they say."""
-    return [
-        (0.2 * np.random.default_rng(k).standard_normal(WINDOW_SAMPLES)).astype(np.float32) for k in range(len(PEOPLE))
-    ]
+    """Another pitch and loudness for each person: what they say."""
+    t = np.arange(WINDOW_SAMPLES) / 16_000
+    hum = [sum(np.sin(2 * np.pi * h * 90 * 1.5**k * t) / h for h in range(1, 6)) for k in range(len(PEOPLE))]
+    return [(0.05 * 1.4**k * wave).astype(np.float32) for k, wave in enumerate(hum)]
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +62,15 @@ def test_no_request_gets_anything_of_another(
     alone = [raw("lipsync_patch", **request) for request in requests]
     for answers in (raw.together("lipsync_patch", requests), raw.together("lipsync_patch", requests[::-1])[::-1]):
         for one, answer in zip(alone, answers, strict=True):
-            for name in ("PATCH", "MOUTH", "TRANSFORM", "FACE"):
-                # Batches of another length round otherwise in the last bit.
-                np.testing.assert_allclose(
-                    answer[name].astype(float), one[name], rtol=2e-4, atol=1 + 1e-4, err_msg=name
-                )
+            # Batches of another length round otherwise in the last bit.
+            for name, apart in (("PATCH", 1), ("MOUTH", 2e-4), ("TRANSFORM", 1e-3), ("FACE", 1e-2)):
+                assert np.abs(answer[name].astype(float) - one[name]).max() <= apart, name
     # Were one input another person's, it would show.
     for k, own in enumerate(requests[: len(PEOPLE)]):
         other = requests[(k + 1) % len(PEOPLE)]
         for name, shows in (("FRAME", "PATCH"), ("TWIN", "PATCH"), ("AUDIO", "MOUTH")):
             mixed = raw("lipsync_patch", **{**own, name: other[name]})[shows].astype(float)
-            assert np.abs(mixed - alone[k][shows]).max() > (20 if shows == "PATCH" else 0.01), name
+            assert np.abs(mixed - alone[k][shows]).max() > (10 if shows == "PATCH" else 2e-3), name
 
 
 def test_no_stream_gets_anything_of_another(
