@@ -65,6 +65,14 @@ def test_bad_frames(raw: Any, good: dict[str, Any], ensemble: str, kind: str) ->
     raw(ensemble, **good)  # the server is none the worse
 
 
+@pytest.mark.parametrize("kind", ["33 MB", "20 megapixels"])
+def test_no_way_past_the_guard(raw: Any, good: dict[str, Any], kind: str) -> None:
+    frame, message = BAD_FRAMES[kind]
+    with pytest.raises(triton.InferenceServerException, match=message) as caught:
+        raw("lipsync_preprocess", FRAME=frame, AUDIO=good["AUDIO"])
+    assert caught.value.status() == INVALID
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [(np.nan, "AUDIO has 1 samples that are not finite"), (np.inf, "not finite"), (9000.0, "AUDIO reaches 9000")],

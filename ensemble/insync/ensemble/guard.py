@@ -26,6 +26,7 @@ from insync.ensemble.spec import (
 MAX_AMPLITUDE = 4.0  # audio is in [-1, 1]; resampling may overshoot, 16-bit integers turned to float may not pass
 MIN_SIDE = 16  # pixels
 MAX_SEGMENTS = 20_000  # of a JPEG before its pixels, or chunks of a PNG: more are only there to be walked through
+MAX_EXTRAS = 200  # chunks of a PNG beside its pixels: decoders may log a line about each
 MAX_SCANS = 64  # of a progressive JPEG: each one goes through the whole picture again, and may take three bytes
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -149,6 +150,7 @@ def _png_size(head: bytes, name: str) -> Size:
 def _check_chunks(data: memoryview, name: str) -> None:
     """Walks a PNG's chunks: the pixels have to be there, once."""
     pixels = False
+    extras = 0
     position = 33
     for _ in range(MAX_SEGMENTS):
         if position + 12 > len(data):
@@ -161,6 +163,9 @@ def _check_chunks(data: memoryview, name: str) -> None:
         if chunk in (b"IHDR", b"acTL"):
             raise BadInputError(f"{name} is a PNG of several pictures, send one")
         pixels = pixels or chunk == b"IDAT"
+        extras += chunk != b"IDAT"
+        if extras > MAX_EXTRAS:
+            raise BadInputError(f"{name} is a PNG of more than {MAX_EXTRAS} chunks beside its pixels: save it anew")
         position += 12 + int.from_bytes(data[position : position + 4], "big")
     raise BadInputError(f"{name} is a PNG of more than {MAX_SEGMENTS:,} chunks: save it anew")
 
