@@ -120,7 +120,7 @@ def attack(
     count: int,
     seed: int,
     senders: int = SENDERS,
-    seconds: float = float("inf"),
+    until: float = float("inf"),
 ) -> Result:
     """Sends `count` requests.
 
@@ -130,7 +130,7 @@ def attack(
         count: of malformed requests.
         seed: of their content.
         senders: that work at once.
-        seconds: after which no more are sent.
+        until: time.monotonic() after which no more are sent.
 
     Returns:
         What became of them.
@@ -141,7 +141,7 @@ def attack(
         kit = Kit(image, answer.raw_output_contents[0].decode())
         good = request("lipsync_patch", kit.good("lipsync_patch"))
         before = wire.stub.ModelInfer(good, timeout=TIMEOUT_S)
-    state = _Attack(server, seed, kit, good, before, time.monotonic() + seconds)
+    state = _Attack(server, seed, kit, good, before, until)
     healths = [(0, health(server.pid, server.shared_memory_prefix))]
     jobs = plan(count)
     for part in range(PARTS):
@@ -166,18 +166,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Sends malformed requests to a server of its own.")
     parser.add_argument("--count", type=int, default=10_500, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop sending after so long")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after the start of all, stop sending")
     parser.add_argument("--add", action="store_true", help="to what earlier runs found")
     parser.add_argument("-o", "--out", type=Path, default=machine.FOLDER / "hostile.md", help="default: %(default)s")
     parser.add_argument("--log", type=Path, help="keep the server's log here")
     options = parser.parse_args()
+    until = time.monotonic() + options.seconds
     with av.open(str(machine.SAMPLES / "sample.mp4")) as clip:
         image = next(clip.decode(video=0)).to_ndarray(format="rgb24")
     with (
         tempfile.TemporaryDirectory() as folder,
         EmbeddedServer(twin_store=Path(folder) / "twins", log=options.log) as server,
     ):
-        result = attack(server, image, options.count, options.seed, seconds=options.seconds)
+        result = attack(server, image, options.count, options.seed, until=until)
     limit = f" --seconds {options.seconds:g}" if np.isfinite(options.seconds) else ""
     command = f"python -m benchmarks.hostile --count {options.count} --seed {options.seed}{limit}"
     result = replace(result, command=command)
