@@ -137,8 +137,9 @@ def register(client: Any, work: list[Job]) -> tuple[NDArray[Any], Floats, Floats
     """Register a twin from every third frame; returns its id and its features as the server serves them."""
     frames = np.array([job.frame.tobytes() for job in work[::3]], dtype=np.object_)
     made = client.infer("lipsync_twin", [tensor("FRAMES", frames, "STRING", batched=False)])
-    twin = np.array([made.as_numpy("TWIN").reshape(-1)[0]], dtype=np.object_)
-    features = client.infer("lipsync_twin_features", [tensor("TWIN", twin, "STRING")])
+    digits = made.as_numpy("TWIN")
+    twin = np.array([digits.tobytes()], dtype=np.object_)
+    features = client.infer("lipsync_twin_features", [tensor("TWIN", digits, "UINT8")])
     return twin, features.as_numpy("REFERENCE")[0], features.as_numpy("IDENTITY")[0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ def _has_gpu() -> bool:
     """Ask the driver, not PyTorch: most tests never load it."""
     program = shutil.which("nvidia-smi")
     return program is not None and subprocess.run([program, "-L"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Files that tests dub are signed, with a certificate of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INSYNC_SIGNING", str(tmp_path_factory.mktemp("signing") / "own"))
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -260,6 +260,31 @@ def test_the_command_line_with_a_server_of_its_own(
     assert len(read(out)[0]) == 20
 
 
+def test_marks_on_the_command_line(
+    server: EmbeddedServer,
+    images: list[NDArray[np.uint8]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clip, audio = write_video(tmp_path / "clip.mp4", images[:3]), write_noise(tmp_path / "a.wav", 0.1)
+    blocked = tmp_path / "file"
+    blocked.touch()
+    for out, options, signing, dubbed, verified, said in (
+        ("signed.mp4", [], "own", 0, 0, ""),
+        ("tagged.mkv", [], "own", 0, 3, "mkv file cannot hold a C2PA manifest"),
+        ("plain.mov", ["--no-provenance"], "own", 0, 4, ""),
+        ("failed.mp4", [], "file", 3, 3, "but it is not signed: signing failed"),
+        ("quiet.mp4", ["-q"], "file", 3, 3, "is whole, but not signed: signing failed"),
+    ):
+        monkeypatch.setenv("INSYNC_SIGNING", str(tmp_path / signing))
+        path = tmp_path / out
+        assert main(["dub", str(clip), str(audio), "-o", str(path), "--server", server.grpc_url, *options]) == dubbed
+        assert said in capsys.readouterr().err
+        assert main(["verify", str(path)]) == verified
+        assert len(read(path)[0]) == 3
+
+
 def test_twins_on_the_command_line(
     short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ BAD_FRAMES = {
     "text": (octets(b"this is not a picture"), "FRAME is neither JPEG nor PNG"),
     "truncated": (encoded(np.zeros((64, 64, 3), np.uint8))[:-40], "FRAME is truncated"),
     "damaged": (damaged_png(), "FRAME cannot be processed"),
+    "33 MB": (octets(b"\xff\xd8\xff" + bytes(33 * 2**20)), "bytes, allowed are up to 33,554,432"),
     "20 megapixels": (
         encoded(np.zeros((4000, 5000, 3), np.uint8)),
         r"5000×4000 \(20\.0 megapixels\), allowed are up to",
@@ -62,6 +63,14 @@ def test_bad_frames(raw: Any, good: dict[str, Any], ensemble: str, kind: str) ->
         raw(ensemble, **{**good, "FRAME": frame})
     assert caught.value.status() == INVALID
     raw(ensemble, **good)  # the server is none the worse
+
+
+@pytest.mark.parametrize("kind", ["33 MB", "20 megapixels"])
+def test_no_way_past_the_guard(raw: Any, good: dict[str, Any], kind: str) -> None:
+    frame, message = BAD_FRAMES[kind]
+    with pytest.raises(triton.InferenceServerException, match=message) as caught:
+        raw("lipsync_preprocess", FRAME=frame, AUDIO=good["AUDIO"])
+    assert caught.value.status() == INVALID
 
 
 @pytest.mark.parametrize(
@@ -169,10 +178,11 @@ def test_a_removed_twin_is_forgotten(raw: Any, server: Any, good: dict[str, Any]
     from insync.ensemble.store import TwinStore
 
     answer = raw("lipsync_twin", FRAMES=np.array([bytes(good["FRAME"])], np.object_))
-    raw("lipsync_patch", **{**good, "TWIN": answer["TWIN"]})
-    TwinStore(server.twin_store).remove(answer["TWIN"][0].decode())
+    twin = answer["TWIN"].tobytes().decode()
+    raw("lipsync_patch", **{**good, "TWIN": ids(twin)})
+    TwinStore(server.twin_store).remove(twin)
     with pytest.raises(triton.InferenceServerException, match="not in the twin store") as caught:
-        raw("lipsync_patch", **{**good, "TWIN": answer["TWIN"]})
+        raw("lipsync_patch", **{**good, "TWIN": ids(twin)})
     assert caught.value.status() == MISSING
 
 

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import pytest
@@ -59,7 +60,7 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
         assert kind.__name__ in errors.__all__
 
 
-async def connect(server: str, **options: float) -> None:
+async def connect(server: str, **options: Any) -> None:
     async with Client(server, **options):
         pass
 

@@ -106,14 +106,10 @@ def answer(model: str, outputs: dict[str, Any]) -> Any:
     for name, value in outputs.items():
         tensor = response.outputs.add()
         tensor.name = name
-        if isinstance(value, str):
-            tensor.datatype, raw = "BYTES", value.encode()
-            tensor.shape.extend([1])
-            response.raw_output_contents.append(len(raw).to_bytes(4, "little") + raw)
-        else:
-            tensor.datatype = {"uint8": "UINT8", "float32": "FP32"}[str(value.dtype)]
-            tensor.shape.extend(value.shape)
-            response.raw_output_contents.append(value.tobytes())
+        array = np.frombuffer(value.encode(), np.uint8) if isinstance(value, str) else value
+        tensor.datatype = {"uint8": "UINT8", "float32": "FP32"}[str(array.dtype)]
+        tensor.shape.extend(array.shape)
+        response.raw_output_contents.append(array.tobytes())
     return response
 
 

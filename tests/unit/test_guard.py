@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from insync.ensemble.errors import BadInputError
-from insync.ensemble.guard import Size, check_audio, check_frame
+from insync.ensemble.guard import Size, check_audio, check_frame, check_registration
 from insync.ensemble.spec import MAX_FRAME_BYTES, WINDOW_SAMPLES
 
 
@@ -28,6 +28,22 @@ def png_header(width: int, height: int) -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b"")
+
+
+def with_chunk(png: bytes, kind: bytes, data: bytes, times: int = 1) -> bytes:
+    """A PNG with more chunks after its header."""
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return png[:33] + chunk * times + png[33:]
+
+
+def many_scans(count: int) -> bytes:
+    """A progressive JPEG whose first scan comes again and again: each costs three bytes and a walk over all pixels."""
+    whole = encoded(".jpg", 64, 48, cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    start = whole.index(b"\xff\xda")
+    end = whole.index(b"\xff", start + 2)
+    while whole[end + 1] == 0:
+        end = whole.index(b"\xff", end + 2)
+    return whole[:start] + whole[start:end] * count + b"\xff\xd9"
 
 
 @pytest.mark.parametrize("kind", [".jpg", ".png"])
@@ -69,6 +85,15 @@ def test_every_cut_is_noticed(kind: str) -> None:
         (png_header(8, 400), "8×400, allowed are sides from 16"),
         (png_header(0, 0), "0×0"),
         (encoded(".jpg") + bytes(MAX_FRAME_BYTES), "allowed are up to"),
+        (png_header(64, 48), "a PNG without pixels"),
+        (encoded(".png")[:33] + encoded(".png"), "truncated: a PNG whose chunks go on|several pictures"),
+        (with_chunk(encoded(".png"), b"acTL", bytes(8)), "a PNG of several pictures"),
+        (with_chunk(encoded(".png"), b"IHDR", bytes(13)), "a PNG of several pictures"),
+        (with_chunk(encoded(".png"), b"tEXt", b"", 201), "more than 200 chunks beside its pixels"),
+        (with_chunk(encoded(".png"), b"IDAT", b"", 20_001), "more than 20,000 chunks"),
+        (encoded(".png")[:24] + b"\x07" + encoded(".png")[25:], "colour type 2 with 7 bits"),
+        (b"\xff\xd8" + b"\xff" * 40_000 + b"\xd9", "more than 20,000 segments"),
+        (many_scans(65), "a JPEG of 65 scans, allowed are up to 64"),
     ],
 )
 def test_bad_frames(data: bytes, message: str) -> None:
@@ -87,6 +112,20 @@ def test_random_bytes_never_raise_anything_else() -> None:
         for _ in range(300):
             with pytest.raises(BadInputError):
                 check_frame(start + rng.bytes(int(rng.integers(0, 80))) + b"\xff")
+
+
+def test_a_registration_is_checked_as_a_whole_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = encoded(".jpg")
+    check_registration([good] * 300)
+    with pytest.raises(BadInputError, match=r"FRAMES\[1\] is empty"):
+        check_registration([good, b""])
+    large = good[:-2] + bytes(30 * 2**20) + good[-2:]
+    with pytest.raises(BadInputError, match=r"FRAMES have .* bytes together, allowed are up to 268,435,456"):
+        check_registration([large] * 9)
+    monkeypatch.setattr("insync.ensemble.guard.MAX_REGISTRATION_PIXELS", 64 * 48 * 10)
+    check_registration([good] * 10)
+    with pytest.raises(BadInputError, match="megapixels together"):
+        check_registration([good] * 11)
 
 
 def window(value: float = 0.0) -> NDArray[np.float32]:

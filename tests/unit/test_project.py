@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Whoever serves or dubs has none of these: they belong to `insync[export]`, `insync[train]` and `insync[loadtest]`.
 HEAVY = ("torch", "onnx", "matplotlib", "mediapipe", "jax", "locust", "gevent")
 # What `pip install insync` brings, and what `insync[serve]` adds to it.
-BASE = ("numpy", "cv2", "av", "tritonclient", "tqdm")
+BASE = ("numpy", "cv2", "av", "tritonclient", "tqdm", "c2pa", "cryptography")
 SERVE = ("pytriton", "nvidia.dali", "onnxruntime", "numba", "ai_edge_litert", "PIL")
 BASE_ENSEMBLE = ("insync.ensemble.spec", "insync.ensemble.composite")
 MAX_FILE_BYTES = 6_500_000  # the decoder is the largest of the weights
@@ -35,6 +35,7 @@ PUBLIC = [
     "Stages",
     "SyncedFrame",
     "TimedFrame",
+    "TlsOptions",
     "Twin",
     "UnreadableMedia",
     "UnwritableMedia",

@@ -67,6 +67,12 @@ def test_nothing_stalls_the_batcher(name: str) -> None:
     assert not parsed.dynamic_batching.preserve_ordering
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_answers_with_strings(name: str) -> None:
+    """Asked to classify one, Triton divides by the size of its elements, which is 0, and dies with everybody's streams."""
+    assert all(tensor.dtype != "STRING" for tensor in MODELS[name].outputs)
+
+
 def test_one_bad_frame_cannot_fail_others() -> None:
     assert not config("lipsync_preprocess").HasField("dynamic_batching")
 

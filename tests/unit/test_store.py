@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from insync.ensemble.errors import BadInputError, NotFoundError
+from insync.ensemble.features import FeatureCache, Features
 from insync.ensemble.spec import CROP_SIZE, MOUTH, REFERENCES
 from insync.ensemble.store import Record, TwinStore
 
@@ -125,3 +128,83 @@ def test_readers_never_see_half_a_twin(store: TwinStore) -> None:
     done.set()
     reader.join()
     assert errors == []
+
+
+def test_what_is_no_id_is_answered_as_one_that_is_not_there(store: TwinStore) -> None:
+    store.save(record())
+
+    def said(twin: str) -> str:
+        with pytest.raises(NotFoundError) as caught:
+            store.load(twin)
+        return str(caught.value).replace(repr(twin), "…")
+
+    assert len({said(twin) for twin in ("0" * 32, "", "..", "twins", "0" * 33, ".")}) == 1
+
+
+def test_a_removed_twins_files_are_overwritten_first(store: TwinStore) -> None:
+    twin = store.save(record())
+    with (
+        (store.folder / twin / "crops.png").open("rb", buffering=0) as picture,
+        (store.folder / twin / "twin.json").open("rb", buffering=0) as text,
+    ):
+        assert picture.read(4) == b"\x89PNG"
+        store.remove(twin)
+        for file in (picture, text):
+            file.seek(0)
+            content = file.read()
+            assert content
+            assert not any(content)
+    assert list(store.folder.iterdir()) == []
+
+
+def test_removals_and_savings_that_were_cut_off_are_finished(store: TwinStore) -> None:
+    kept, gone, half, fresh = (store.save(record(seed)) for seed in range(4))
+    (store.folder / gone).rename(store.folder / f".{gone}.gone")
+    (store.folder / half).rename(store.folder / f".{half}.tmp")
+    (store.folder / fresh).rename(store.folder / f".{fresh}.tmp")
+    os.utime(store.folder / f".{half}.tmp", (1, 1))
+    store.finish_removals()
+    assert {path.name for path in store.folder.iterdir()} == {kept, f".{fresh}.tmp"}
+
+
+def test_features_of_a_removed_twin_are_not_served_and_leave_memory(store: TwinStore) -> None:
+    computed = []
+
+    def compute(made: Record) -> Features:
+        computed.append(made)
+        return {"CODES": made.codes}
+
+    cache = FeatureCache(store, 2, compute)
+    first, second, third = (store.save(record(seed)) for seed in range(3))
+    np.testing.assert_array_equal(cache.get(first)["CODES"], record(0).codes)
+    cache.get(first)
+    assert (cache.hits, cache.misses) == (1, 1)
+    assert len(computed) == 1
+    store.remove(first)
+    with pytest.raises(NotFoundError, match="not in the twin store"):
+        cache.get(first)
+    assert len(cache) == 0
+    for twin in (second, third, second, store.save(record(4))):
+        cache.get(twin)
+    assert len(computed) == 4
+    cache.get(second)  # met later than the third: that one went
+    assert (len(cache), len(computed)) == (2, 4)
+    store.remove(second)
+    cache.sweep()
+    assert len(cache) == 1
+
+
+def test_memory_forgets_while_nobody_asks(store: TwinStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("insync.ensemble.features.SWEEP_S", 0.01)
+    cache = FeatureCache(store, 2, lambda made: {"CODES": made.codes})
+    cache.open()
+    try:
+        twin = store.save(record())
+        cache.get(twin)
+        store.remove(twin)
+        deadline = time.monotonic() + 20
+        while len(cache) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(cache) == 0
+    finally:
+        cache.close()

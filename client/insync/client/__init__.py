@@ -22,6 +22,7 @@ from insync.client.errors import (
 from insync.client.picture import TimedFrame
 from insync.client.stages import Stages
 from insync.client.stream import SyncedFrame
+from insync.client.tls import TlsOptions
 
 __all__ = [
     "BadInput",
@@ -39,6 +40,7 @@ __all__ = [
     "Stages",
     "SyncedFrame",
     "TimedFrame",
+    "TlsOptions",
     "Twin",
     "UnreadableMedia",
     "UnwritableMedia",

@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from insync.client.errors import InsyncError, MissingExtra
+from insync.client.errors import BadInput, InsyncError, MissingExtra
 
 __all__ = ["main"]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2  # also a missing part
+EXIT_TAGGED = 3  # only the metadata tag says that a file is synthetic: not signed
+EXIT_UNMARKED = 4
+EXIT_ALTERED = 5  # since it was signed
 EXIT_INTERRUPTED = 130
 
 
@@ -28,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes the process's.
 
     Returns:
-        0; 1 where the command failed, 2 for wrong usage or a part that is not installed, 130 where it was interrupted.
+        0; 1 where the command failed, 2 for wrong usage or a part that is not installed, 130 where it was interrupted;
+        3 to 5 as `insync verify` says, and 3 for a dubbed file that is whole but could not be signed.
         A failure is one line on stderr.
     """
     # gRPC's own log would mix its lines with ours; what matters of it comes as an error.
@@ -66,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_dub(commands)
     _add_twin(commands)
     _add_serve(commands)
+    _add_verify(commands)
     commands.add_parser("export", help="write the served artefacts from a checkpoint", add_help=False)
     commands.add_parser("evaluate", help="measure dubs of held-out footage, with a page to look at", add_help=False)
     commands.add_parser("loadtest", help="put load on a server: capacity, soak, reports", add_help=False)
@@ -107,6 +112,11 @@ def _add_dub(commands: Any) -> None:
     dub.add_argument(
         "--whole-frames", action="store_true", help="send whole frames to the server, not only the face's surroundings"
     )
+    dub.add_argument(
+        "--no-provenance",
+        action="store_true",
+        help="do not mark OUT as synthetic; default: a signed C2PA manifest (.mp4, .m4v, .mov) and a metadata tag",
+    )
     dub.add_argument("--timings", action="store_true", help="print where the time went")
     dub.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no notes")
     _add_server(dub)
@@ -132,6 +142,11 @@ def _add_twin(commands: Any) -> None:
         action = actions.add_parser(name, help=text)
         if name != "list":
             action.add_argument("twin", metavar="ID", help="as 'insync twin create' printed it")
+        if name == "rm":
+            action.add_argument(
+                "--server", metavar="HOST:PORT", help="of this server's store (default: this machine's)"
+            )
+            _add_tls(action)
         if name == "show":
             action.add_argument("-o", "--out", metavar="PNG", type=Path, help="default: ID.png in this folder")
         action.add_argument("--twins", metavar="FOLDER", type=Path, help="twin store (default: $INSYNC_TWINS)")
@@ -153,16 +168,56 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument(
         "--gpu", action="store_true", help="run the networks on the GPU: ONNX Runtime's CUDA, or else PyTorch's"
     )
+    serve.add_argument("--tls-cert", metavar="PEM", type=Path, help="speak TLS over gRPC, with this certificate")
+    serve.add_argument("--tls-key", metavar="PEM", type=Path, help="its key")
+    serve.add_argument(
+        "--tls-client-ca", metavar="PEM", type=Path, help="let in only clients whose certificate it signed"
+    )
     serve.add_argument("--log", metavar="FILE", type=Path, help="keep the server's log here")
     serve.add_argument("--debug", action="store_true", help="show tracebacks")
     serve.set_defaults(run=_serve)
+
+
+def _add_verify(commands: Any) -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="read what a file says about having been dubbed",
+        description="Exit code 0: a signed manifest says that FILE is synthetic, and fits it. 3: only a metadata tag says "
+        "so. 4: nothing does. 5: FILE was changed after it was signed. 1: it cannot be read. Nothing is fetched.",
+    )
+    verify.add_argument("file", metavar="FILE", type=Path, help="a media file")
+    verify.add_argument("--ca", metavar="PEM", type=Path, help="an authority whose certificates count as known")
+    verify.add_argument("--debug", action="store_true", help="show tracebacks")
+    verify.set_defaults(run=_verify)
 
 
 def _add_server(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--server", metavar="HOST:PORT", help="gRPC endpoint; default: a server on this machine, for this command alone"
     )
+    _add_tls(command)
     command.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def _add_tls(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--tls", action="store_true", help="speak TLS, trusting the certificates that gRPC brings")
+    command.add_argument("--tls-ca", metavar="PEM", type=Path, help="speak TLS, trusting this CA")
+    command.add_argument("--tls-cert", metavar="PEM", type=Path, help="this client's certificate, for mutual TLS")
+    command.add_argument("--tls-key", metavar="PEM", type=Path, help="its key")
+    command.add_argument(
+        "--tls-name", metavar="HOST", help="the name in the server's certificate, if not the address's"
+    )
+
+
+def _tls(options: argparse.Namespace) -> Any:
+    from insync.client.tls import TlsOptions
+
+    given = TlsOptions(options.tls_ca, options.tls_cert, options.tls_key, options.tls_name)
+    if not options.tls and given == TlsOptions():
+        return None
+    if options.server is None:
+        raise BadInput("TLS options need --server: a server of this command's own listens on loopback, without TLS")
+    return given
 
 
 def _dub(options: argparse.Namespace) -> int:
@@ -180,7 +235,11 @@ def _dub(options: argparse.Namespace) -> int:
         in_flight=options.in_flight,
         region=not options.whole_frames,
         progress=not options.quiet,
+        tls=_tls(options),
+        provenance=not options.no_provenance,
     )
+    if options.quiet and report.failed_to_sign:
+        _say(f"{report.out} is whole, but not signed: {report.failed_to_sign}")
     if not options.quiet:
         for note in report.notes:
             _say(f"note: {note}")
@@ -191,7 +250,21 @@ def _dub(options: argparse.Namespace) -> int:
             f"{report.frames} frames in {stages.wall_s:.1f} s: {stages.fps:.1f} fps; ms per frame: {parts}; "
             f"client processor time {stages.client_cpu_ms:.1f}"
         )
-    return 0
+    return EXIT_TAGGED if report.failed_to_sign else 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from insync.client.provenance import State, read_mark
+
+    try:
+        authorities = options.ca.read_bytes() if options.ca is not None else b""
+    except OSError as exc:
+        raise BadInput(f"{options.ca}: cannot be read: {exc.strerror}") from exc
+    verdict = read_mark(options.file, authorities)
+    for line in verdict.lines():
+        print(f"{options.file}: {line}")  # noqa: T201
+    codes = {State.SIGNED: 0, State.TAGGED: EXIT_TAGGED, State.UNMARKED: EXIT_UNMARKED, State.ALTERED: EXIT_ALTERED}
+    return codes[verdict.state]
 
 
 def _twin_create(options: argparse.Namespace) -> int:
@@ -205,7 +278,7 @@ def _twin_create(options: argparse.Namespace) -> int:
     videos = [VideoFile(path) for path in options.sources]
 
     async def register(address: str) -> Twin:
-        async with Client(address) as client:
+        async with Client(address, tls=_tls(options)) as client:
             return await client.register(itertools.chain.from_iterable(registration_pictures(v) for v in videos))
 
     with nullcontext(options.server) if options.server is not None else embedded_server() as address:
@@ -253,7 +326,19 @@ def _twin_show(options: argparse.Namespace) -> int:
 
 
 def _twin_rm(options: argparse.Namespace) -> int:
-    _store(options).remove(options.twin)
+    if options.server is None and _tls(options) is None:
+        try:
+            _store(options).remove(options.twin)
+        except OSError as exc:
+            raise InsyncError(f"{options.twin} cannot be deleted: {exc.strerror}") from exc
+        return 0
+    from insync.client.client import Client
+
+    async def forget() -> None:
+        async with Client(options.server, tls=_tls(options)) as client:
+            await client.forget(options.twin)
+
+    asyncio.run(forget())
     return 0
 
 
@@ -261,9 +346,15 @@ def _serve(options: argparse.Namespace) -> int:
     from insync.client.dub import missing_extra
 
     try:
+        from insync.ensemble.access import ServerTls
         from insync.ensemble.serve import serve
     except ImportError as exc:
         raise missing_extra("serve", exc) from exc
+    tls = None
+    if options.tls_cert or options.tls_key or options.tls_client_ca:
+        if not (options.tls_cert and options.tls_key):
+            raise BadInput("TLS needs both --tls-cert and --tls-key")
+        tls = ServerTls(options.tls_cert, options.tls_key, options.tls_client_ca)
     return int(
         serve(
             repository=options.repository,
@@ -274,6 +365,7 @@ def _serve(options: argparse.Namespace) -> int:
             host=options.host,
             log=options.log,
             gpu=options.gpu,
+            tls=tls,
         )
         or 0
     )

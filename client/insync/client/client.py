@@ -22,6 +22,7 @@ from insync.client.region import Region
 from insync.client.source import Source
 from insync.client.stages import StageClock
 from insync.client.stream import Stream, StreamOptions, SyncedFrame
+from insync.client.tls import TlsOptions, diagnosis
 from insync.ensemble import spec
 
 __all__ = ["DEFAULT_SERVER", "Client", "Twin"]
@@ -66,9 +67,10 @@ class Client:
         connect_timeout_s: for the first answer.
         request_timeout_s: for each frame's answer.
         registration_timeout_s: for a registration's.
+        tls: how to speak TLS; None speaks without.
 
     Raises:
-        BadInput: `server` is no HOST:PORT.
+        BadInput: `server` is no HOST:PORT, or `tls` names a file that is not what it should be.
     """
 
     def __init__(
@@ -78,12 +80,15 @@ class Client:
         connect_timeout_s: float = 5.0,
         request_timeout_s: float = 30.0,
         registration_timeout_s: float = 120.0,
+        tls: TlsOptions | None = None,
     ) -> None:
         match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(\d{1,5})", server)
         if not match or not 0 < int(match[2]) < 65536:
             raise BadInput(f"server is {server!r}; allowed: HOST:PORT of its gRPC endpoint, as in {DEFAULT_SERVER}")
         self.server = server
-        self._host = match[1].strip("[]")
+        self._host, self._port = match[1].strip("[]"), int(match[2])
+        self._tls = tls
+        self._credentials = None if tls is None else tls.credentials()
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
         self._registration_timeout_s = registration_timeout_s
@@ -107,14 +112,16 @@ class Client:
             return
         # Giving any option drops tritonclient's own, the message limits among them. No keepalive: pings more often than
         # every 300 s make a server hang up, and a dead one is seen by the request's deadline.
-        options: list[tuple[str, int]] = [
+        options: list[tuple[str, int | str]] = [
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_reconnect_backoff_ms", 1_000),
         ]
         if _is_loopback(self._host):
             options.append(("grpc.enable_http_proxy", 0))  # an http_proxy of the environment is not for this machine
-        triton = InferenceServerClient(self.server, channel_args=options)
+        if self._tls is not None and self._tls.server_name is not None:
+            options.append(("grpc.ssl_target_name_override", self._tls.server_name))
+        triton = InferenceServerClient(self.server, creds=self._credentials, channel_args=options)
         try:
             with mapped_errors("connecting", self.server):
                 if not await triton.is_model_ready("lipsync_patch", client_timeout=self._connect_timeout_s):
@@ -124,6 +131,12 @@ class Client:
                     )
         except BaseException as exc:
             await triton.close()
+            if isinstance(exc, (ServerTimeout, ServerUnavailable)):
+                why = await asyncio.to_thread(
+                    diagnosis, self._host, self._port, self._tls, min(2.0, self._connect_timeout_s)
+                )
+                if why is not None:
+                    raise ServerUnavailable(f"connecting to {self.server}: {why}", retryable=False) from exc
             if isinstance(exc, ServerTimeout):
                 raise ServerUnavailable(
                     f"connecting: nothing answers at {self.server} within {self._connect_timeout_s:g} s; "
@@ -176,10 +189,22 @@ class Client:
         data[:] = [jpeg for _, jpeg in kept]
         outputs = await self._infer("lipsync_twin", {"FRAMES": data}, "registering", self._registration_timeout_s)
         try:
-            report = json.loads(outputs["REPORT"][0])
+            report = json.loads(outputs["REPORT"].tobytes())
         except ValueError as exc:
             raise ProtocolError("registering: the server's REPORT is not JSON") from exc
-        return Twin(outputs["TWIN"][0].decode(), report)
+        return Twin(outputs["TWIN"].tobytes().decode(), report)
+
+    async def forget(self, twin: str) -> None:
+        """Deletes a registered person from the server's store, for all servers that share it. It cannot be undone.
+
+        Args:
+            twin: from `register`: whoever knows the id may delete it.
+
+        Raises:
+            NotFound: there is none of this id.
+        """
+        data = np.array([str(twin)], np.object_)
+        await self._infer("lipsync_twin", {"FORGET": data}, "forgetting", self._registration_timeout_s)
 
     def stream(
         self,

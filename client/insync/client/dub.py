@@ -18,7 +18,9 @@ from insync.client.errors import BadInput, InsyncError, MissingExtra, ServerErro
 from insync.client.extend import EXTENSIONS, extended
 from insync.client.media import AudioFile, VideoFile
 from insync.client.picture import TimedFrame
+from insync.client.provenance import Mark, can_be_signed
 from insync.client.stages import StageClock, Stages
+from insync.client.tls import TlsOptions
 from insync.client.writer import QUALITIES, VideoWriter, carries_display_matrix, check_output
 from insync.client.yuv import YuvPicture
 from insync.ensemble.spec import SAMPLE_RATE_HZ
@@ -39,6 +41,8 @@ class DubReport:
         changed: of them, frames with a new mouth; the others passed through untouched.
         duration_s: of the written video.
         stages: where the time went.
+        mark: what marks the file as synthetic.
+        failed_to_sign: why a file that could have been signed is not; empty where it is, or should not be.
         notes: what the user should know: conversions, cut audio, frames without a face.
     """
 
@@ -48,6 +52,8 @@ class DubReport:
     changed: int
     duration_s: float
     stages: Stages
+    mark: Mark
+    failed_to_sign: str
     notes: tuple[str, ...]
 
     @property
@@ -69,6 +75,8 @@ def dub(
     in_flight: int = 8,
     region: bool = True,
     progress: bool = True,
+    tls: TlsOptions | None = None,
+    provenance: bool = True,
 ) -> DubReport:
     """Makes the person in `video` speak `audio`, and writes the result to `out`.
 
@@ -88,6 +96,8 @@ def dub(
         in_flight: frames under way at once.
         region: send only the face's surroundings.
         progress: show a progress bar on stderr.
+        tls: how to speak TLS with `server`.
+        provenance: mark the output as synthetic. Leave it on, unless you mark it yourself.
 
     Returns:
         What was done, and where the time went.
@@ -104,7 +114,9 @@ def dub(
     check_output(out, video, audio)
     source = VideoFile(video, upright=not carries_display_matrix(out))
     speech = AudioFile(audio)
-    job = _Job(source, speech, out, twin, extend, trim, quality, in_flight, region, progress)
+    if tls is not None and server is None:
+        raise BadInput("TLS options need a server: one for this job alone listens on loopback, without TLS")
+    job = _Job(source, speech, out, twin, extend, trim, quality, in_flight, region, progress, tls, provenance)
     with nullcontext(server) if server is not None else embedded_server() as address:
         return asyncio.run(job.run(address))
 
@@ -121,16 +133,18 @@ class _Job:
     in_flight: int
     region: bool
     progress: bool
+    tls: TlsOptions | None
+    provenance: bool
 
     async def run(self, server: str) -> DubReport:
         clock = StageClock()
         frames = changed = 0
         pts = 0
-        async with Client(server) as client:
+        async with Client(server, tls=self.tls) as client:
             twin = self.twin or await self._register(client)
             clock.restart()
             with (
-                VideoWriter(self.out, self.video, self.audio, self.quality) as writer,
+                VideoWriter(self.out, self.video, self.audio, self.quality, self.provenance) as writer,
                 tqdm(total=self._expected(), unit="frame", desc="dub", disable=not self.progress) as bar,
             ):
                 stream = client.stream(
@@ -164,7 +178,9 @@ class _Job:
             changed=changed,
             duration_s=float(end_s),
             stages=clock.stages(frames),
-            notes=tuple(self._notes(frames, changed, end_s)),
+            mark=writer.mark,
+            failed_to_sign=writer.unsigned if can_be_signed(self.out) else "",
+            notes=tuple(self._notes(frames, changed, end_s, writer.unsigned)),
         )
 
     def _pictures(self) -> Iterator[TimedFrame]:
@@ -192,7 +208,9 @@ class _Job:
             return min(shown, spoken) if self.trim else shown
         return spoken if self.trim else max(shown, spoken)
 
-    def _notes(self, frames: int, changed: int, end_s: Fraction) -> Iterator[str]:
+    def _notes(self, frames: int, changed: int, end_s: Fraction, unsigned: str) -> Iterator[str]:
+        if unsigned:
+            yield f"{self.out} has a metadata tag that says it is synthetic, but it is not signed: {unsigned}"
         yield from self.video.notes
         if self.video.skipped:
             yield f"{self.video.path}: {self.video.skipped} damaged packets were left out"

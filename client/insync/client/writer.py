@@ -18,6 +18,7 @@ import av.error
 from insync.client.errors import BadInput, UnwritableMedia
 from insync.client.media import AudioFile, VideoFile
 from insync.client.mp4 import write_display_matrix
+from insync.client.provenance import Mark, mark_as_synthetic, metadata_tag
 
 __all__ = ["CONTAINERS", "QUALITIES", "Quality", "VideoWriter", "check_output"]
 
@@ -91,21 +92,29 @@ class VideoWriter:
         video: whose size, frame rate, time base, colours and rotation the output takes.
         audio: the new sound.
         quality: one of `QUALITIES`.
+        provenance: mark the file as synthetic, with a signed manifest where the container takes one and a metadata tag.
+
+    Attributes:
+        mark: what the file carries, once it is whole.
+        unsigned: why it has no signed manifest; empty where it has one, or should not.
 
     Raises:
         UnwritableMedia: the output cannot be written.
     """
 
-    def __init__(self, out: Path, video: VideoFile, audio: AudioFile, quality: str) -> None:
+    def __init__(self, out: Path, video: VideoFile, audio: AudioFile, quality: str, provenance: bool = True) -> None:
         if quality not in QUALITIES:
             raise BadInput(f"quality is {quality!r}; allowed: {', '.join(QUALITIES)}")
         check_output(out, video.path, audio.path)
         self._out, self._video, self._audio = out, video, audio
         self._temporary = out.absolute().with_name(f".{out.stem}.{secrets.token_hex(4)}.part")
         kind = CONTAINERS[out.suffix.lower()]
+        self.mark, self.unsigned = Mark.TAGGED if provenance else Mark.NONE, ""
         with self._writing():
             options = {"movflags": "+faststart"} if kind.format in ("mp4", "mov") else {}
             self._container = av.open(str(self._temporary), "w", format=kind.format, options=options)
+            if provenance:
+                self._container.metadata["comment"] = metadata_tag()
             try:
                 self._picture = self._add_video(QUALITIES[quality])
                 self._sound = self._add_audio(QUALITIES[quality], kind.lossless_audio)
@@ -191,6 +200,10 @@ class VideoWriter:
             matrix = self._video.matrix
             if matrix is not None and carries_display_matrix(self._out):
                 write_display_matrix(self._temporary, matrix)
+            if self.mark is Mark.TAGGED:
+                # Last of all: any change from here on would break the signature.
+                self.unsigned = mark_as_synthetic(self._temporary, self._out.suffix, self._video.path) or ""
+                self.mark = Mark.TAGGED if self.unsigned else Mark.SIGNED
             os.replace(self._temporary, self._out)
 
     def _discard(self) -> None:

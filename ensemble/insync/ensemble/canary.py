@@ -14,20 +14,23 @@ import numpy as np
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
+from insync.ensemble.access import ask_over_http
 from insync.ensemble.errors import NotFoundError, ServerError
 from insync.ensemble.spec import CROP_SIZE, MODELS, MOUTH, REFERENCES, WINDOW_SAMPLES
 from insync.ensemble.store import Record, TwinStore
 
 ENSEMBLES = tuple(name for name, model in MODELS.items() if model.backend == "ensemble")
+Values = dict[str, tuple[str, NDArray[Any]]]  # type and array of each tensor
 
 
-def answers_frames(url: str, twin_store: Path, timeout_s: float) -> None:
+def answers_frames(url: str, twin_store: Path, timeout_s: float, over_http: bool = False) -> None:
     """Sends a grey frame and silence, for a twin that exists only meanwhile, through every ensemble.
 
     Args:
         url: the server's gRPC address, HOST:PORT.
         twin_store: the server's.
         timeout_s: for each inference.
+        over_http: `url` is the HTTP address: for servers whose gRPC asks for a client's certificate.
 
     Raises:
         ServerError: an ensemble answers with an error, or not at all; or the twin store cannot be written.
@@ -39,12 +42,20 @@ def answers_frames(url: str, twin_store: Path, timeout_s: float) -> None:
         twin = store.save(Record(grey, codes, neutral, {"references": [], "warnings": ["canary"]}))
     except OSError as exc:
         raise ServerError(f"the twin store {twin_store} cannot be written: {exc.strerror}") from exc
+    values = _values(twin)
     try:
+        if over_http:
+            fields = [
+                {"name": name, "shape": list(value.shape), "datatype": dtype, "data": value.reshape(-1).tolist()}
+                for name, (dtype, value) in values.items()
+            ]
+            for ensemble in ENSEMBLES:
+                ask_over_http(url, ensemble, fields, timeout_s)
+            return
         with triton.InferenceServerClient(url) as client:
-            inputs = _inputs(twin)
             for ensemble in ENSEMBLES:
                 try:
-                    client.infer(ensemble, inputs, client_timeout=timeout_s)
+                    client.infer(ensemble, _inputs(values), client_timeout=timeout_s)
                 except triton.InferenceServerException as exc:
                     raise ServerError(f"{ensemble} does not serve: {exc.message()}") from exc
     finally:
@@ -52,13 +63,16 @@ def answers_frames(url: str, twin_store: Path, timeout_s: float) -> None:
             store.remove(twin)
 
 
-def _inputs(twin: str) -> list[triton.InferInput]:
+def _values(twin: str) -> Values:
     frame = cv2.imencode(".jpg", np.full((128, 128, 3), 128, np.uint8))[1].reshape(1, -1)
-    values: dict[str, tuple[str, NDArray[Any]]] = {
+    return {
         "FRAME": ("UINT8", frame),
         "AUDIO": ("FP32", np.zeros((1, WINDOW_SAMPLES), np.float32)),
         "TWIN": ("BYTES", np.array([[twin]], np.object_)),
     }
+
+
+def _inputs(values: Values) -> list[triton.InferInput]:
     inputs = []
     for name, (dtype, value) in values.items():
         tensor = triton.InferInput(name, value.shape, dtype)

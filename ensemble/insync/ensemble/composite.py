@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from insync.ensemble.errors import BadInputError
 from insync.ensemble.spec import CROP_SIZE
 
 HIDDEN_BELOW = 0.3  # confidence at and under which nothing of the patch shows
@@ -59,13 +60,13 @@ def place(
         The placed patch, or None where nothing of it shows.
 
     Raises:
-        ValueError: the patch has another shape or type, or the transform is not an invertible finite 2×3 matrix.
+        BadInputError: the patch has another shape or type, or the transform is not an invertible finite 2×3 matrix.
     """
     if patch.shape != (CROP_SIZE, CROP_SIZE, 4) or patch.dtype != np.uint8:
-        raise ValueError(f"patch is {patch.dtype} {list(patch.shape)}, expected uint8 [{CROP_SIZE}, {CROP_SIZE}, 4]")
+        raise BadInputError(f"patch is {patch.dtype} {list(patch.shape)}, expected uint8 [{CROP_SIZE}, {CROP_SIZE}, 4]")
     matrix = np.asarray(transform, np.float64)
     if matrix.shape != (2, 3) or not np.isfinite(matrix).all() or np.linalg.det(matrix[:, :2]) == 0:
-        raise ValueError("transform is not an invertible, finite 2×3 matrix")
+        raise BadInputError("transform is not an invertible, finite 2×3 matrix")
     shown = visibility(confidence)
     alpha = cv2.extractChannel(patch, 3)
     u, v, columns, rows = cv2.boundingRect(alpha)
@@ -104,12 +105,12 @@ def blend(image: NDArray[np.uint8], placed: Placed) -> None:
         placed: from `place`.
 
     Raises:
-        ValueError: the image has another type or is smaller than the patch's box.
+        BadInputError: the image has another type or is smaller than the patch's box.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"image is {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]")
+        raise BadInputError(f"image is {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]")
     if placed.y1 > image.shape[0] or placed.x1 > image.shape[1]:
-        raise ValueError(f"image is {image.shape[1]}×{image.shape[0]}, smaller than the patch's box")
+        raise BadInputError(f"image is {image.shape[1]}×{image.shape[0]}, smaller than the patch's box")
     region = image[placed.y0 : placed.y1, placed.x0 : placed.x1]
     # blendLinear rounds to nearest, so weights of 1 and 0 give the frame's value back exactly.
     region[...] = cv2.blendLinear(placed.rgb, np.ascontiguousarray(region), placed.alpha, 1 - placed.alpha)

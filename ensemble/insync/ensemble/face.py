@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from insync.ensemble.errors import BadInputError
 from insync.ensemble.spec import CROP_SIZE
 
 Image = npt.NDArray[np.uint8]
@@ -120,7 +121,13 @@ def face_transform(landmarks: Floats) -> Floats:
 
 
 def centred_transform(width: int, height: int) -> Floats:
-    """The similarity that fits the whole frame into the crop: what a frame without a face gets. float32 [2, 3]."""
+    """The similarity that fits the whole frame into the crop: what a frame without a face gets. float32 [2, 3].
+
+    Raises:
+        BadInputError: the frame has no pixels.
+    """
+    if min(width, height) < 1:
+        raise BadInputError(f"IMAGE is {width}×{height}: it has no pixels")
     return _Region((width - 1) / 2, (height - 1) / 2, max(width, height)).matrix(CROP_SIZE)
 
 

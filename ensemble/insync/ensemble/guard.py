@@ -1,26 +1,39 @@
 """Checks a frame and an audio window before anything costly touches them.
 
-A frame is judged by its header and its end alone: its kind, its size in pixels before any pixel is decoded, and
-whether it was cut off. JPEG: ITU-T T.81; PNG: ISO/IEC 15948.
+A frame is judged by its structure alone: its kind, its size in pixels before any pixel is decoded, what it would cost
+to decode, and whether it was cut off. JPEG: ITU-T T.81; PNG: ISO/IEC 15948.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from insync.ensemble.errors import BadInputError
-from insync.ensemble.spec import MAX_FRAME_BYTES, MAX_PIXELS, WINDOW_SAMPLES
+from insync.ensemble.spec import (
+    MAX_FRAME_BYTES,
+    MAX_PIXELS,
+    MAX_REGISTRATION_BYTES,
+    MAX_REGISTRATION_FRAMES,
+    MAX_REGISTRATION_PIXELS,
+    WINDOW_SAMPLES,
+)
 
 MAX_AMPLITUDE = 4.0  # audio is in [-1, 1]; resampling may overshoot, 16-bit integers turned to float may not pass
 MIN_SIDE = 16  # pixels
+MAX_SEGMENTS = 20_000  # of a JPEG before its pixels, or chunks of a PNG: more are only there to be walked through
+MAX_EXTRAS = 200  # chunks of a PNG beside its pixels: decoders may log a line about each
+MAX_SCANS = 64  # of a progressive JPEG: each one goes through the whole picture again, and may take three bytes
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
+_SCAN = b"\xff\xda"
+_PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # bits by colour type
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 without DHT, JPG and DAC
 
 
@@ -42,7 +55,7 @@ def check_frame(data: bytes | memoryview, name: str = "FRAME") -> Size:
         Its size.
 
     Raises:
-        BadInputError: it is empty, of another kind, cut off, or too large or small in bytes or pixels.
+        BadInputError: it is empty, of another kind, cut off, too large or small in bytes or pixels, or made to be costly.
     """
     if len(data) == 0:
         raise BadInputError(f"{name} is empty (0 bytes), expected a whole JPEG or PNG picture")
@@ -66,7 +79,41 @@ def check_frame(data: bytes | memoryview, name: str = "FRAME") -> Size:
         raise BadInputError(f"{name} is {size.width}×{size.height}, allowed are sides from {MIN_SIDE} pixels")
     if not whole:
         raise BadInputError(f"{name} is truncated: its {len(data):,} bytes have no end marker, send the whole picture")
+    if head.startswith(_PNG):
+        _check_chunks(memoryview(data), name)
+    else:
+        # Inside of compressed pixels these two bytes never meet; a thumbnail in the metadata may add one.
+        scans = bytes(data).count(_SCAN)
+        if scans > MAX_SCANS:
+            raise BadInputError(f"{name} is a JPEG of {scans} scans, allowed are up to {MAX_SCANS}: save it anew")
     return size
+
+
+def check_registration(frames: Sequence[bytes], name: str = "FRAMES") -> None:
+    """Checks a registration's frames, before any is decoded.
+
+    Args:
+        frames: whole JPEG or PNG files.
+        name: of the field, for the error's text.
+
+    Raises:
+        BadInputError: none, too many, too large together, or one that `check_frame` refuses.
+    """
+    if not 1 <= len(frames) <= MAX_REGISTRATION_FRAMES:
+        raise BadInputError(
+            f"{name} holds {len(frames)} frames, allowed are 1 to {MAX_REGISTRATION_FRAMES}: "
+            "send every n-th frame of 10 to 20 seconds of footage"
+        )
+    total = sum(len(data) for data in frames)
+    if total > MAX_REGISTRATION_BYTES:
+        raise BadInputError(f"{name} have {total:,} bytes together, allowed are up to {MAX_REGISTRATION_BYTES:,}")
+    sizes = [check_frame(data, f"{name}[{k}]") for k, data in enumerate(frames)]
+    pixels = sum(size.width * size.height for size in sizes)
+    if pixels > MAX_REGISTRATION_PIXELS:
+        raise BadInputError(
+            f"{name} have {pixels / 1e6:,.0f} megapixels together, allowed are up to "
+            f"{MAX_REGISTRATION_PIXELS / 1e6:,.0f}: send fewer frames, or scale them down"
+        )
 
 
 def check_audio(audio: NDArray[np.float32], name: str = "AUDIO") -> None:
@@ -94,13 +141,41 @@ def check_audio(audio: NDArray[np.float32], name: str = "AUDIO") -> None:
 def _png_size(head: bytes, name: str) -> Size:
     if len(head) < 33 or head[12:16] != b"IHDR":
         raise BadInputError(f"{name} is truncated: a PNG without its header")
-    return Size(*struct.unpack(">II", head[16:24]))
+    length, _, width, height, depth, kind = struct.unpack(">I4sIIBB", head[8:26])
+    if length != 13 or depth not in _PNG_DEPTHS.get(kind, ()):
+        raise BadInputError(f"{name} is a damaged PNG: its header has colour type {kind} with {depth} bits")
+    return Size(width, height)
+
+
+def _check_chunks(data: memoryview, name: str) -> None:
+    """Walks a PNG's chunks: the pixels have to be there, once."""
+    pixels = False
+    extras = 0
+    position = 33
+    for _ in range(MAX_SEGMENTS):
+        if position + 12 > len(data):
+            raise BadInputError(f"{name} is truncated: a PNG whose chunks go on after its {len(data):,} bytes")
+        chunk = data[position + 4 : position + 8].tobytes()
+        if chunk == b"IEND":
+            if not pixels:
+                raise BadInputError(f"{name} is a PNG without pixels")
+            return
+        if chunk in (b"IHDR", b"acTL"):
+            raise BadInputError(f"{name} is a PNG of several pictures, send one")
+        pixels = pixels or chunk == b"IDAT"
+        extras += chunk != b"IDAT"
+        if extras > MAX_EXTRAS:
+            raise BadInputError(f"{name} is a PNG of more than {MAX_EXTRAS} chunks beside its pixels: save it anew")
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    raise BadInputError(f"{name} is a PNG of more than {MAX_SEGMENTS:,} chunks: save it anew")
 
 
 def _jpeg_size(data: memoryview, name: str) -> Size:
     """Walks the segments up to the frame header."""
     position = 2
-    while position + 4 <= len(data):
+    for _ in range(MAX_SEGMENTS):
+        if position + 4 > len(data):
+            break
         if data[position] != 0xFF:
             raise BadInputError(f"{name} is a damaged JPEG: no marker at byte {position}")
         marker = data[position + 1]
@@ -122,4 +197,6 @@ def _jpeg_size(data: memoryview, name: str) -> Size:
             height, width = struct.unpack(">HH", data[position + 5 : position + 9])
             return Size(width, height)
         position += 2 + max(length, 2)
+    else:
+        raise BadInputError(f"{name} is a JPEG of more than {MAX_SEGMENTS:,} segments: save it anew")
     raise BadInputError(f"{name} is truncated: a JPEG without a frame header in its {len(data):,} bytes")

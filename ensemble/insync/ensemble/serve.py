@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from insync.ensemble.access import ServerTls
 from insync.ensemble.errors import EnsembleError
 from insync.ensemble.server import EmbeddedServer
 
@@ -26,11 +27,12 @@ def serve(
     metrics_port: int = METRICS_PORT,
     log: Path | None = None,
     gpu: bool = False,
+    tls: ServerTls | None = None,
 ) -> int:
     """Serves until it is told to stop; says on standard output where it listens, and on standard error why it cannot.
 
     Args:
-        repository, twin_store, host, log, gpu: as for `EmbeddedServer`.
+        repository, twin_store, host, log, gpu, tls: as for `EmbeddedServer`.
         grpc_port, http_port, metrics_port: 0 takes a free one.
 
     Returns:
@@ -40,11 +42,20 @@ def serve(
         with _stoppable():
             started = time.monotonic()
             server = EmbeddedServer(
-                repository, twin_store, grpc_port or None, http_port or None, metrics_port or None, host, log, gpu=gpu
+                repository,
+                twin_store,
+                grpc_port or None,
+                http_port or None,
+                metrics_port or None,
+                host,
+                log,
+                gpu=gpu,
+                tls=tls,
             )
             with server:
+                said = "" if tls is None else " with TLS" if tls.client_ca is None else " with mutual TLS"
                 _say(
-                    f"InSync serves after {time.monotonic() - started:.1f} s: gRPC {server.grpc_url}, "
+                    f"InSync serves after {time.monotonic() - started:.1f} s: gRPC {server.grpc_url}{said}, "
                     f"HTTP {server.http_url}, metrics {server.metrics_url}; twins in {server.twin_store}; "
                     f"log {server.log}. {_networks(gpu)}Ctrl-C stops it."
                 )

@@ -20,16 +20,19 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from insync.ensemble import reaper, settings
+from insync.ensemble.access import ServerTls, new_admin_key, restrictions
 from insync.ensemble.canary import answers_frames
 from insync.ensemble.errors import ServerError
 from insync.ensemble.installation import Installation, find_installation
 from insync.ensemble.spec import MODELS
 
 STOP_TIMEOUT_S = 10.0
+LOOPBACK = "127.0.0.1"
 _POLL_S = 0.05
 
 
@@ -56,6 +59,7 @@ class EmbeddedServer:
         grpc_url, http_url, metrics_url: HOST:PORT, known before `start`.
         repository, twin_store: the folders in use.
         shared_memory_prefix: of the names of this server's regions under /dev/shm.
+        admin_key: opens the management endpoints (`insync.ensemble.access.admin_headers`); new for each server.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class EmbeddedServer:
         log: Path | None = None,
         start_timeout_s: float = 120.0,
         gpu: bool = False,
+        tls: ServerTls | None = None,
     ) -> None:
         """Chooses ports and folders; nothing is started yet.
 
@@ -80,16 +85,24 @@ class EmbeddedServer:
             log: file for the server's log, by default one that goes with the server.
             start_timeout_s: for `start`.
             gpu: runs the networks on the GPU; `start` fails where there is none.
+            tls: of the gRPC endpoint. HTTP and metrics, for which Triton has none, then stay on loopback.
 
         Raises:
-            ServerError: a given port is taken, or there is no repository.
+            ServerError: a given port is taken, there is no repository, or the TLS files are not what they should be.
         """
         self.repository = (repository or default_repository()).resolve()
         self.twin_store = (twin_store or settings.load().twins).expanduser().absolute()
+        if tls is not None:
+            tls.check()
+        self._tls = tls
+        self._host, self._plain_host = host, LOOPBACK if tls is not None else host
+        hosts = (self._host, self._plain_host, self._plain_host)
         wanted = {"gRPC": grpc_port, "HTTP": http_port, "metrics": metrics_port}
-        self._ports = _choose_ports(host, wanted)
-        self.grpc_url, self.http_url, self.metrics_url = (f"{host}:{port}" for port in self._ports)
-        self._host = host
+        self._ports = _choose_ports(hosts, wanted)
+        self.grpc_url, self.http_url, self.metrics_url = (
+            f"{host}:{port}" for host, port in zip(hosts, self._ports, strict=True)
+        )
+        self.admin_key = new_admin_key()
         self._given_log = log
         self._start_timeout_s = start_timeout_s
         self._gpu = gpu
@@ -135,10 +148,30 @@ class EmbeddedServer:
             self._launch(installation)
             deadline = time.monotonic() + self._start_timeout_s
             self._wait_until_ready(deadline)
-            answers_frames(self.grpc_url, self.twin_store, max(1.0, deadline - time.monotonic()))
+            self.probe(max(1.0, deadline - time.monotonic()))
         except BaseException:  # an interrupt while it starts must not leave it running either
             self.stop()
             raise
+
+    def probe(self, timeout_s: float) -> None:
+        """Sends a frame through every ensemble.
+
+        Args:
+            timeout_s: for each inference.
+
+        Raises:
+            ServerError: one does not answer, or with an error; or the gRPC endpoint does not speak TLS where it should.
+        """
+        if self._tls is None:
+            answers_frames(self.grpc_url, self.twin_store, timeout_s)
+            return
+        # Clients' certificates are clients' own: we ask over HTTP on loopback, and of gRPC that it shows ours.
+        self._tls.is_spoken(self._reachable_host(), self._ports[0], timeout_s)
+        answers_frames(self.http_url, self.twin_store, timeout_s, over_http=True)
+
+    def _reachable_host(self) -> str:
+        """An address of this machine at which a server on `host` answers."""
+        return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self._host, self._host)
 
     def stop(self, drain: bool = True) -> None:
         """Stops the server and removes what it made, except twins and a given log. Safe to repeat.
@@ -189,11 +222,13 @@ class EmbeddedServer:
             "--disable-auto-complete-config",  # our configs are whole, and completing starts every Python model twice
             f"--grpc-address={self._host}",
             f"--grpc-port={grpc}",
-            f"--http-address={self._host}",
+            f"--http-address={self._plain_host}",
             f"--http-port={http}",
-            f"--metrics-address={self._host}",
+            f"--metrics-address={self._plain_host}",
             f"--metrics-port={metrics}",
             "--exit-timeout-secs=5",
+            *restrictions(self.admin_key),
+            *(self._tls.options() if self._tls is not None else ()),
         ]
         log = self.log
         assert log is not None
@@ -267,11 +302,11 @@ def failure_reason(log: str) -> str:
     return lines[-1].strip() if lines else "its log is empty"
 
 
-def _choose_ports(host: str, wanted: dict[str, int | None]) -> list[int]:
+def _choose_ports(hosts: Sequence[str], wanted: dict[str, int | None]) -> list[int]:
     """Ports that are free now. All are held until all are chosen, so that none is given twice."""
     with contextlib.ExitStack() as stack:
         ports = []
-        for name, port in wanted.items():
+        for host, (name, port) in zip(hosts, wanted.items(), strict=True):
             held = stack.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -4,6 +4,7 @@
 |---|---|---|
 | `INSYNC_TWINS` | folder of the twin store | `~/.local/share/insync/twins` |
 | `INSYNC_TWIN_CACHE` | twins that `lipsync_twin_features` keeps in memory | 64 |
+| `INSYNC_SIGNING` | folder of the certificate and key that sign dubbed files | `~/.local/share/insync/signing` |
 | `INSYNC_JPEG_QUALITY` | of SYNCED, 1 to 100 | 92 |
 | `INSYNC_GPU` | 1: the embedded server runs the networks on the GPU, as `insync serve --gpu` | 0 |
 """
@@ -18,6 +19,7 @@ from insync.ensemble.errors import BadInputError
 
 TWINS_VARIABLE = "INSYNC_TWINS"
 GPU_VARIABLE = "INSYNC_GPU"
+SIGNING_VARIABLE = "INSYNC_SIGNING"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,13 @@ class Settings:
 
 def default_twins() -> Path:
     """The twin store's folder where nothing else is said."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "insync" / "twins"
+    return _data() / "twins"
+
+
+def signing_folder() -> Path:
+    """Where the certificate and key are that sign dubbed files."""
+    said = os.environ.get(SIGNING_VARIABLE)
+    return Path(said).expanduser().absolute() if said else _data() / "signing"
 
 
 def load() -> Settings:
@@ -48,6 +56,10 @@ def load() -> Settings:
         jpeg_quality=_integer("INSYNC_JPEG_QUALITY", 92, 1, 100),
         gpu=bool(_integer(GPU_VARIABLE, 0, 0, 1)),
     )
+
+
+def _data() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "insync"
 
 
 def _integer(name: str, default: int, low: int, high: int) -> int:

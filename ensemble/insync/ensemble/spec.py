@@ -32,9 +32,12 @@ POSE = 32
 IDENTITY = 128
 SPEECH = 256
 STYLE = 128
+TWIN_LENGTH = 32  # hexadecimal digits of a twin's id
 MAX_PIXELS = 16_777_216  # of one frame, checked before it is decoded
 MAX_FRAME_BYTES = 32 * 2**20  # of one encoded frame
 MAX_REGISTRATION_FRAMES = 300
+MAX_REGISTRATION_BYTES = 256 * 2**20  # of a registration's encoded frames together
+MAX_REGISTRATION_PIXELS = 32 * MAX_PIXELS  # and their pixels: what one registration may make a server decode
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,11 @@ PATCH = Tensor("PATCH", "UINT8", (CROP_SIZE, CROP_SIZE, 4))
 SYNCED = Tensor("SYNCED", "UINT8", (-1,))
 CROPS = Tensor("CROPS", "FP32", (REFERENCES, 3, CROP_SIZE, CROP_SIZE))
 CODES = Tensor("CODES", "FP32", (REFERENCES, MOUTH))
-FRAMES = Tensor("FRAMES", "STRING", (-1,))
-REPORT = Tensor("REPORT", "STRING", (1,))
+FRAMES = Tensor("FRAMES", "STRING", (-1,), optional=True)
+FORGET = Tensor("FORGET", "STRING", (1,), optional=True)
+# Outputs are never strings: asked to classify one (an option of every request), Triton 2.51 divides by zero and dies.
+TWIN_DIGITS = Tensor("TWIN", "UINT8", (TWIN_LENGTH,))
+REPORT = Tensor("REPORT", "UINT8", (-1,))  # JSON, UTF-8
 
 _PATCH_STEPS = (
     "lipsync_guard",
@@ -110,13 +116,13 @@ MODELS: dict[str, Model] = {
             (
                 Tensor("CHECKED_FRAME", "UINT8", (-1,)),
                 Tensor("CHECKED_AUDIO", "FP32", (WINDOW_SAMPLES,)),
-                Tensor("CHECKED_TWIN", "STRING", (1,)),
+                Tensor("CHECKED_TWIN", "UINT8", (TWIN_LENGTH,)),
             ),
         ),
         Model("lipsync_preprocess", "dali", (FRAME, AUDIO), (IMAGE, MEL)),
         Model("lipsync_face", "python", (IMAGE, FACE_HINT), (TRANSFORM, CONFIDENCE, FACE)),
         Model("lipsync_align", "dali", (IMAGE, TRANSFORM), (CROP,)),
-        Model("lipsync_twin_features", "python", (TWIN,), (REFERENCE, IDENTITY_DESCRIPTOR)),
+        Model("lipsync_twin_features", "python", (TWIN_DIGITS,), (REFERENCE, IDENTITY_DESCRIPTOR)),
         Model("lipsync_encoder", "onnxruntime", (CROP, MEL), (SOURCE, POSE_DESCRIPTOR, SPEECH_EMBEDDING)),
         Model(
             "lipsync_mixer",
@@ -133,8 +139,8 @@ MODELS: dict[str, Model] = {
             (SYNCED,),
         ),
         Model("lipsync_reference", "onnxruntime", (CROPS, CODES), (REFERENCE, IDENTITY_DESCRIPTOR)),
-        # Not batched: one registration is one request.
-        Model("lipsync_twin", "python", (FRAMES,), (TWIN, REPORT), max_batch_size=0),
+        # Not batched: one registration is one request. With FORGET, an id, instead of FRAMES it deletes that twin.
+        Model("lipsync_twin", "python", (FRAMES, FORGET), (TWIN_DIGITS, REPORT), max_batch_size=0),
         Model(
             "lipsync_patch",
             "ensemble",

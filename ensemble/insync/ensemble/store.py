@@ -6,10 +6,13 @@ stored: they belong to the weights of the day, and the server computes them when
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import secrets
 import shutil
+import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,11 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insync.ensemble.errors import BadInputError, NotFoundError
-from insync.ensemble.spec import CROP_SIZE, MOUTH, REFERENCES
+from insync.ensemble.spec import CROP_SIZE, MOUTH, REFERENCES, TWIN_LENGTH
 
-ID_FORM = "32 hexadecimal digits, as registration returned them"
-_ID = re.compile(r"[0-9a-f]{32}")
+ID_FORM = f"{TWIN_LENGTH} hexadecimal digits, as registration returned them"
+_ID = re.compile(rf"[0-9a-f]{{{TWIN_LENGTH}}}")
 _VERSION = 1  # of the layout of twin.json
+_MADE, _GONE = ".tmp", ".gone"  # folders of twins that are not yet whole, and no longer
+_ABANDONED_S = 600  # making a twin takes less
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,8 @@ class TwinStore:
         if record.codes.shape != (REFERENCES, MOUTH) or not np.isfinite(record.codes).all():
             raise BadInputError(f"codes have shape {list(record.codes.shape)}, expected finite [{REFERENCES}, {MOUTH}]")
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        twin = secrets.token_hex(16)
-        made = self.folder / f".{twin}.tmp"
+        twin = secrets.token_hex(TWIN_LENGTH // 2)
+        made = self.folder / f".{twin}{_MADE}"
         made.mkdir(mode=0o700)
         try:
             strip = np.ascontiguousarray(record.crops.transpose(1, 0, 2, 3).reshape(CROP_SIZE, -1, 3))
@@ -148,32 +153,75 @@ class TwinStore:
         return sorted(entries, key=lambda entry: (entry.created, entry.id))
 
     def remove(self, twin: str) -> None:
-        """Deletes a twin. Servers that hold it in memory forget it with their next look at the store.
+        """Deletes a twin: its files are overwritten, then removed. Servers that hold it in memory serve it no more.
+
+        Overwriting reaches the very blocks on a disk that writes in place. Copies that a file system, a solid-state disk
+        or a backup keeps are beyond it.
 
         Raises:
             NotFoundError: there is none of this id.
+            OSError: its files cannot be removed.
         """
-        folder = self._folder(twin)
         # Renamed first, so that nobody meets half a twin.
-        gone = self.folder / f".{twin}.gone"
-        folder.rename(gone)
-        shutil.rmtree(gone)
+        gone = self.folder / f".{twin}{_GONE}"
+        try:
+            self._folder(twin).rename(gone)
+        except FileNotFoundError as exc:  # somebody else was faster
+            raise NotFoundError(_unknown(twin)) from exc
+        _erase(gone)
+        self.finish_removals()
+
+    def finish_removals(self) -> None:
+        """Removes what is left of twins whose removal, or whose making, was cut off: of a process that was killed."""
+        now = time.time()
+        for left in (*self.folder.glob(f".*{_GONE}"), *self.folder.glob(f".*{_MADE}")):
+            with contextlib.suppress(OSError):  # another process finishes it at this moment, or made it whole
+                if left.suffix == _GONE or now - left.stat().st_mtime > _ABANDONED_S:
+                    _erase(left)
 
     def holds(self, twin: str) -> bool:
         """Whether there is a twin of this id."""
         return _ID.fullmatch(twin) is not None and (self.folder / twin).is_dir()
 
     def _folder(self, twin: str) -> Path:
-        # The form is checked before the name meets the file system: no «..» and no separator gets there.
-        if not _ID.fullmatch(twin):
-            shown = twin if len(twin) <= 40 else twin[:40] + "…"
-            raise NotFoundError(f"TWIN {shown!r} is not a twin's id: expected {ID_FORM}")
-        folder = self.folder / twin
-        if not folder.is_dir():
-            raise NotFoundError(
-                f"TWIN {twin!r} is not in the twin store: register the person, or check the id ({ID_FORM})"
-            )
+        # The form is checked before the name meets the file system: no «..» and no separator gets there. Who asks for
+        # something that is no id learns no more than who asks for one that is not there.
+        folder = self.folder / twin if _ID.fullmatch(twin) else None
+        if folder is None or not folder.is_dir():
+            raise NotFoundError(_unknown(twin))
         return folder
+
+
+def digits(twin: str) -> NDArray[np.uint8]:
+    """An id as it goes from model to model: uint8 [32], ASCII.
+
+    Raises:
+        NotFoundError: it is no id, so there is no twin of it.
+    """
+    if not _ID.fullmatch(twin):
+        raise NotFoundError(_unknown(twin))
+    return np.frombuffer(twin.encode(), np.uint8)
+
+
+def _unknown(twin: str) -> str:
+    shown = twin if len(twin) <= 40 else twin[:40] + "…"
+    return f"TWIN {shown!r} is not in the twin store: register the person, or check the id ({ID_FORM})"
+
+
+def _erase(folder: Path) -> None:
+    """Overwrites a twin's files and removes them. Another process may be at it too."""
+    with contextlib.suppress(FileNotFoundError):
+        for file in list(folder.iterdir()):
+            with contextlib.suppress(FileNotFoundError):
+                if not file.is_symlink():
+                    with file.open("r+b") as opened:
+                        left = os.fstat(opened.fileno()).st_size
+                        while left > 0:
+                            left -= opened.write(bytes(min(left, 2**20)))
+                        opened.flush()
+                        os.fsync(opened.fileno())
+                file.unlink()
+        folder.rmdir()
 
 
 def _content(folder: Path, twin: str) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from insync.ensemble.errors import BadInputError
 from insync.ensemble.face import FaceFinder, take_crop
-from insync.ensemble.guard import check_frame
+from insync.ensemble.guard import check_registration
 from insync.ensemble.mouth import MouthBasis, opening
-from insync.ensemble.spec import CROP_SIZE, MAX_REGISTRATION_FRAMES, REFERENCES
+from insync.ensemble.spec import CROP_SIZE, REFERENCES
 from insync.ensemble.store import Record, Twin
 
 Image = NDArray[np.uint8]
@@ -61,13 +61,9 @@ def register(frames: Sequence[bytes], finder: FaceFinder, basis: MouthBasis) -> 
         The record to store; its report says what was received, found, chosen, and what should be better.
 
     Raises:
-        BadInputError: no frames or too many, a frame that is not a picture, or no face in any of them.
+        BadInputError: no frames, too many or too large ones, one that is not a picture, or no face in any of them.
     """
-    if not 1 <= len(frames) <= MAX_REGISTRATION_FRAMES:
-        raise BadInputError(
-            f"FRAMES holds {len(frames)} frames, allowed are 1 to {MAX_REGISTRATION_FRAMES}: "
-            "send every n-th frame of 10 to 20 seconds of footage"
-        )
+    check_registration(frames)
     seen = _look(frames, finder, basis)
     if not seen:
         raise BadInputError(
@@ -120,7 +116,6 @@ def _look(frames: Sequence[bytes], finder: FaceFinder, basis: MouthBasis) -> lis
     seen = []
     box = None
     for k, data in enumerate(frames):
-        check_frame(data, f"FRAMES[{k}]")
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         if decoded is None:
             raise BadInputError(f"FRAMES[{k}] cannot be decoded: its {len(data):,} bytes are a damaged picture")

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from insync.ensemble.guard import check_audio, check_frame
-from insync.ensemble.triton import Outputs, answer, array
+from insync.ensemble.store import digits
+from insync.ensemble.triton import Array, Outputs, answer, array, text
 
 
 class TritonPythonModel:
@@ -22,4 +25,8 @@ def _check(request: Any) -> Outputs:
     for frame, audio in zip(frames, windows, strict=True):
         check_frame(memoryview(frame))
         check_audio(audio)
-    return {"CHECKED_FRAME": frames, "CHECKED_AUDIO": windows, "CHECKED_TWIN": array(request, "TWIN")}
+    return {"CHECKED_FRAME": frames, "CHECKED_AUDIO": windows, "CHECKED_TWIN": _digits(array(request, "TWIN"))}
+
+
+def _digits(twins: Array) -> Array:
+    return np.stack([digits(text(twin)) for twin in twins.reshape(-1)])

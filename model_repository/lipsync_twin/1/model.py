@@ -1,4 +1,4 @@
-"""Triton's shell around `insync.ensemble.twin`: registers a person."""
+"""Triton's shell around `insync.ensemble.twin`: registers a person, or forgets one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import cv2
 import numpy as np
 
 from insync.ensemble import settings
+from insync.ensemble.errors import BadInputError
 from insync.ensemble.face import FaceFinder
 from insync.ensemble.mouth import MouthBasis
-from insync.ensemble.store import TwinStore
-from insync.ensemble.triton import Outputs, answer, array, call
+from insync.ensemble.store import TwinStore, digits
+from insync.ensemble.triton import Outputs, answer, array, call, optional, text
 from insync.ensemble.twin import register
 
 
 class TritonPythonModel:
-    """FRAMES → TWIN, REPORT."""
+    """FRAMES or FORGET → TWIN, REPORT."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Loads the mouth basis that lies beside this file, and the face networks of `lipsync_face`."""
@@ -28,10 +29,21 @@ class TritonPythonModel:
         self._finder = FaceFinder(folder.parent / "lipsync_face" / "1")
         self._basis = MouthBasis.load(folder / args["model_version"] / "mouth_basis.npz")
         self._store = TwinStore(settings.load().twins)
+        self._store.finish_removals()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Registers one person for each request."""
-        return answer(requests, self._register)
+        """Registers or forgets one person for each request."""
+        return answer(requests, self._register_or_forget)
+
+    def _register_or_forget(self, request: Any) -> Outputs:
+        forget = optional(request, "FORGET")
+        if forget is None:
+            return self._register(request)
+        if optional(request, "FRAMES") is not None:
+            raise BadInputError("FRAMES and FORGET came together: register a person, or forget one")
+        twin = text(forget.reshape(-1)[0])
+        self._store.remove(twin)
+        return _told(twin, {"forgotten": True})
 
     def _register(self, request: Any) -> Outputs:
         frames = [value if isinstance(value, bytes) else str(value).encode() for value in array(request, "FRAMES")]
@@ -39,11 +51,12 @@ class TritonPythonModel:
         twin = self._store.save(record)
         try:
             # Proves the twin whole, and spares its first frame the reference encoder.
-            call("lipsync_twin_features", {"TWIN": np.array([[twin]], np.object_)}, ("IDENTITY",))
+            call("lipsync_twin_features", {"TWIN": digits(twin)[None]}, ("IDENTITY",))
         except RuntimeError:
             self._store.remove(twin)
             raise
-        return {
-            "TWIN": np.array([twin], np.object_),
-            "REPORT": np.array([json.dumps(record.report)], np.object_),
-        }
+        return _told(twin, record.report)
+
+
+def _told(twin: str, report: dict[str, Any]) -> Outputs:
+    return {"TWIN": digits(twin), "REPORT": np.frombuffer(json.dumps(report).encode(), np.uint8)}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from insync.ensemble import settings
-from insync.ensemble.store import TwinStore
-from insync.ensemble.triton import Array, Counters, Outputs, answer, array, call, text
+from insync.ensemble.features import FeatureCache, Features
+from insync.ensemble.store import Record, TwinStore
+from insync.ensemble.triton import Counters, Outputs, answer, array, call
 
 
 class TritonPythonModel:
@@ -19,43 +19,34 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Opens the store."""
         read = settings.load()
-        self._store = TwinStore(read.twins)
-        self._limit = read.twin_cache
-        self._features: OrderedDict[str, tuple[Array, Array]] = OrderedDict()
+        self._cache = FeatureCache(TwinStore(read.twins), read.twin_cache, _compute)
+        self._cache.open()
         self._lookups = Counters(
             "insync_twin_lookups",
             "Twins looked up for frames, by whether their features were in memory",
             "cache",
             ("hit", "miss"),
         )
-        self._hits = self._misses = 0
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Looks every twin up."""
-        self._hits = self._misses = 0
+        hits, misses = self._cache.hits, self._cache.misses
         responses = answer(requests, self._look_up)
-        self._lookups.add("hit", self._hits)
-        self._lookups.add("miss", self._misses)
+        self._lookups.add("hit", self._cache.hits - hits)
+        self._lookups.add("miss", self._cache.misses - misses)
         return responses
 
-    def _look_up(self, request: Any) -> Outputs:
-        twins = [text(value) for value in array(request, "TWIN").reshape(-1)]
-        references, identities = zip(*(self._one(twin) for twin in twins), strict=True)
-        return {"REFERENCE": np.stack(references), "IDENTITY": np.stack(identities)}
+    def finalize(self) -> None:
+        """Forgets everybody."""
+        self._cache.close()
 
-    def _one(self, twin: str) -> tuple[Array, Array]:
-        # A twin that was removed from the store must not live on in memory.
-        if twin in self._features and self._store.holds(twin):
-            self._hits += 1
-        else:
-            self._misses += 1
-            self._features.pop(twin, None)
-            record = self._store.load(twin).record
-            crops = record.crops.transpose(0, 3, 1, 2)[None].astype(np.float32) / 255
-            inputs = {"CROPS": np.ascontiguousarray(crops), "CODES": record.codes[None]}
-            outputs = call("lipsync_reference", inputs, ("REFERENCE", "IDENTITY"))
-            self._features[twin] = (outputs["REFERENCE"][0], outputs["IDENTITY"][0])
-            while len(self._features) > self._limit:
-                self._features.popitem(last=False)
-        self._features.move_to_end(twin)
-        return self._features[twin]
+    def _look_up(self, request: Any) -> Outputs:
+        twins = [bytes(row).decode("ascii", "replace") for row in array(request, "TWIN")]
+        found = [self._cache.get(twin) for twin in twins]
+        return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+
+
+def _compute(record: Record) -> Features:
+    crops = record.crops.transpose(0, 3, 1, 2)[None].astype(np.float32) / 255
+    inputs = {"CROPS": np.ascontiguousarray(crops), "CODES": record.codes[None]}
+    return call("lipsync_reference", inputs, ("REFERENCE", "IDENTITY"))

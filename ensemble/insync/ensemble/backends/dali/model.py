@@ -2,7 +2,7 @@
 
 Honours `num_threads` of the model's config. The pipeline's external sources are the config's inputs by name, its
 outputs the config's outputs in order. Requests that were batched together run as one; a sample that fails fails only
-its own request.
+its own request. A picture in an input FRAME is checked as the guard checks it, before anything decodes it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline
 
 from insync.ensemble.errors import BadInputError
+from insync.ensemble.guard import check_frame
 from insync.ensemble.triton import array, failure, response
 
 Arrays = dict[str, NDArray[Any]]
@@ -43,6 +44,8 @@ class TritonPythonModel:
         for index, request in enumerate(requests):
             try:
                 inputs = {name: array(request, name) for name in self._inputs}
+                for frame in inputs.get("FRAME", ()):
+                    check_frame(memoryview(frame))  # again: anybody may ask this model itself, past the guard
                 samples = len(inputs[self._inputs[0]])
                 if sum(len(part[self._inputs[0]]) for _, part in waiting) + samples > self._limit:
                     self._flush(waiting, responses)
@@ -59,7 +62,7 @@ class TritonPythonModel:
             outputs = self._run([inputs for _, inputs in waiting])
             for (index, _), values in zip(waiting, outputs, strict=True):
                 responses[index] = response(values)
-        except RuntimeError as error:  # what DALI raises, for a bad sample too: it does not say which
+        except Exception as error:  # noqa: BLE001  DALI raises many kinds, for a bad sample too: it does not say which
             self._pipeline = self._build()  # a pipeline that failed is not to be used again
             if len(waiting) == 1:
                 # The checks before this step leave only one cause: the data inside is not what its header says.
@@ -111,6 +114,8 @@ def _first_line(error: Exception) -> str:
     said = [
         line
         for line in lines
-        if not line.startswith(("Error in", "Stacktrace", "[frame", "Current pipeline", "C++ context"))
+        if not line.startswith(
+            ("Error in", "Stacktrace", "[frame", "Current pipeline", "C++ context", "Critical error")
+        )
     ]
     return (said or lines or ["unknown error"])[0][:300]

@@ -1,0 +1,172 @@
+"""Strangers on one server: none sees another's person or speech, none manages it, none breaks it for the others."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from numpy.typing import NDArray
+from tests.triton.conftest import jpeg, octets
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from benchmarks.hostile import attack
+from insync.client import Client, NotFound
+from insync.ensemble.access import admin_headers
+from insync.ensemble.server import EmbeddedServer
+from insync.ensemble.spec import MODELS, WINDOW_SAMPLES
+
+pytestmark = pytest.mark.triton
+
+FRAMES = 3
+# People who differ in colour, as six orders of the three colours.
+PEOPLE = list(itertools.permutations(range(3)))
+
+Images = list[NDArray[np.uint8]]
+
+
+@pytest.fixture(scope="module")
+def footage(images: Images) -> list[Images]:
+    """A few frames of each person."""
+    return [[np.ascontiguousarray(image[..., order]) for image in images[:FRAMES]] for order in PEOPLE]
+
+
+@pytest.fixture(scope="module")
+def speech() -> list[NDArray[np.float32]]:
+    """Another pitch and loudness for each person: what they say."""
+    t = np.arange(WINDOW_SAMPLES) / 16_000
+    hum = [sum(np.sin(2 * np.pi * h * 90 * 1.5**k * t) / h for h in range(1, 6)) for k in range(len(PEOPLE))]
+    return [(0.05 * 1.4**k * wave).astype(np.float32) for k, wave in enumerate(hum)]
+
+
+@pytest.fixture(scope="module")
+def twins(raw: Any, footage: list[Images]) -> list[NDArray[np.object_]]:
+    made = [raw("lipsync_twin", FRAMES=np.array([jpeg(one) for one in frames], np.object_)) for frames in footage]
+    return [np.array([one["TWIN"].tobytes()], np.object_) for one in made]
+
+
+def test_no_request_gets_anything_of_another(
+    raw: Any, footage: list[Images], speech: list[NDArray[np.float32]], twins: list[NDArray[np.object_]]
+) -> None:
+    """All at once, so that they share batches: each answer is what it is when nobody else is there."""
+    requests = [
+        {"FRAME": octets(jpeg(frames[n])), "AUDIO": speech[k], "TWIN": twins[k]}
+        for n in range(FRAMES)
+        for k, frames in enumerate(footage)
+    ]
+    alone = [raw("lipsync_patch", **request) for request in requests]
+    for answers in (raw.together("lipsync_patch", requests), raw.together("lipsync_patch", requests[::-1])[::-1]):
+        for one, answer in zip(alone, answers, strict=True):
+            # Batches of another length round otherwise in the last bit.
+            for name, apart in (("PATCH", 1), ("MOUTH", 2e-4), ("TRANSFORM", 1e-3), ("FACE", 1e-2)):
+                assert np.abs(answer[name].astype(float) - one[name]).max() <= apart, name
+    # Were one input another person's, it would show.
+    for k, own in enumerate(requests[: len(PEOPLE)]):
+        other = requests[(k + 1) % len(PEOPLE)]
+        for name, shows in (("FRAME", "PATCH"), ("TWIN", "PATCH"), ("AUDIO", "MOUTH")):
+            mixed = raw("lipsync_patch", **{**own, name: other[name]})[shows].astype(float)
+            assert np.abs(mixed - alone[k][shows]).max() > (10 if shows == "PATCH" else 2e-3), name
+
+
+def test_no_stream_gets_anything_of_another(
+    server: EmbeddedServer,
+    footage: list[Images],
+    speech: list[NDArray[np.float32]],
+    twins: list[NDArray[np.object_]],
+) -> None:
+    async def one(client: Client, k: int) -> Images:
+        stream = client.stream(footage[k], np.tile(speech[k], 3), twin=twins[k][0].decode(), audio_rate_hz=16_000)
+        return [synced.image.astype(np.int16) async for synced in stream]
+
+    async def run() -> tuple[list[Images], list[Images]]:
+        async with Client(server.grpc_url) as client:
+            alone = [await one(client, k) for k in range(len(PEOPLE))]
+            return alone, await asyncio.gather(*(one(client, k) for k in range(len(PEOPLE))))
+
+    alone, together = asyncio.run(run())
+    for k, frames in enumerate(together):
+        assert len(frames) == FRAMES
+        for n, frame in enumerate(frames):
+            apart = [float(np.abs(frame - other[n]).mean()) for other in alone]
+            assert apart.index(min(apart)) == k
+            assert apart[k] < 0.1 * sorted(apart)[1]
+
+
+def test_only_the_owner_manages(server: EmbeddedServer) -> None:
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        register = service_pb2.SystemSharedMemoryRegisterRequest(name="x", key="/x", byte_size=64)
+        for call, message in (
+            (stub.RepositoryIndex, service_pb2.RepositoryIndexRequest()),
+            (stub.RepositoryModelUnload, service_pb2.RepositoryModelUnloadRequest(model_name="lipsync")),
+            (stub.SystemSharedMemoryRegister, register),
+            (stub.ModelStatistics, service_pb2.ModelStatisticsRequest()),
+            (stub.TraceSetting, service_pb2.TraceSettingRequest()),
+            (stub.LogSettings, service_pb2.LogSettingsRequest()),
+        ):
+            for headers in ({}, admin_headers("0" * 64)):
+                with pytest.raises(grpc.RpcError, match="This protocol is restricted"):
+                    call(message, metadata=list(headers.items()), timeout=20)
+    with triton.InferenceServerClient(server.grpc_url) as client:
+        assert client.is_model_ready("lipsync")
+        index = client.get_model_repository_index(headers=admin_headers(server.admin_key))
+        assert {model.name for model in index.models} == set(MODELS)
+
+
+def test_a_twin_is_deleted_by_who_knows_its_id(server: EmbeddedServer, raw: Any, photo: NDArray[np.uint8]) -> None:
+    made = raw("lipsync_twin", FRAMES=np.array([bytes(photo)], np.object_))["TWIN"].tobytes().decode()
+    folder = Path(server.twin_store) / made
+    assert folder.is_dir()
+
+    async def run() -> None:
+        async with Client(server.grpc_url) as client:
+            for wrong in (made[:-1], made.upper(), "*", ".", f"../{made}", "0" * 32):
+                with pytest.raises(NotFound):
+                    await client.forget(wrong)
+            assert folder.is_dir()
+            await client.forget(made)
+            for _ in range(2):
+                with pytest.raises(NotFound, match="not in the twin store"):
+                    await client.forget(made)
+
+    asyncio.run(run())
+    assert not list(Path(server.twin_store).glob(f"*{made}*"))
+    request = {"FRAME": photo, "AUDIO": np.zeros(WINDOW_SAMPLES, np.float32), "TWIN": np.array([made], np.object_)}
+    with pytest.raises(triton.InferenceServerException, match="not in the twin store"):
+        raw("lipsync_patch", **request)
+
+
+def test_nobody_lists_twins(raw: Any, twins: list[NDArray[np.object_]]) -> None:
+    """An id that does not exist, one that cannot exist and one that nearly does are told apart by nothing."""
+    said = set()
+    for wrong in ("0" * 32, "*", "", twins[0][0].decode()[:-1], twins[0][0].decode()[:-1] + "g"):
+        with pytest.raises(triton.InferenceServerException) as caught:
+            raw("lipsync_twin", FORGET=np.array([wrong], np.object_))
+        said.add((caught.value.status(), caught.value.message().replace(repr(wrong), "…")))
+    assert len(said) == 1
+
+
+def test_asking_to_classify_breaks_nothing(server: EmbeddedServer, photo: NDArray[np.uint8]) -> None:
+    """Triton 2.51 divides by the size of an output's elements when it is asked to rank them: 0 for strings."""
+    frames = triton.InferInput("FRAMES", [1], "BYTES")
+    frames.set_data_from_numpy(np.array([bytes(photo)], np.object_))
+    with triton.InferenceServerClient(server.grpc_url) as client:
+        for name in ("TWIN", "REPORT"):
+            wanted = [triton.InferRequestedOutput(name, class_count=2)]
+            client.infer("lipsync_twin", [frames], outputs=wanted, client_timeout=60)
+    server.check()
+
+
+def test_malformed_requests(server: EmbeddedServer, images: Images) -> None:
+    """A few of each class of `benchmarks.hostile`, which sends ten thousand."""
+    result = attack(server, images[0], count=220, seed=20, senders=4)
+    assert not result.died
+    assert not [(name, number, outcome) for name, number, outcome in result.wrong]
+    assert not result.damaged
+    assert result.all_alive
+    assert result.sent >= 200
