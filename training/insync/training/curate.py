@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from tqdm import tqdm
 from insync.ensemble.face import Face, FaceFinder, take_crop
 from insync.ensemble.mel import LogMel
 from insync.ensemble.mouth import skull_fixed
-from insync.ensemble.spec import SAMPLE_RATE_HZ, WINDOW_PAST_SAMPLES, WINDOW_SAMPLES
+from insync.training.dataset import Segment
+from insync.training.sound import read_speech, windows
 
 log = logging.getLogger(__name__)
 
@@ -31,40 +32,6 @@ MAX_UPSCALE = 2.1  # crop pixels for one pixel of the footage
 YAW_RANGE = (0.24, 0.76)  # where the nose lies between the cheeks, as a share of the face's width
 CUT_DIFFERENCE = 28.0  # mean absolute difference of consecutive upper-face crops, of 255
 CLIP_ENDINGS = (".mp4", ".mov", ".mkv", ".webm", ".mpg", ".avi")
-
-
-@dataclass(frozen=True)
-class Segment:
-    """An unbroken stretch of one face: rows [start, start + frames) of the data set."""
-
-    clip: str
-    start: int
-    frames: int
-    fps: float
-    has_sound: bool
-
-
-def read_speech(path: Path) -> Floats | None:
-    """The sound of a file as float32 [samples], 16 kHz, mono; None where it has no audio track."""
-    with av.open(str(path)) as container:
-        if not container.streams.audio:
-            return None
-        resampler = av.AudioResampler("fltp", "mono", SAMPLE_RATE_HZ)
-        chunks = [
-            part.to_ndarray()[0]
-            for frame in container.decode(audio=0)
-            for part in resampler.resample(frame)
-            if part.samples
-        ]
-    return np.concatenate(chunks).astype(np.float32) if chunks else None
-
-
-def windows(audio: Floats, times_s: Floats) -> Floats:
-    """The audio windows float32 [N, 6400] of frames at times_s [N]; zeros beyond both ends of audio float32 [samples]."""
-    padded = np.concatenate([np.zeros(WINDOW_SAMPLES, np.float32), audio, np.zeros(WINDOW_SAMPLES, np.float32)])
-    starts = np.round(times_s * SAMPLE_RATE_HZ).astype(int) - WINDOW_PAST_SAMPLES + WINDOW_SAMPLES
-    starts = np.clip(starts, 0, len(padded) - WINDOW_SAMPLES)
-    return np.asarray(padded[starts[:, None] + np.arange(WINDOW_SAMPLES)], np.float32)
 
 
 def _usable(face: Face) -> bool:
