@@ -27,9 +27,9 @@ PARTS = "parts"
 THREADS = 4
 
 
-def encode(crop: Picture) -> bytes:
+def encode(crop: Picture, quality: int = QUALITY) -> bytes:
     """A crop uint8 [H, W, 3] RGB as JPEG."""
-    flags = [cv2.IMWRITE_JPEG_QUALITY, QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    flags = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     return bytes(cv2.imencode(".jpg", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), flags)[1].tobytes())
 
 
@@ -64,7 +64,7 @@ def read_crops(folder: Path, segments: list[Segment], columns: dict[str, npt.NDA
     crops = np.empty((count, CROP_SIZE, CROP_SIZE, 3), np.uint8)
 
     def fill(segment: Segment) -> None:
-        data = memoryview(np.memmap(part_path(folder, segment.clip, ".jpgs"), np.uint8, "r"))
+        data = part_path(folder, segment.clip, ".jpgs").read_bytes()
         for row in range(segment.start, segment.start + segment.frames):
             start = int(columns["jpeg_start"][row])
             crops[row] = decode(data[start : start + int(columns["jpeg_size"][row])])

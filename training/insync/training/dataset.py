@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from insync.ensemble.mouth import POINTS, MouthBasis, opening
-from insync.ensemble.spec import CROP_SIZE, MOUTH
+from insync.ensemble.spec import MOUTH
 from insync.training.crops import read_crops
 from insync.training.manifest import FILE, Row, read_manifest
 from insync.training.sound import read_stored, windows

@@ -2,7 +2,7 @@
 
 `manifest.parquet` lies in the data set's folder. Two of its columns belong to people and survive another curation: `overrule`, which is empty,
 `keep` (use picture and sound), `silent` (use the picture only) or `drop`; and `overrule_offset_s`, an offset in seconds in
-place of the one that was found. Edit them with any tool that writes Parquet, or with `insync curate DATASET --overrule SEGMENT=keep`.
+place of the one that was found. Edit them with any tool that writes Parquet, or with `insync curate -o DATASET --overrule SEGMENT=keep`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Row:
         split: train or held_out, the same for all segments of a person.
         face_px: median distance of the face's outer eye corners in pixels of the clip.
         sharpness: median variance of the mouth region's Laplacian, of grey values in [0, 255].
-        yaw: median place of the nose between the cheeks, 0.5 from the front.
-        pitch: median place of the nose's tip between eyes and chin, about 0.4 from the front.
+        yaw: median in degrees, positive where the face looks to the picture's right.
+        pitch: median in degrees, positive where it looks down.
         visible: share of the lips that nothing covers, in the worst tenth of the frames.
         has_sound: whether the clip has an audio track.
         silence: share of the segment's sound that is silent.

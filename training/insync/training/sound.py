@@ -27,17 +27,20 @@ MUSIC_BAND_HZ = (80, 4_000)
 
 def read_speech(path: Path) -> Floats | None:
     """The sound of a file as float32 [samples], 16 kHz, mono; None where it has no audio track."""
+    return read_sound(path)[0]
+
+
+def read_sound(path: Path) -> tuple[Floats | None, float]:
+    """The sound of a file, as `read_speech`, and the time in seconds at which its track begins on the file's clock."""
     with av.open(str(path)) as container:
         if not container.streams.audio:
-            return None
+            return None, 0.0
         resampler = av.AudioResampler("fltp", "mono", SAMPLE_RATE_HZ)
-        chunks = [
-            part.to_ndarray()[0]
-            for frame in container.decode(audio=0)
-            for part in resampler.resample(frame)
-            if part.samples
-        ]
-    return np.concatenate(chunks).astype(np.float32) if chunks else None
+        begins_s, chunks = None, []
+        for frame in container.decode(audio=0):
+            begins_s = float(frame.time or 0.0) if begins_s is None else begins_s
+            chunks += [part.to_ndarray()[0] for part in resampler.resample(frame) if part.samples]
+    return np.concatenate(chunks).astype(np.float32) if chunks else None, begins_s or 0.0
 
 
 def windows(audio: Floats, times_s: Floats) -> Floats:
@@ -59,7 +62,8 @@ def silence_share(audio: Floats) -> float:
     levels = levels_db(audio)
     if not len(levels):
         return 1.0
-    return float((levels < max(QUIET_DB, np.percentile(levels, LOUD_PERCENTILE) - BELOW_SPEECH_DB)).mean())
+    loud = float(np.percentile(levels, LOUD_PERCENTILE))
+    return float((levels < max(QUIET_DB, loud - BELOW_SPEECH_DB)).mean())
 
 
 def music_share(audio: Floats) -> float:

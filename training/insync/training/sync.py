@@ -165,9 +165,7 @@ class SyncJudge:
         return np.concatenate(parts) if parts else np.zeros((0, EMBEDDING), np.float32)
 
 
-def sync_figures(
-    crops: Picture, times_s: Floats, audio: Floats, judge: SyncJudge | None = None
-) -> SyncFigures | None:
+def sync_figures(crops: Picture, times_s: Floats, audio: Floats, judge: SyncJudge | None = None) -> SyncFigures | None:
     """LSE-C, LSE-D and offset of one clip: `SyncJudge.figures`, with the weights that come with InSync unless a judge is given."""
     return (judge or SyncJudge()).figures(crops, times_s, audio)
 
@@ -223,7 +221,9 @@ def load_weights(path: Path) -> SyncNet:
         FileNotFoundError: there is no such file.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path.name}: no SyncNet weights there; train them (python -m insync.training syncnet)")
+        raise FileNotFoundError(
+            f"{path.name}: no SyncNet weights there; train them (python -m insync.training syncnet)"
+        )
     model = SyncNet()
     with np.load(path) as data:
         state = {name: torch.from_numpy(data[name]) for name in data.files}

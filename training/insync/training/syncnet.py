@@ -132,7 +132,9 @@ def distort(mouths: Tensor, rng: np.random.Generator) -> Tensor:
     scale = draw(0.88, 1.1) * (MOUTH_SIZE / (MOUTH_SIZE + ROOM))
     stretch = draw(0.93, 1.07)
     cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
-    matrix = torch.stack([cos * stretch * flip, -sin, draw(-0.1, 0.1), sin * flip, cos, draw(-0.1, 0.1)], 1).view(-1, 2, 3)
+    matrix = torch.stack([cos * stretch * flip, -sin, draw(-0.1, 0.1), sin * flip, cos, draw(-0.1, 0.1)], 1).view(
+        -1, 2, 3
+    )
     grid = F.affine_grid(matrix, [batch, MOUTH_FRAMES, MOUTH_SIZE, MOUTH_SIZE], align_corners=False)
     seen = F.grid_sample(mouths, grid, padding_mode="border", align_corners=False)
     bend = draw(-0.5, 0.5).view(-1, 1, 1, 1)
@@ -340,4 +342,3 @@ def read_offsets(path: Path) -> dict[int, int]:
         raise FileNotFoundError(f"{path.name} is not in the run's folder: finish the speech stage first")
     rows = np.atleast_1d(np.genfromtxt(path, delimiter=",", names=True))
     return {int(row["segment"]): int(row["offset"]) for row in rows if row["kept"] and abs(row["offset"]) < EDGE}
-
