@@ -1,4 +1,4 @@
-"""Crops on disk: JPEGs, one file for each clip, a thirtieth of what the pixels take.
+"""Crops on disk: JPEGs, one file for each clip, a ninth of what the pixels take.
 
 Quality 95 without chroma subsampling: what it costs in likeness is below what the footage's own codec has cost already
 (`docs/curation.md` has the measurement). They are decoded once, when the data set is read, so that training never waits for them.

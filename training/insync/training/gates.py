@@ -20,7 +20,7 @@ class Gates:
         min_sharpness: variance of the mouth region's Laplacian, of grey values in [0, 255].
         min_visible: share of the lips that is bare in the worst tenth of the frames.
         max_silence: share of a segment's sound that may be silent, if speech is to be learned from it.
-        max_music: share of its sounding seconds that may have something tonal behind them, unless the confidence is high.
+        max_music: share of it that may have something tonal behind the speech, unless the confidence is high.
         min_confidence: LSE-C of SyncNet at the best offset.
         sure_confidence: LSE-C from which a segment's own offset is believed, and music does not matter.
         min_sync_frames: mouths that are needed to believe a segment's own offset; shorter segments take their clip's.

@@ -39,7 +39,7 @@ class Row:
         visible: share of the lips that nothing covers, in the worst tenth of the frames.
         has_sound: whether the clip has an audio track.
         silence: share of the segment's sound that is silent.
-        music: share of its sounding seconds with something tonal behind the speech; a heuristic.
+        music: share of it with something tonal behind the speech; a heuristic.
         offset_s: by which the sound trails the picture; the data set's log-mel windows are read that much later.
         lse_c: SyncNet's confidence at its best offset; NaN where it has none.
         lse_d: SyncNet's distance there.
