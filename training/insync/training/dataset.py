@@ -51,7 +51,7 @@ class Dataset:
 
     Raises:
         FileNotFoundError: this is no data set.
-        ValueError: nothing of it is kept.
+        ValueError: nothing of it is kept, or its curation was interrupted.
     """
 
     def __init__(self, folder: Path, split: str | None = None) -> None:
@@ -61,6 +61,8 @@ class Dataset:
         self.mended = (folder / FILE).exists()
         if self.mended:
             manifest = [row for row in read_manifest(folder / FILE) if row.stored]
+            if sum(row.frames for row in manifest) != len(columns["time_s"]) or len(manifest) != len(self.segments):
+                raise ValueError(f"{folder.name}: its curation was interrupted: curate the footage again")
             kept = [i for i, row in enumerate(manifest) if row.kept and split in (None, row.split)]
             if not kept:
                 raise ValueError(f"{folder.name}: its manifest keeps nothing{'' if split is None else ' of ' + split}")
