@@ -1,6 +1,6 @@
 """`python -m insync.training`: from footage to a network, stage by stage; every stage resumes where it was stopped.
 
-    curate CLIPS -o DATA                       footage → crops, landmarks, log-mel windows
+    curate CLIPS -o DATA                       `insync curate` with its usual thresholds
     speech DATA RUN --minutes M                 audio projection layer and audio mapping network
     syncnet DATA RUN --minutes M                which mouths and sounds belong together, and offsets
     reader DATA RUN --minutes M                 the mouth reader that judges the renderer
@@ -92,14 +92,14 @@ def _run(options: argparse.Namespace) -> None:
     elif options.stage == "all":
         data = options.run / "data"
         curate(options.clips, data, face_models, basis.rigid)
-        dataset = Dataset(data)
+        dataset = Dataset(data, "train")
         minutes = {name: share * options.minutes for name, share in SHARES.items()}
         train_speech(dataset, basis, options.run, minutes["speech"])
         train_reader(dataset, basis, options.run, minutes["reader"], options.seed)
         train_occlusion(dataset, basis, options.run, minutes["occlusion"], options.seed)
         train_renderer(dataset, basis, options.run, minutes["renderer"], dataset)
     else:
-        dataset = Dataset(options.data)
+        dataset = Dataset(options.data, "train")  # those held out are for validation; older data sets hold nobody out
         options.run.mkdir(parents=True, exist_ok=True)
         if options.stage == "speech":
             train_speech(dataset, basis, options.run, options.minutes)

@@ -18,7 +18,7 @@ from insync.training.manifest import FILE, Row
 from insync.training.sync import MAX_OFFSET
 
 REPORT = "report.html"
-CROPS = 7  # of each segment
+CROPS = 6  # of each segment
 CROP_SIDE = 112  # pixels
 WIDTH, HEIGHT, MARGIN = 230, 92, 14  # pixels, of the offset curve
 FATES = ("keep", "shifted", "silent", "dropped")
@@ -34,10 +34,10 @@ h1,h2{font-weight:600}table{border-collapse:collapse}td,th{padding:1px 10px 1px 
 td.n{text-align:right}code{background:#f2f2f2;padding:0 3px}
 section{border-left:6px solid;padding:6px 10px;margin:10px 0;background:#fafafa;overflow-x:auto}
 section.keep{border-color:#2a8f4f}section.shifted{border-color:#2c6fbb}section.silent{border-color:#c98a11}section.dropped{border-color:#b3372f}
-section>div{display:flex;gap:12px;align-items:flex-start}section b{font-weight:600}
+section>div{display:flex;flex-wrap:wrap;gap:12px;align-items:flex-start}section b{font-weight:600}
 .why{margin:2px 0 6px}.fate{display:inline-block;padding:0 6px;color:#fff;border-radius:3px}
 .keep .fate{background:#2a8f4f}.shifted .fate{background:#2c6fbb}.silent .fate{background:#c98a11}.dropped .fate{background:#b3372f}
-.figures{font-size:12px;min-width:190px}svg{background:#fff;border:1px solid #ddd;flex:none}svg text{font-size:10px;fill:#555}
+.figures{font-size:12px}.figures td{white-space:nowrap}svg{background:#fff;border:1px solid #ddd;flex:none}svg text{font-size:10px;fill:#555}
 img{display:block;height:112px}label{margin-right:1.2em}
 """
 SCRIPT = """
@@ -115,7 +115,7 @@ def _summary(rows: Sequence[Row]) -> str:
         f"<tr><td>{html.escape(kind)}</td><td class=n>{count}</td></tr>" for kind, count in reasons.most_common()
     )
     return (
-        f"<table><tr>{head}</tr>{body}</table><p>{len(people)} people, told apart by their looks; held out: "
+        f"<table><tr>{head}</tr>{body}</table><p>People, told apart by their looks: {len(people)}. Held out: "
         f"{', '.join(held) or 'nobody'}.</p><h2>Why not</h2><table>{why}</table>"
     )
 
