@@ -178,6 +178,7 @@ def test_sound_is_shifted_believed_or_silenced() -> None:
     assert verdict(speaking(curve=bell(1)), speaking(frames=900, curve=bell(4))).offset_s == 0.04
     for row, words in (
         (speaking(curve=bell(0, 0.01)), "do not belong together"),
+        (speaking(frames=40, curve=bell(0, 0.07)), "neither it nor its clip tells the offset"),
         (speaking(curve=bell(11)), "+11 frames, at most 8"),
         (speaking(silence=0.95), "silent for 95%"),
         (speaking(music=0.9, curve=bell(0, 0.07)), "music for 90%"),

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from insync.ensemble.face import FaceFinder
 from insync.ensemble.mel import LogMel
 from insync.ensemble.mouth import POINTS, opening
+from insync.ensemble.spec import SAMPLE_RATE_HZ
 from insync.training.clip import ABSENT, GOOD, Part, Run, Visibility, is_done, make_part, read_part
 from insync.training.crops import PARTS, decode, part_path
 from insync.training.dataset import Segment
@@ -45,6 +46,7 @@ Floats = npt.NDArray[np.float32]
 
 CLIP_ENDINGS = (".mp4", ".mov", ".mkv", ".webm", ".mpg", ".avi")
 FLICKER_FRAMES = 8  # bad stretches up to this length join their bad neighbours of the same scene in one row
+MUSIC_AROUND_S = 4.0  # shorter segments are judged with what is heard around them
 EMPTY = Run("", 0, 0, 0.0, 0.0, 0, 0)
 MEASURED = ("time_s", "landmarks", "skull", "jpeg_start", "jpeg_size")
 
@@ -189,16 +191,25 @@ def _measured(part: Part, run: Run) -> Row:
 
     visible = columns["visible"][frames]
     visible = visible[np.isfinite(visible)]
-    first, last = (round(time_s * 16_000) for time_s in (run.start_s, run.end_s + 1 / max(part.fps, 1)))
-    sound = np.zeros(0, np.float32) if part.audio is None else part.audio[max(0, first) : max(0, last)]
+    sound, around = _heard(part, run, 0.0), _heard(part, run, MUSIC_AROUND_S)
     return Row(
         segment=f"{part.clip}@{run.start_s:.2f}", clip=part.clip, start_s=round(run.start_s, 3), end_s=round(run.end_s, 3),
         frames=run.frames, fps=part.fps,
         stored=run.stored == run.frames and run.frames > 0 and run.verdict != ABSENT,
         face_px=middle("eyes_px"), sharpness=middle("sharpness"), yaw=middle("yaw"), pitch=middle("pitch"),
         visible=float(np.percentile(visible, 10)) if len(visible) else 1.0,
-        has_sound=part.audio is not None, silence=silence_share(sound), music=music_share(sound),
+        has_sound=part.audio is not None, silence=silence_share(sound), music=music_share(around),
     )  # fmt: skip
+
+
+def _heard(part: Part, run: Run, at_least_s: float) -> Floats:
+    """The sound of a run, and as much around it as makes it `at_least_s` long."""
+    if part.audio is None:
+        return np.zeros(0, np.float32)
+    begin, end = run.start_s, run.end_s + 1 / max(part.fps, 1)
+    room = max(0.0, (at_least_s - (end - begin)) / 2)
+    first, last = (max(0, round(time_s * SAMPLE_RATE_HZ)) for time_s in (begin - room, end + room))
+    return part.audio[first:last]
 
 
 def _peopled(rows: list[Row], seen: list[Looks], gates: Gates) -> list[Row]:

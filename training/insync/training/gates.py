@@ -74,6 +74,7 @@ def sound_verdict(row: Row, clip: SyncFigures | None, gates: Gates) -> Row:
     own = figures_of_curve(np.array(row.curve, np.float32), row.frames)
     alone = own.frames >= gates.min_sync_frames and own.lse_c >= gates.sure_confidence
     offset = own.offset if alone else clip.offset
+    unsure = not alone and clip.lse_c < gates.sure_confidence
     curve = np.array(row.curve, np.float32)
     confidence = float(np.median(curve) - curve[offset + MAX_OFFSET])
     row = replace(row, lse_c=confidence, lse_d=float(curve[offset + MAX_OFFSET]))
@@ -83,6 +84,10 @@ def sound_verdict(row: Row, clip: SyncFigures | None, gates: Gates) -> Row:
     if confidence < gates.min_confidence:
         faults.append(
             f"mouth and sound do not belong together: confidence {confidence:.2f}, at least {gates.min_confidence:g}"
+        )
+    elif unsure:
+        faults.append(
+            f"neither it nor its clip tells the offset: confidence {clip.lse_c:.2f}, at least {gates.sure_confidence:g}"
         )
     elif row.music > gates.max_music and confidence < gates.sure_confidence:
         faults.append(f"music for {row.music:.0%} of the time, and confidence {confidence:.2f} only")

@@ -3,7 +3,7 @@
 A person is a cluster of segments that look alike: proportions of the face in a skull-fixed frame, and the colours and shading of
 the upper half of the crop. This is no face recognition. Its limits: one person in other light, make-up or hair becomes two people, which
 only matters if one of them is held out; two people who look alike on small footage become one, which does no harm.
-Segments of one clip are compared like all others, since clips are edited from takes of several people.
+Segments of one clip count as closer, but not as one, since clips are edited from takes of several people.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ SIDES = slice(32, 224)
 GRID = (12, 6)  # cells of the upper half that are compared, wide and high
 LOOKS_SCALE = 14.0  # of 255: typical difference of a cell in one person's takes
 SHAPE_SCALE = 0.028  # of the distance of the outer eye corners: the same of a landmark
-SAME_PERSON = 1.45  # of the combined distance
+# Of the combined distance. In footage with known people, two takes of one lie at 0.2 to 1.0 apart, those of two mostly beyond 1.
+SAME_PERSON = 0.95
+SAME_CLIP = 0.6  # of it, for two takes in one clip: these are mostly of one person, in other poses
 # Landmarks that neither speech nor brows move much: eyes, nose, sides of the face.
 STEADY = (
     33,
@@ -82,6 +84,11 @@ class Looks:
     hashes: npt.NDArray[np.bool_]
     openings: Floats
 
+    @property
+    def clip(self) -> str:
+        """The clip that the segment is part of."""
+        return self.name.rpartition("@")[0] or self.name
+
 
 def looks(name: str, crops: Picture, skulls: Floats, openings: Floats) -> Looks:
     """Looks of a segment: crops uint8 [N, 256, 256, 3], skull-fixed landmarks float32 [N, 468, 2], openings float32 [N]."""
@@ -111,7 +118,9 @@ def who_is_who(segments: Sequence[Looks]) -> list[str]:
     """A person's name for each segment: p001, p002, … in the order of their first appearance."""
     if len(segments) < 2:
         return ["p001"] * len(segments)
-    pairs = [apart(a, b) for i, a in enumerate(segments) for b in segments[i + 1 :]]
+    pairs = [
+        apart(a, b) * (SAME_CLIP if a.clip == b.clip else 1) for i, a in enumerate(segments) for b in segments[i + 1 :]
+    ]
     labels = fcluster(linkage(np.array(pairs), "average"), SAME_PERSON, "distance")
     order: dict[int, str] = {}
     return [order.setdefault(int(label), f"p{len(order) + 1:03d}") for label in labels]

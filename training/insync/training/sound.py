@@ -22,7 +22,7 @@ LOUD_PERCENTILE = 95
 FFT, HOP = 1024, 256  # samples: 64 and 16 ms
 LOWEST_BIN = 5  # 78 Hz: below it hums the mains
 BLOCK = 128  # frames, 2 s; every second one begins halfway through the one before
-MIN_BLOCK = 20  # frames
+MIN_BLOCK = 100  # frames: fewer say little
 NEIGHBOURS = 21  # bins: what stands out is held against their mean
 STANDS_OUT_DB = 3.0
 FAINT_DB = -30.0  # of the power of a bin: below it is rounding
@@ -74,7 +74,7 @@ def silence_share(audio: Floats) -> float:
 
 
 def music_share(audio: Floats) -> float:
-    """Share of the sound in which something tonal goes on behind, or instead of, speech; 0 where there is less than 0.4 s of it.
+    """Share of the sound in which something tonal goes on behind, or instead of, speech; 0 where there is less than 1.6 s of it.
 
     A heuristic: what counts as music are frequencies that are held. Held notes of singers count too; drums alone, and quiet music far
     below the voice, do not.
