@@ -17,7 +17,7 @@ class Gates:
 
     Attributes:
         min_frames: of a segment.
-        min_sharpness: variance of the mouth region's Laplacian, of grey values in [0, 255].
+        min_sharpness: variance of the mouth region's Laplacian, of grey values in [0, 255]; dark pictures have less of it.
         min_visible: share of the lips that is bare in the worst tenth of the frames.
         max_silence: share of a segment's sound that may be silent, if speech is to be learned from it.
         max_music: share of it that may have something tonal behind the speech, unless the confidence is high.
@@ -29,7 +29,7 @@ class Gates:
     """
 
     min_frames: int = 20
-    min_sharpness: float = 6.0
+    min_sharpness: float = 4.0
     min_visible: float = 0.55
     max_silence: float = 0.8
     max_music: float = 0.5
@@ -97,8 +97,8 @@ def sound_verdict(row: Row, clip: SyncFigures | None, gates: Gates) -> Row:
         return replace(row, speaks=False, reason="picture only: " + "; ".join(faults))
     if offset == 0:
         return replace(row, speaks=True, offset_s=0.0, reason="")
-    whose = "" if alone else ", its clip's"
+    whose, many = "" if alone else ", its clip's", "" if abs(offset) == 1 else "s"
     return replace(
         row, speaks=True, offset_s=round(offset * FRAME_S, 3),
-        reason=f"shifted: sound {'trails' if offset > 0 else 'leads'} by {abs(offset)} frames of 40 ms{whose}",
+        reason=f"shifted: sound {'trails' if offset > 0 else 'leads'} by {abs(offset)} frame{many} of 40 ms{whose}",
     )  # fmt: skip

@@ -110,7 +110,7 @@ def _summary(rows: Sequence[Row]) -> str:
     )
     people = {row.person: row.split for row in rows if row.kept}
     held = sorted(person for person, split in people.items() if split != "train")
-    reasons = Counter(_kind(row) for row in rows if fate(row) in ("dropped", "silent"))
+    reasons = Counter(fault(row) for row in rows if fate(row) in ("dropped", "silent"))
     why = "".join(
         f"<tr><td>{html.escape(kind)}</td><td class=n>{count}</td></tr>" for kind, count in reasons.most_common()
     )
@@ -120,7 +120,7 @@ def _summary(rows: Sequence[Row]) -> str:
     )
 
 
-def _kind(row: Row) -> str:
+def fault(row: Row) -> str:
     """The first fault of a segment, without its figures."""
     reason = row.reason.removeprefix("picture only: ").split(";")[0]
     for end in (":", " for ", " as ", " and confidence"):
