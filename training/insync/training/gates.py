@@ -85,12 +85,12 @@ def sound_verdict(row: Row, clip: SyncFigures | None, gates: Gates) -> Row:
         faults.append(
             f"mouth and sound do not belong together: confidence {confidence:.2f}, at least {gates.min_confidence:g}"
         )
+    elif row.music > gates.max_music and confidence < gates.sure_confidence:
+        faults.append(f"music for {row.music:.0%} of the time, and confidence {confidence:.2f} only")
     elif unsure:
         faults.append(
             f"neither it nor its clip tells the offset: confidence {clip.lse_c:.2f}, at least {gates.sure_confidence:g}"
         )
-    elif row.music > gates.max_music and confidence < gates.sure_confidence:
-        faults.append(f"music for {row.music:.0%} of the time, and confidence {confidence:.2f} only")
     elif abs(offset) > gates.max_offset:
         faults.append(f"best offset {offset:+d} frames, at most {gates.max_offset} are mended")
     if faults:
