@@ -55,6 +55,11 @@ class Dataset:
     """
 
     def __init__(self, folder: Path, split: str | None = None) -> None:
+        missing = [name for name in ("segments.json", "frames.npz") if not (folder / name).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{folder.name} is no data set, {' and '.join(missing)} not there: curate footage first"
+            )
         self.segments = [Segment(**entry) for entry in json.loads((folder / "segments.json").read_text())]
         with np.load(folder / "frames.npz") as rows:
             columns = {name: rows[name] for name in rows.files}
