@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from insync.client.cli import main
 from insync.training.evaluate import Evaluation, Footage, best_lag, clips_of, correlation, evaluate, lagged, means
+from insync.training.frechet import Networks, distances, frechet_distance
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +70,14 @@ def test_a_folder_is_judged_and_what_cannot_be_is_named(repository: Path, sample
     document = json.loads((out / "evaluation.json").read_text())
     assert len(document["figures"]) == len(ways)
     assert list(document["refused"]) == ["text.mp4"]
+    assert document["frechet"] == {}
     page = (out / "evaluation.html").read_text()
     assert page.count("data:image/jpeg;base64,") == page.count("data:video/mp4;base64,") == 1
     assert "http" not in page
     assert "text.mp4" in page
-    assert (out / "evaluation.md").read_text().count("\n") == 2 + 2 * len(ways)
+    report = (out / "evaluation.md").read_text()
+    assert sum(line.startswith("|") for line in report.splitlines()) == 2 + 2 * len(ways)
+    assert all("published feature networks do not come with InSync" in text for text in (page, report))
 
 
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,3 +88,53 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "a.mp4").write_text("not a video")
     assert main(["evaluate", str(tmp_path), "-o", str(tmp_path)]) == 1
     assert "no clip could be judged" in capsys.readouterr().err
+
+
+def test_sync_is_measured_where_there_is_sound(evaluation: Evaluation, footage: Footage) -> None:
+    real = footage.crops[footage.first :]
+    noise = np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32)
+    known = evaluation.measure("a", "untouched", footage, real, real, None, 0, noise)
+    assert 0 <= known.lse_c < 0.5  # a resting mouth fits no noise
+    assert 0.5 < known.lse_d < 2
+    assert abs(known.offset) <= 15
+    for nothing in (None, np.zeros_like(noise)):
+        unknown = evaluation.measure("a", "untouched", footage, real, real, None, 0, nothing)
+        assert np.isnan([unknown.lse_c, unknown.lse_d, unknown.offset]).all()
+
+
+def test_frechet_distance_against_the_closed_form() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0, 1, (20_000, 3)), rng.normal([2, 0, 0], [1, 2, 1], (20_000, 3))
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-3)
+    # Independent axes: the sum of (difference of means)² + (difference of standard deviations)².
+    assert frechet_distance(a, b) == pytest.approx(4 + 1, rel=0.03)
+    assert np.isnan(frechet_distance(a[:1], b))
+
+
+class Means(torch.nn.Module):
+    """Stands for both published networks: mean colours of each picture, or clip."""
+
+    def forward(
+        self, x: torch.Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False
+    ) -> torch.Tensor:
+        return x.float().flatten(2).mean(2)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_fid_and_fvd_are_measured_where_their_networks_are_given(tmp_path: Path) -> None:
+    torch.jit.script(Means()).save(str(tmp_path / "net.pt"))
+    networks = Networks(tmp_path / "net.pt", tmp_path / "net.pt").load()
+    rng = np.random.default_rng(0)
+    takes = [rng.integers(0, 255, (40, 16, 16, 3)).astype(np.uint8) for _ in range(2)]
+    darker = [np.asarray(take // 2, np.uint8) for take in takes]
+    assert networks["fid"].features(takes).shape == (80, 3)
+    assert networks["fvd"].features(takes).shape == (4, 3)  # two whole 16 frames of each
+    assert networks["fvd"].features([takes[0][:5]]).shape[0] == 0
+    for network in networks.values():
+        found = distances({"self": takes, "darker": darker}, takes, network)
+        assert found["self"] < 1 < found["darker"]
+    (tmp_path / "text.pt").write_text("no network")
+    with pytest.raises(ValueError, match=r"text\.pt is not a TorchScript file"):
+        Networks(fid=tmp_path / "text.pt").load()
+    with pytest.raises(FileNotFoundError, match=r"none\.pt: no such feature network"):
+        Networks(fvd=tmp_path / "none.pt").load()

@@ -1,7 +1,8 @@
-"""SyncNet: do these mouths and this sound belong together? Used in training and evaluation only."""
+"""SyncNet: do these mouths and this sound belong together? Used in curation, training and evaluation only."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,13 +10,17 @@ from insync.ensemble.spec import MEL_BANDS, MEL_FRAMES
 from insync.network.blocks import activation
 
 MOUTH_FRAMES = 5
+MOUTH_SIZE = 56  # pixels: the mouth region of the crop (`mask.MOUTH_ROWS`, `mask.MOUTH_COLUMNS`) at half size
+FRAME_S = 0.04  # between two of the five mouths
 EMBEDDING = 128
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 class SyncNet(nn.Module):
     """Two towers onto one sphere (Chung & Zisserman, 2016; contrastive over the batch as in Oord et al., 2018).
 
-    The picture tower sees five consecutive mouths at half size, the sound tower the audio window of the middle one.
+    The picture tower sees five consecutive mouths at half size, the sound tower the audio window of the middle one. Mouths are
+    compared in grey and with their mean and contrast taken out: skin and light do not tell when somebody speaks.
     """
 
     def __init__(self) -> None:
@@ -28,11 +33,12 @@ class SyncNet(nn.Module):
             return nn.Sequential(nn.Conv1d(inputs, outputs, 3, stride, 1), nn.BatchNorm1d(outputs), activation())
 
         self.picture = nn.Sequential(
-            layer(3 * MOUTH_FRAMES, 32),
+            layer(MOUTH_FRAMES, 32),
             layer(32, 64),
             layer(64, 96),
             layer(96, 128),
             nn.Flatten(),
+            nn.Dropout(0.2),
             nn.Linear(128 * 4 * 4, EMBEDDING),
         )
         self.sound = nn.Sequential(
@@ -40,9 +46,26 @@ class SyncNet(nn.Module):
             sound(128, 128, 2),
             sound(128, 128, 2),
             nn.Flatten(),
+            nn.Dropout(0.2),
             nn.Linear(128 * MEL_FRAMES // 4, EMBEDDING),
         )
 
     def forward(self, mouths: Tensor, mel: Tensor) -> tuple[Tensor, Tensor]:
         """Mouths [B, 15, 56, 56] in [0, 1] (five frames of RGB), log-mel [B, 80, 40] → two unit vectors [B, 128]."""
-        return F.normalize(self.picture(mouths * 2 - 1), dim=1), F.normalize(self.sound(mel), dim=1)
+        return self.seen(grey(mouths)), self.heard(mel)
+
+    def seen(self, mouths: Tensor) -> Tensor:
+        """Five grey mouths [B, 5, 56, 56] in [0, 1] → unit vectors [B, 128]."""
+        level = mouths.mean((1, 2, 3), keepdim=True)
+        contrast = mouths.std((1, 2, 3), keepdim=True)
+        return F.normalize(self.picture((mouths - level) / (contrast + 0.02)), dim=1)
+
+    def heard(self, mel: Tensor) -> Tensor:
+        """Log-mel [B, 80, 40] → unit vectors [B, 128]."""
+        return F.normalize(self.sound(mel), dim=1)
+
+
+def grey(mouths: Tensor) -> Tensor:
+    """Luma of RGB frames stacked along the channels: [B, 3 T, H, W] → [B, T, H, W]."""
+    frames = mouths.unflatten(1, (-1, 3))
+    return torch.einsum("btchw,c->bthw", frames, frames.new_tensor(LUMA))

@@ -1,7 +1,8 @@
 """`python -m insync.training`: from footage to a network, stage by stage; every stage resumes where it was stopped.
 
-    curate CLIPS -o DATA                       footage → crops, landmarks, log-mel windows
+    curate CLIPS -o DATA                       `insync curate` with its usual thresholds
     speech DATA RUN --minutes M                 audio projection layer and audio mapping network
+    syncnet DATA RUN --minutes M                which mouths and sounds belong together, and offsets
     reader DATA RUN --minutes M                 the mouth reader that judges the renderer
     occlusion DATA RUN --minutes M              what lies over or beside the mouth and must stay
     renderer DATA RUN --minutes M               encoders, alignment network, inpainter
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     curate = stages.add_parser("curate", help="footage → data set")
     curate.add_argument("clips", type=Path)
     curate.add_argument("-o", "--out", type=Path, required=True)
-    for name in ("speech", "reader", "renderer", "occlusion"):
+    for name in ("speech", "syncnet", "reader", "renderer", "occlusion"):
         stage = stages.add_parser(name)
         stage.add_argument("data", type=Path)
         stage.add_argument("run", type=Path)
@@ -79,6 +80,7 @@ def _run(options: argparse.Namespace) -> None:
     from insync.training.reader import train_reader
     from insync.training.renderer import RendererOptions, train_renderer
     from insync.training.speech import train_speech
+    from insync.training.syncnet import train_syncnet
 
     basis_path = options.repository / "lipsync_twin" / "1" / "mouth_basis.npz"
     face_models = options.repository / "lipsync_face" / "1"
@@ -90,17 +92,19 @@ def _run(options: argparse.Namespace) -> None:
     elif options.stage == "all":
         data = options.run / "data"
         curate(options.clips, data, face_models, basis.rigid)
-        dataset = Dataset(data)
+        dataset = Dataset(data, "train")
         minutes = {name: share * options.minutes for name, share in SHARES.items()}
         train_speech(dataset, basis, options.run, minutes["speech"])
         train_reader(dataset, basis, options.run, minutes["reader"], options.seed)
         train_occlusion(dataset, basis, options.run, minutes["occlusion"], options.seed)
         train_renderer(dataset, basis, options.run, minutes["renderer"], dataset)
     else:
-        dataset = Dataset(options.data)
+        dataset = Dataset(options.data, "train")  # those held out are for validation; older data sets hold nobody out
         options.run.mkdir(parents=True, exist_ok=True)
         if options.stage == "speech":
             train_speech(dataset, basis, options.run, options.minutes)
+        elif options.stage == "syncnet":
+            train_syncnet(dataset, basis, options.run, options.minutes, options.seed)
         elif options.stage == "reader":
             train_reader(dataset, basis, options.run, options.minutes, options.seed)
         elif options.stage == "occlusion":

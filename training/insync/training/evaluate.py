@@ -33,6 +33,8 @@ from insync.ensemble.spec import CROP_SIZE, MAX_REGISTRATION_FRAMES, SAMPLE_RATE
 from insync.ensemble.twin import register
 from insync.network import mask
 from insync.training.curate import CLIP_ENDINGS, read_speech, windows
+from insync.training.frechet import MISSING, FeatureNetwork, Networks, distances
+from insync.training.sync import SyncJudge
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,10 @@ class Figures:
         liveliness: standard deviation of the opening over that of the filmed mouth.
         jitter: mean second difference of the lips' landmarks over that of the filmed ones.
         seam: gradients in the ring where alpha fades, over those of the source in the same ring; 1 is invisible.
+        lse_c: confidence of our SyncNet that the mouth speaks the sound that drove it, or, where that was silence, the clip's own
+            (`insync.training.sync`); larger is better. Compares with figures of this SyncNet only.
+        lse_d: its smallest distance; smaller is better.
+        offset: frames of 40 ms by which it finds that sound trailing.
     """
 
     clip: str
@@ -79,6 +85,9 @@ class Figures:
     liveliness: float
     jitter: float
     seam: float
+    lse_c: float
+    lse_d: float
+    offset: float
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ class Evaluation:
         self._chain = Chain(repository, threads)
         self._finder = FaceFinder(repository / "lipsync_face" / "1", threads)
         self._basis = MouthBasis.load(repository / "lipsync_twin" / "1" / "mouth_basis.npz")
-        self._mel = LogMel()
+        self._mel, self._sync = LogMel(), SyncJudge()
 
     def read(self, path: Path, seconds: float) -> Footage:
         """Reads the first `seconds` of a clip.
@@ -184,9 +193,17 @@ class Evaluation:
         return np.stack(results), np.stack(sources), np.array(predicted, np.float32)
 
     def measure(
-        self, clip: str, way: str, footage: Footage, results: Picture, real: Picture, predicted: Floats | None, lag: int
+        self,
+        clip: str,
+        way: str,
+        footage: Footage,
+        results: Picture,
+        real: Picture,
+        predicted: Floats | None,
+        lag: int,
+        sound: Floats | None = None,
     ) -> Figures:
-        """Measures results uint8 [N, 256, 256, 3] against the filmed frames real, of the same shape; see `Figures`."""
+        """Measures results uint8 [N, 256, 256, 3] against the filmed frames real, of the same shape, and the sound that should be seen."""
         filmed = footage.landmarks[footage.first :]
         landmarks, openings = self._landmarks(results)
         lips = list(OUTER_LIPS)
@@ -206,7 +223,14 @@ class Evaluation:
             float("nan") if predicted is None else correlation(openings, predicted),
             _known(np.std, openings) / max(_known(np.std, real_openings), 1e-6),
             trembling[0] / max(trembling[1], 1e-6), _edges(results, ring) / max(_edges(real, ring), 1e-6),
+            *self._in_sync(footage, results, sound),
         )  # fmt: skip
+
+    def _in_sync(self, footage: Footage, results: Picture, sound: Floats | None) -> tuple[float, float, float]:
+        known = None
+        if sound is not None and sound.any():
+            known = self._sync.figures(results, footage.times_s[footage.first :], sound)
+        return (float("nan"),) * 3 if known is None else (known.lse_c, known.lse_d, float(known.offset))
 
     def openings(self, results: Picture) -> Floats:
         """Opening of the mouth in every crop, NaN where no face is found: float32 [N]."""
@@ -292,7 +316,14 @@ class Shown:
     rows: dict[str, Picture]
 
 
-def evaluate(clips: list[Path], out: Path, repository: Path, seconds: float = 12.0, threads: int = 2) -> list[Figures]:
+def evaluate(
+    clips: list[Path],
+    out: Path,
+    repository: Path,
+    seconds: float = 12.0,
+    threads: int = 2,
+    networks: Networks | None = None,
+) -> list[Figures]:
     """Evaluates clips; writes `evaluation.json`, `evaluation.md` and `evaluation.html` into out.
 
     Args:
@@ -301,10 +332,13 @@ def evaluate(clips: list[Path], out: Path, repository: Path, seconds: float = 12
         repository: the model repository whose graphs are judged.
         seconds: of each clip.
         threads: CPU threads.
+        networks: for FID and FVD; without them these are not measured, and the page says so.
 
     Raises:
         ValueError: no clip could be judged.
+        FileNotFoundError: a feature network is not there.
     """
+    judges = (networks or Networks()).load()
     evaluation, figures, shown, refused = Evaluation(repository, threads), [], [], {}
     for path in tqdm(clips, desc="evaluate", unit="clip"):
         try:
@@ -318,25 +352,32 @@ def evaluate(clips: list[Path], out: Path, repository: Path, seconds: float = 12
         results, _, predicted = evaluation.draw(footage, sound)
         lag = best_lag(evaluation.openings(results), footage.openings[footage.first :]) if footage.sound.size else 0
         rows["self"] = results
-        figures.append(evaluation.measure(path.name, "self", footage, results, real, predicted, lag))
+        figures.append(evaluation.measure(path.name, "self", footage, results, real, predicted, lag, sound))
         for way, other in {"shuffled": np.roll(sound, len(sound) // 2), "silence": np.zeros_like(sound)}.items():
             results, _, predicted = evaluation.draw(footage, other)
-            figures.append(evaluation.measure(path.name, way, footage, results, real, predicted, lag))
+            heard = other if other.any() else sound  # how far a resting mouth seems to speak
+            figures.append(evaluation.measure(path.name, way, footage, results, real, predicted, lag, heard))
             rows[way] = results
-        figures.append(evaluation.measure(path.name, "untouched", footage, real, real, None, 0))
+        figures.append(evaluation.measure(path.name, "untouched", footage, real, real, None, 0, sound))
         for way, change in ROBUSTNESS.items():
             results, sources, predicted = evaluation.draw(footage, sound, change)
-            figures.append(evaluation.measure(path.name, way, footage, results, sources, predicted, lag))
+            figures.append(evaluation.measure(path.name, way, footage, results, sources, predicted, lag, sound))
             rows[way] = results
         shown.append(Shown(path.name, rows))
     if not figures:
         raise ValueError("no clip could be judged: " + "; ".join(refused.values()))
     out.mkdir(parents=True, exist_ok=True)
-    document = {"figures": [asdict(one) for one in figures], "refused": refused}
+    frechet = _frechet(shown, judges)
+    document = {"figures": [asdict(one) for one in figures], "refused": refused, "frechet": frechet}
     (out / "evaluation.json").write_text(json.dumps(document, indent=1, allow_nan=True))
     table = _table(figures)
-    (out / "evaluation.md").write_text("\n".join(["| " + " | ".join(row) + " |" for row in table]) + "\n")
-    (out / "evaluation.html").write_text(_page(table, shown, refused))
+    notes = [
+        f"{name.upper()}: " + ", ".join(f"{w} {v:.1f}" for w, v in of.items()) + "." for name, of in frechet.items()
+    ]
+    notes += [] if frechet else [MISSING]
+    lines = ["| " + " | ".join(row) + " |" for row in table]
+    (out / "evaluation.md").write_text("\n".join(lines) + "\n\n" + "\n".join(notes) + "\n")
+    (out / "evaluation.html").write_text(_page(table, shown, refused, notes))
     return figures
 
 
@@ -372,7 +413,14 @@ def _table(figures: list[Figures]) -> list[list[str]]:
     return rows
 
 
-def _page(table: list[list[str]], shown: list[Shown], refused: dict[str, str]) -> str:
+def _frechet(shown: list[Shown], judges: dict[str, FeatureNetwork]) -> dict[str, dict[str, float]]:
+    """FID and FVD of every way, over all clips together."""
+    ways = {way: [one.rows[way] for one in shown] for way in shown[0].rows if way not in ("filmed", *ROBUSTNESS)}
+    real = [one.rows["filmed"] for one in shown]
+    return {name: distances(ways, real, judge) for name, judge in judges.items()}
+
+
+def _page(table: list[list[str]], shown: list[Shown], refused: dict[str, str], notes: list[str]) -> str:
     head, _, *body = table
     lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
     lines += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body]
@@ -383,7 +431,7 @@ def _page(table: list[list[str]], shown: list[Shown], refused: dict[str, str]) -
         "<h1>Evaluation</h1><p>Twins are registered from the first two fifths of each clip; figures are of the rest. "
         "Columns are explained in <code>insync.training.evaluate.Figures</code>.</p>",
         f"<table>{''.join(lines)}</table>",
-        "<p>Not measured here: FID, FVD and identity similarity (their published feature networks are not at hand), LSE-C and LSE-D.</p>",
+        *(f"<p>{html.escape(note)}</p>" for note in notes),
     ]
     for name, reason in refused.items():
         parts.append(f"<p>Not judged: {html.escape(name)}: {html.escape(reason)}</p>")

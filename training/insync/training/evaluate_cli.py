@@ -8,6 +8,7 @@ from pathlib import Path
 
 from insync.ensemble.server import default_repository
 from insync.training.evaluate import clips_of, evaluate
+from insync.training.frechet import Networks
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,6 +25,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repository", type=Path, help="model repository (default: the one that insync serve finds)")
     parser.add_argument("--seconds", type=float, default=12.0, help="of each clip (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    for name, what in (("fid", "Inception"), ("fvd", "I3D")):
+        parser.add_argument(
+            f"--{name}-network",
+            metavar="FILE",
+            type=Path,
+            help=f"published {what} network as TorchScript, for {name.upper()}",
+        )
     options = parser.parse_args(argv)
     try:
         evaluate(
@@ -32,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
             options.repository or default_repository(),
             options.seconds,
             options.threads,
+            Networks(options.fid_network, options.fvd_network),
         )
     except (OSError, ValueError) as error:
         print(f"insync evaluate: {error}", file=sys.stderr)  # noqa: T201

@@ -177,13 +177,15 @@ def train_speech(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float)
         dataset: the footage.
         basis: its mouth basis.
         out: run folder; an unfinished run there goes on.
-        minutes: training time; a quarter of it finds the offsets.
+        minutes: training time; a quarter of it is added to find the offsets, where the data set has no manifest that tells them.
     """
     plain, mirror = dataset.codes(basis)
     # The sound does not tell left from right: the mean of both is what it can predict.
     codes = (plain + mirror) / 2
     last = load_checkpoint(out / "speech_last.pt")
-    if last is None or not (out / "offsets.csv").exists():
+    if dataset.mended:  # curation has found the offsets, and what speaks
+        offsets = {n: 0 for n, speaks in enumerate(dataset.speaks) if speaks}
+    elif last is None or not (out / "offsets.csv").exists():
         offsets = {n: 0 for n, s in enumerate(dataset.segments) if s.has_sound}
         for _ in range(2):
             scout = SpeechToMouth()
@@ -206,8 +208,9 @@ def train_speech(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float)
             )
             if offset or number not in offsets:
                 log.info("%s: offset %+d, correlation %.2f", dataset.segments[number].clip, offset, correlation)
-    rows = np.atleast_1d(np.genfromtxt(out / "offsets.csv", delimiter=",", names=True))
-    offsets = {int(row["segment"]): int(row["offset"]) for row in rows if row["kept"]}
+    if not dataset.mended:
+        rows = np.atleast_1d(np.genfromtxt(out / "offsets.csv", delimiter=",", names=True))
+        offsets = {int(row["segment"]): int(row["offset"]) for row in rows if row["kept"]}
     pictures, sounds = _pairs(dataset, offsets)
     log.info("%d frames of %d segments teach speech", len(pictures), len(offsets))
     model = SpeechToMouth()

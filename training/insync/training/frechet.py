@@ -1,0 +1,112 @@
+"""FID and FVD: how far the distribution of drawn pictures, or clips, lies from that of the filmed ones.
+
+Both are the Fréchet distance between two Gaussians that are fitted to features (Heusel et al., 2017; Unterthiner et al., 2019). The
+features are those of published networks, which do not come with InSync and are never fetched: whoever has them names their
+files. Expected are the TorchScript files that StyleGAN's and StyleGAN-V's evaluations use, or any of the same signature:
+
+    FID: Inception,   uint8 [N, 3, H, W], return_features=True → float32 [N, F]
+    FVD: I3D,         float32 [N, 3, T, H, W] in [0, 255], rescale=True, resize=True, return_features=True → float32 [N, F]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.linalg import sqrtm
+
+Picture = npt.NDArray[np.uint8]
+Doubles = npt.NDArray[np.float64]
+
+CLIP_FRAMES = 16  # of a clip that FVD looks at
+BATCH = 16
+MIN_SAMPLES = 2
+MISSING = (
+    "FID and FVD are not measured: their published feature networks do not come with InSync and are not fetched. Where they are at hand, "
+    "name them: --fid-network inception-2015-12-05.pt --fvd-network i3d_torchscript.pt (TorchScript)."
+)
+
+
+def frechet_distance(a: Doubles, b: Doubles) -> float:
+    """Fréchet distance of the Gaussians fitted to features float64 [N, F] and [M, F]; NaN for fewer than two of either."""
+    if min(len(a), len(b)) < MIN_SAMPLES:
+        return float("nan")
+    covariances = [np.atleast_2d(np.cov(one, rowvar=False)) for one in (a, b)]
+    # Few samples leave the product singular; what this adds lies far below what is reported.
+    root = sqrtm(covariances[0] @ covariances[1] + 1e-9 * np.eye(a.shape[1]))
+    distance = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * np.real(root))
+    return float(max(distance, 0.0))
+
+
+class FeatureNetwork:
+    """A published feature network.
+
+    Args:
+        path: TorchScript file.
+        of_clips: whether it is FVD's, which looks at 16 frames at once, or FID's.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not TorchScript.
+    """
+
+    def __init__(self, path: Path, of_clips: bool) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path.name}: no such feature network")
+        try:
+            self._network: Any = torch.jit.load(str(path), map_location="cpu").eval()
+        except RuntimeError as error:
+            raise ValueError(f"{path.name} is not a TorchScript file: {str(error).splitlines()[0]}") from error
+        self._of_clips = of_clips
+
+    @torch.no_grad()
+    def features(self, takes: Iterable[Picture]) -> Doubles:
+        """Features float64 [N, F] of takes uint8 [T, H, W, 3]: of each frame, or of each whole 16 frames."""
+        found = []
+        for take in takes:
+            planes = torch.from_numpy(np.ascontiguousarray(take.transpose(0, 3, 1, 2)))
+            if self._of_clips:
+                whole = len(planes) // CLIP_FRAMES * CLIP_FRAMES
+                clips = planes[:whole].unflatten(0, (-1, CLIP_FRAMES)).transpose(1, 2).float() if whole else planes[:0]
+                found += [
+                    self._network(part, rescale=True, resize=True, return_features=True)
+                    for part in (clips.split(1) if whole else ())
+                ]
+            else:
+                found += [self._network(part, return_features=True) for part in planes.split(BATCH)]
+        if not found:
+            return np.zeros((0, 1))
+        return np.asarray(torch.cat([one.flatten(1) for one in found]).double().numpy())
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Files of published feature networks, for FID and FVD."""
+
+    fid: Path | None = None
+    fvd: Path | None = None
+
+    def load(self) -> dict[str, FeatureNetwork]:
+        """Those that are given, by name."""
+        return {
+            name: FeatureNetwork(path, of_clips=name == "fvd")
+            for name, path in (("fid", self.fid), ("fvd", self.fvd))
+            if path is not None
+        }
+
+
+def distances(ways: dict[str, list[Picture]], real: list[Picture], network: FeatureNetwork) -> dict[str, float]:
+    """The distance of every way of dubbing from what was filmed, over all clips together.
+
+    Args:
+        ways: for each way its results, uint8 [T, 256, 256, 3] each.
+        real: what was filmed.
+        network: FID's or FVD's.
+    """
+    truth = network.features(real)
+    return {way: frechet_distance(network.features(results), truth) for way, results in ways.items()}
