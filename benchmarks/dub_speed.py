@@ -8,10 +8,11 @@ runs. Stages and models overlap on several cores, so their sum is larger than th
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -179,6 +180,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3, help="timed jobs for each size, after one to warm up")
     parser.add_argument("--sides", type=int, nargs="*", default=[720, 1080], help="shorter sides, in pixels")
     parser.add_argument("--out", type=Path, default=machine.FOLDER / "dub_speed.md")
+    parser.add_argument("--save", type=Path, help="write the figures as JSON, to be compared with later")
     options = parser.parse_args()
     warning = machine.busy()
     with tempfile.TemporaryDirectory() as name:
@@ -193,6 +195,8 @@ def main() -> int:
                 scaled(options.clip, side, folder / f"{side}.mp4")
         with EmbeddedServer(twin_store=folder / "twins") as server:
             cases = [measure(title, clip, options, server, folder) for title, clip in clips.items()]
+    if options.save:
+        options.save.write_text(json.dumps([asdict(case) for case in cases], indent=1) + "\n")
     machine.write(
         options.out,
         "Speed of a whole dubbing job",
