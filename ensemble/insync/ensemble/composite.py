@@ -67,33 +67,37 @@ def place(
     if matrix.shape != (2, 3) or not np.isfinite(matrix).all() or _determinant(matrix) == 0:
         raise ValueError("transform is not an invertible, finite 2×3 matrix")
     shown = visibility(confidence)
-    alpha = cv2.extractChannel(patch, 3)
-    u, v, columns, rows = cv2.boundingRect(alpha)
+    u, v, columns, rows = cv2.boundingRect(cv2.extractChannel(patch, 3))
     if shown == 0 or columns == 0:
         return None
     x0, y0, x1, y1 = _box(matrix, u, v, columns, rows, width, height)
     if x0 >= x1 or y0 >= y1:
         return None
 
-    rgb = cv2.cvtColor(patch, cv2.COLOR_RGBA2RGB)
     matrix = matrix.copy()
     shrink = math.sqrt(abs(_determinant(matrix)))
     if shrink > SHRINK_FIRST:
         size = max(1, round(CROP_SIZE / shrink))
-        rgb = cv2.resize(rgb, (size, size), interpolation=cv2.INTER_AREA)
-        alpha = cv2.resize(alpha, (size, size), interpolation=cv2.INTER_AREA)
+        patch = np.asarray(cv2.resize(patch, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
         ratio = size / CROP_SIZE
         matrix *= ratio
         matrix[:, 2] += (ratio - 1) / 2  # centres stay centres
     matrix[:, 2] += matrix[:, :2] @ (x0, y0)
-    box = (x1 - x0, y1 - y0)
-    rgb = cv2.warpAffine(
-        rgb, matrix, box, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
-    )
+    # Colours go on beyond the patch's edge and alpha ends there. A rim of one pixel says so, and one warp does for both.
+    framed = cv2.copyMakeBorder(patch, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+    framed[(0, -1), :, 3] = 0
+    framed[:, (0, -1), 3] = 0
+    matrix[:, 2] += 1
     warped = cv2.warpAffine(
-        alpha, matrix, box, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_CONSTANT
+        framed,
+        matrix,
+        (x1 - x0, y1 - y0),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
     )
-    return Placed(x0, y0, x1, y1, rgb, np.multiply(warped, shown / 255, dtype=np.float32))
+    rgb = np.asarray(cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB), np.uint8)
+    alpha = np.multiply(cv2.extractChannel(warped, 3), shown / 255, dtype=np.float32)
+    return Placed(x0, y0, x1, y1, rgb, alpha)
 
 
 def blend(image: NDArray[np.uint8], placed: Placed) -> None:
