@@ -6,7 +6,11 @@ runs. Stages and models overlap on several cores, so their sum is larger than th
 each process used, as Linux counts it: its sum over the cores is the least time per frame that can be reached.
 
 `--save FILE` keeps the figures, `--before FILE` (by default the committed `dub_speed_before.json`) shows them beside
-today's.
+today's. They are measured with the older sources under the same benchmark, on the same machine:
+
+    git checkout OLD -- client ensemble model_repository
+    python -m benchmarks.dub_speed --commit OLD --before none --out /tmp/before.md --save benchmarks/dub_speed_before.json
+    git checkout HEAD -- client ensemble model_repository
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from insync.ensemble import spec
 from insync.ensemble.server import EmbeddedServer
 
 METHOD = (
-    "`insync dub` on the clip ({frames} frames) at its size and scaled, {runs} timed jobs each after one to warm up, against an embedded "
+    "`insync dub` on the clip ({frames} frames) at its size and scaled, up to {runs} timed jobs each after one to warm up, against an embedded "
     "server that was already running. Frames per second are frames of the result over the job's whole wall time: "
     "reading, registering the twin, streaming, compositing, encoding and writing; *streaming alone* leaves the start "
     "and the registration out, as a live session does."
@@ -148,13 +152,17 @@ def dub_once(clip: Path, speech: Path, out: Path, server: str) -> Run:
     return Run(time.perf_counter() - started, report.stages)
 
 
-def measure(name: str, clip: Path, options: argparse.Namespace, server: EmbeddedServer, folder: Path) -> Case:
-    """Warm up with one job, then time the others."""
+def measure(
+    name: str, clip: Path, options: argparse.Namespace, server: EmbeddedServer, folder: Path, until: float
+) -> Case:
+    """Warm up with one job, then time one and others, which begin before `until` on the performance clock."""
     out = folder / "dubbed.mp4"
     dub_once(clip, options.speech, out, server.grpc_url)
     with grpc.InferenceServerClient(server.grpc_url) as client:
         before, used_before = statistics(client), processor_s(server.pid or 0)
-        runs = [dub_once(clip, options.speech, out, server.grpc_url) for _ in range(options.runs)]
+        runs = [dub_once(clip, options.speech, out, server.grpc_url)]
+        while len(runs) < options.runs and time.perf_counter() < until:
+            runs.append(dub_once(clip, options.speech, out, server.grpc_url))
         after, used = statistics(client), processor_s(server.pid or 0)
     return Case(
         name,
@@ -177,11 +185,11 @@ def figures(case: Case) -> dict[str, float]:
     return found | used
 
 
-def saved(cases: list[Case], stream: live.Live | None) -> dict[str, Any]:
+def saved(commit: str, cases: list[Case], stream: live.Live | None) -> dict[str, Any]:
     """Everything that a later run compares itself with."""
     return {
         "date": datetime.date.today().isoformat(),
-        "commit": machine.commit(),
+        "commit": commit,
         "machine": machine.describe(),
         "cases": {
             case.name: {
@@ -256,11 +264,14 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=2, help="timed jobs for each size, after one to warm up")
     parser.add_argument("--sides", type=int, nargs="*", default=[720, 1080], help="shorter sides, in pixels")
     parser.add_argument("--live", type=float, default=12, help="seconds of the live stream; 0 leaves it out")
+    parser.add_argument("--budget", type=float, default=100, help="seconds after which no further job is begun")
     parser.add_argument("--out", type=Path, default=machine.FOLDER / "dub_speed.md")
     parser.add_argument("--save", type=Path, help="write the figures as JSON, to be compared with later")
     parser.add_argument("--before", type=Path, default=machine.FOLDER / "dub_speed_before.json")
+    parser.add_argument("--commit", default=machine.commit(), help="what is measured, where it is not the checkout")
     options = parser.parse_args()
     warning = machine.busy()
+    until = time.perf_counter() + options.budget
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with av.open(str(options.clip)) as container:
@@ -272,9 +283,12 @@ def main() -> int:
                 clips[f"{side}p"] = folder / f"{side}.mp4"
                 scaled(options.clip, side, folder / f"{side}.mp4")
         with EmbeddedServer(twin_store=folder / "twins") as server:
-            cases = [measure(title, clip, options, server, folder) for title, clip in clips.items()]
             stream = live.stream(options.clip, options.speech, server.grpc_url, options.live) if options.live else None
-    now = saved(cases, stream)
+            cases: list[Case] = []
+            for title, clip in clips.items():
+                if not cases or time.perf_counter() < until:  # a busy machine leaves no time for every size
+                    cases.append(measure(title, clip, options, server, folder, until))
+    now = saved(options.commit, cases, stream)
     if options.save:
         options.save.write_text(json.dumps(now, indent=1) + "\n")
     runs = [(f"{now['date']}, {now['commit']}", now)]
