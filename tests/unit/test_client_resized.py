@@ -13,7 +13,7 @@ def waves(width: int, height: int, channels: int = 1) -> Image:
     """A smooth picture: waves of 75 pixels and more, in both directions, another in each channel."""
     y, x = np.mgrid[:height, :width].astype(np.float64)
     planes = [127 + 60 * np.sin(x / (12 + k)) + 60 * np.cos(y / (13 + k)) for k in range(channels)]
-    return np.stack(planes, -1).round().astype(np.uint8).squeeze()
+    return np.asarray(np.stack(planes, -1).round().squeeze(), np.uint8)
 
 
 @pytest.mark.parametrize(
