@@ -2,16 +2,26 @@
 
 One embedded server serves all runs, through `insync.client.dub.dub`, as `insync dub --server` does. Client stages
 are the client's own timings; the models' times are differences of Triton's statistics before and after the timed
-runs. Stages and models overlap on several cores, so their sum is larger than the time per frame.
+runs. Stages and models overlap on several cores, so their sum is larger than the time per frame. Processor time is what
+each process used, as Linux counts it: its sum over the cores is the least time per frame that can be reached.
+
+`--save FILE` keeps the figures, `--before FILE` (by default the committed `dub_speed_before.json`) shows them beside
+today's. They are measured with the older sources under the same benchmark, on the same machine:
+
+    git checkout OLD -- client ensemble model_repository
+    python -m benchmarks.dub_speed --commit OLD --before none --out /tmp/before.md --save benchmarks/dub_speed_before.json
+    git checkout HEAD -- client ensemble model_repository
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,23 +29,31 @@ from typing import Any
 import av
 import tritonclient.grpc as grpc
 
-from benchmarks import machine
+from benchmarks import live, machine
+from benchmarks.processes import processor_s
 from insync.client import Stages
 from insync.client.dub import dub
 from insync.ensemble import spec
 from insync.ensemble.server import EmbeddedServer
 
 METHOD = (
-    "`insync dub` on the clip at its size and scaled, {runs} timed jobs each after one to warm up, against an embedded "
+    "`insync dub` on the clip ({frames} frames) at its size and scaled, up to {runs} timed jobs each after one to warm up, against an embedded "
     "server that was already running. Frames per second are frames of the result over the job's whole wall time: "
     "reading, registering the twin, streaming, compositing, encoding and writing; *streaming alone* leaves the start "
     "and the registration out, as a live session does."
 )
 AIM = "The aim is 25 frames/s at 720p on two cores with the client included, then 40."
-WHERE = (
-    "Where the time goes, in ms per frame of the clip; for models: computing (waiting in the queue, mean batch). "
-    "Work overlaps, so the sum is larger than the time per frame."
+LIVE = (
+    "One live stream on the same server: RGB frames as a camera gives them, {fps} a second, at the clip's own size, for "
+    "{seconds:g} s after the first. Latency runs from the moment that a frame is due to its finished picture, client "
+    "included; the 120 ms of look-ahead are on top. Promised is p99 under 40 ms."
 )
+WHERE = (
+    "Where the time goes, in ms per frame of the clip, before → now. Rows of processor time add up; divided by the "
+    "cores, their sum is the least time per frame. Rows of wall time overlap: their sum is larger than the time per "
+    "frame. A model's wall time is computing, without its wait in the queue; its mean batch stands behind it."
+)
+ALL = "**processor time of all processes**"
 
 STAGES = {  # fields of `Stages`, all in milliseconds
     "frame_ms": "**one frame to the next**",
@@ -81,6 +99,7 @@ class Case:
     name: str
     runs: list[Run]
     models: dict[str, Busy]
+    processor_s: dict[str, float]  # of the server's processes, in total
 
     @property
     def frames(self) -> int:
@@ -133,42 +152,108 @@ def dub_once(clip: Path, speech: Path, out: Path, server: str) -> Run:
     return Run(time.perf_counter() - started, report.stages)
 
 
-def measure(name: str, clip: Path, options: argparse.Namespace, server: EmbeddedServer, folder: Path) -> Case:
-    """Warm up with one job, then time the others."""
+def measure(
+    name: str, clip: Path, options: argparse.Namespace, server: EmbeddedServer, folder: Path, until: float
+) -> Case:
+    """Warm up with one job, then time one and others, which begin before `until` on the performance clock."""
     out = folder / "dubbed.mp4"
     dub_once(clip, options.speech, out, server.grpc_url)
     with grpc.InferenceServerClient(server.grpc_url) as client:
-        before = statistics(client)
-        runs = [dub_once(clip, options.speech, out, server.grpc_url) for _ in range(options.runs)]
-        after = statistics(client)
-    return Case(name, runs, {model: after[model] - before[model] for model in after})
+        before, used_before = statistics(client), processor_s(server.pid or 0)
+        runs = [dub_once(clip, options.speech, out, server.grpc_url)]
+        while len(runs) < options.runs and time.perf_counter() < until:
+            runs.append(dub_once(clip, options.speech, out, server.grpc_url))
+        after, used = statistics(client), processor_s(server.pid or 0)
+    return Case(
+        name,
+        runs,
+        {model: after[model] - before[model] for model in after},
+        {process: used[process] - used_before.get(process, 0.0) for process in used},
+    )
 
 
-def overall(cases: list[Case]) -> str:
-    """Frames per second of each clip."""
-    rows = []
-    for case in cases:
-        rates = [run.stages.frames / run.wall_s for run in case.runs]
-        streaming = median(run.stages.fps for run in case.runs)
-        spread = f"{min(rates):.1f} to {max(rates):.1f}"
-        rows.append([case.name, str(case.runs[0].stages.frames), f"{median(rates):.1f}", spread, f"{streaming:.1f}"])
-    return machine.table(["clip", "frames", "frames/s, whole job (median)", "range", "streaming alone (median)"], rows)
-
-
-def where(cases: list[Case]) -> str:
-    """Milliseconds per frame of every stage and model, a column for each clip."""
-    rows = []
-    for field, title in STAGES.items():
-        cells = [f"{sum(getattr(run.stages, field) for run in case.runs) / len(case.runs):.2f}" for case in cases]
-        rows.append([title, *cells])
+def figures(case: Case) -> dict[str, float]:
+    """Milliseconds per frame of every stage, model and process."""
+    found = {
+        title: sum(getattr(run.stages, field) for run in case.runs) / len(case.runs) for field, title in STAGES.items()
+    }
+    used = {f"processor: `{name}`": 1000 * used_s / case.frames for name, used_s in case.processor_s.items()}
+    used = {name: value for name, value in sorted(used.items(), key=lambda item: -item[1]) if value >= 0.05}
+    found[ALL] = found[STAGES["client_cpu_ms"]] + sum(used.values())
     for model in (*spec.MODELS["lipsync_patch"].steps, "lipsync_twin", "lipsync_reference"):
+        found[f"wall: `{model}`"] = 1000 * case.models[model].compute_s / case.frames
+    return found | used
+
+
+def saved(commit: str, cases: list[Case], stream: live.Live | None) -> dict[str, Any]:
+    """Everything that a later run compares itself with."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit,
+        "machine": machine.describe(),
+        "cases": {
+            case.name: {
+                "fps": [run.stages.frames / run.wall_s for run in case.runs],
+                "streaming_fps": [run.stages.fps for run in case.runs],
+                "batches": {
+                    f"wall: `{name}`": busy.frames / max(1, busy.executions) for name, busy in case.models.items()
+                },
+                "ms": figures(case),
+            }
+            for case in cases
+        },
+        "live": asdict(stream) if stream else None,
+    }
+
+
+def overall(runs: list[tuple[str, dict[str, Any]]]) -> str:
+    """Frames per second of each clip, a row for each saved run."""
+    rows = []
+    for case in runs[-1][1]["cases"]:
+        for title, run in runs:
+            if case in run["cases"]:
+                rates, streaming = run["cases"][case]["fps"], run["cases"][case]["streaming_fps"]
+                spread = f"{min(rates):.1f} to {max(rates):.1f}"
+                rows.append([case, title, f"{median(rates):.1f}", spread, f"{median(streaming):.1f}"])
+    return machine.table(["clip", "when", "frames/s, whole job (median)", "range", "streaming alone (median)"], rows)
+
+
+def latencies(runs: list[tuple[str, dict[str, Any]]]) -> str:
+    """The live stream's percentiles, a row for each saved run."""
+    rows = []
+    for title, run in runs:
+        if run["live"]:
+            got = live.Live(**run["live"])
+            rows.append(
+                [
+                    title,
+                    str(got.frames),
+                    f"{got.fps:.1f}",
+                    f"{got.p50_ms:.1f}",
+                    f"{got.p99_ms:.1f}",
+                    f"{100 * got.late:.1f} %",
+                ]
+            )
+    return machine.table(["when", "frames", "frames/s", "p50, ms", "p99, ms", "over 40 ms"], rows)
+
+
+def where(runs: list[tuple[str, dict[str, Any]]]) -> str:
+    """Milliseconds per frame of every stage, model and process: a column for each clip, each saved run in its cells."""
+    cases = runs[-1][1]["cases"]
+    names = dict.fromkeys(name for _, run in runs[::-1] for case in run["cases"].values() for name in case["ms"])
+    rows = []
+    for name in names:
         cells = []
         for case in cases:
-            busy, frames = case.models[model], case.frames
-            batch = busy.frames / max(1, busy.executions)
-            cells.append(f"{1000 * busy.compute_s / frames:.2f} ({1000 * busy.queue_s / frames:.2f}, {batch:.1f})")
-        rows.append([f"`{model}`", *cells])
-    return machine.table(["per frame of the clip", *(case.name for case in cases)], rows)
+            parts = []
+            for _, run in runs:
+                if case not in run["cases"]:
+                    continue
+                value, batch = (run["cases"][case][key].get(name) for key in ("ms", "batches"))
+                parts.append("–" if value is None else f"{value:.2f}" + (f" ({batch:.1f})" if batch else ""))
+            cells.append(" → ".join(parts))
+        rows.append([name, *cells])
+    return machine.table(["per frame of the clip", *cases], rows)
 
 
 def main() -> int:
@@ -176,34 +261,57 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Frames per second of a whole dubbing job.")
     parser.add_argument("--clip", type=Path, default=machine.SAMPLES / "sample.mp4")
     parser.add_argument("--speech", type=Path, default=machine.SAMPLES / "speech.wav")
-    parser.add_argument("--runs", type=int, default=3, help="timed jobs for each size, after one to warm up")
+    parser.add_argument("--runs", type=int, default=2, help="timed jobs for each size, after one to warm up")
     parser.add_argument("--sides", type=int, nargs="*", default=[720, 1080], help="shorter sides, in pixels")
+    parser.add_argument("--live", type=float, default=12, help="seconds of the live stream; 0 leaves it out")
+    parser.add_argument("--budget", type=float, default=100, help="seconds after which no further job is begun")
     parser.add_argument("--out", type=Path, default=machine.FOLDER / "dub_speed.md")
+    parser.add_argument("--save", type=Path, help="write the figures as JSON, to be compared with later")
+    parser.add_argument("--before", type=Path, default=machine.FOLDER / "dub_speed_before.json")
+    parser.add_argument("--commit", default=machine.commit(), help="what is measured, where it is not the checkout")
     options = parser.parse_args()
     warning = machine.busy()
+    until = time.perf_counter() + options.budget
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with av.open(str(options.clip)) as container:
             video = container.streams.video[0]
             own = min(video.width, video.height)
-        clips = {f"{own}p, as it is": options.clip}
+        clips = {f"{own}p": options.clip}
         for side in options.sides:
             if side != own:
                 clips[f"{side}p"] = folder / f"{side}.mp4"
                 scaled(options.clip, side, folder / f"{side}.mp4")
         with EmbeddedServer(twin_store=folder / "twins") as server:
-            cases = [measure(title, clip, options, server, folder) for title, clip in clips.items()]
+            stream = live.stream(options.clip, options.speech, server.grpc_url, options.live) if options.live else None
+            cases: list[Case] = []
+            for title, clip in clips.items():
+                if not cases or time.perf_counter() < until:  # a busy machine leaves no time for every size
+                    cases.append(measure(title, clip, options, server, folder, until))
+    now = saved(options.commit, cases, stream)
+    if options.save:
+        options.save.write_text(json.dumps(now, indent=1) + "\n")
+    runs = [(f"{now['date']}, {now['commit']}", now)]
+    notes = []
+    if options.before.is_file():
+        before = json.loads(options.before.read_text())
+        runs.insert(0, (f"{before['date']}, {before['commit']}", before))
+        if before["machine"] != now["machine"]:
+            notes.append(f"The figures before are of another machine or other packages: {before['machine']}.")
     machine.write(
         options.out,
         "Speed of a whole dubbing job",
         "python -m benchmarks.dub_speed",
         [
             warning,
-            METHOD.format(runs=options.runs),
-            overall(cases),
+            *notes,
+            METHOD.format(runs=options.runs, frames=cases[0].runs[0].stages.frames),
+            overall(runs),
             AIM,
+            LIVE.format(fps=live.FPS, seconds=options.live) if options.live else "",
+            latencies(runs) if options.live else "",
             WHERE,
-            where(cases),
+            where(runs),
         ],
     )
     sys.stdout.write(options.out.read_text())

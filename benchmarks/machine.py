@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,20 @@ def describe() -> str:
         f"{platform.machine()}, {cores()} cores ({_vectors()}), {memory_gib:.0f} GiB, no GPU used; "
         f"Python {platform.python_version()}, {', '.join(versions)}"
     )
+
+
+def commit() -> str:
+    """The checkout's commit, with a + where files differ from it; empty outside a checkout."""
+    try:
+        asked = [
+            subprocess.run(["git", "-C", str(FOLDER), *words], capture_output=True, text=True, check=True, timeout=10)
+            for words in (("rev-parse", "--short=7", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    # Tables that benchmarks write are no part of what is measured.
+    changed = [line for line in asked[1].stdout.splitlines() if not line.endswith((".md", ".json"))]
+    return asked[0].stdout.strip() + ("+" if changed else "")
 
 
 def busy() -> str:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from insync.client.picture import Image
+from insync.client.picture import Image, resized
 from insync.client.region import Region
 from insync.ensemble.composite import Placed
 
@@ -94,8 +94,8 @@ class YuvPicture:
         size = (region.width, region.height) if self._turns % 2 == 0 else (region.height, region.width)
         luma, *chroma = self._views()
         across, down = self._across, self._down
-        parts = [_resized(luma[y0:y1, x0:x1], size)] + [
-            _resized(plane[y0 // down : -(-y1 // down), x0 // across : -(-x1 // across)], size) for plane in chroma
+        parts = [resized(luma[y0:y1, x0:x1], size)] + [
+            resized(plane[y0 // down : -(-y1 // down), x0 // across : -(-x1 // across)], size) for plane in chroma
         ]
         image = cv2.transform(cv2.merge(parts), yuv_to_rgb(*self._colours))
         return np.ascontiguousarray(np.rot90(image, self._turns))
@@ -161,14 +161,6 @@ def copy_frame(frame: Any) -> Any:
     copy.color_primaries, copy.color_trc = frame.color_primaries, frame.color_trc
     copy.pts = frame.pts
     return copy
-
-
-def _resized(plane: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    if (plane.shape[1], plane.shape[0]) == size:
-        return plane
-    shrinks = plane.shape[1] >= size[0] and plane.shape[0] >= size[1]
-    resized = cv2.resize(plane, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return np.asarray(resized, np.uint8)
 
 
 def _mix(part: NDArray[np.uint8], patch: NDArray[np.uint8], alpha: NDArray[np.float32]) -> None:

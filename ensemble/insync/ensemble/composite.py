@@ -65,36 +65,40 @@ def place(
     if patch.shape != (CROP_SIZE, CROP_SIZE, 4) or patch.dtype != np.uint8:
         raise BadInputError(f"patch is {patch.dtype} {list(patch.shape)}, expected uint8 [{CROP_SIZE}, {CROP_SIZE}, 4]")
     matrix = np.asarray(transform, np.float64)
-    if matrix.shape != (2, 3) or not np.isfinite(matrix).all() or np.linalg.det(matrix[:, :2]) == 0:
+    if matrix.shape != (2, 3) or not np.isfinite(matrix).all() or _determinant(matrix) == 0:
         raise BadInputError("transform is not an invertible, finite 2×3 matrix")
     shown = visibility(confidence)
-    alpha = cv2.extractChannel(patch, 3)
-    u, v, columns, rows = cv2.boundingRect(alpha)
+    u, v, columns, rows = cv2.boundingRect(cv2.extractChannel(patch, 3))
     if shown == 0 or columns == 0:
         return None
     x0, y0, x1, y1 = _box(matrix, u, v, columns, rows, width, height)
     if x0 >= x1 or y0 >= y1:
         return None
 
-    rgb = cv2.cvtColor(patch, cv2.COLOR_RGBA2RGB)
     matrix = matrix.copy()
-    shrink = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
+    shrink = math.sqrt(abs(_determinant(matrix)))
     if shrink > SHRINK_FIRST:
         size = max(1, round(CROP_SIZE / shrink))
-        rgb = cv2.resize(rgb, (size, size), interpolation=cv2.INTER_AREA)
-        alpha = cv2.resize(alpha, (size, size), interpolation=cv2.INTER_AREA)
+        patch = np.asarray(cv2.resize(patch, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
         ratio = size / CROP_SIZE
         matrix *= ratio
         matrix[:, 2] += (ratio - 1) / 2  # centres stay centres
     matrix[:, 2] += matrix[:, :2] @ (x0, y0)
-    box = (x1 - x0, y1 - y0)
-    rgb = cv2.warpAffine(
-        rgb, matrix, box, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
-    )
+    # Colours go on beyond the patch's edge and alpha ends there. A rim of one pixel says so, and one warp does for both.
+    framed = cv2.copyMakeBorder(patch, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+    framed[(0, -1), :, 3] = 0
+    framed[:, (0, -1), 3] = 0
+    matrix[:, 2] += 1
     warped = cv2.warpAffine(
-        alpha, matrix, box, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_CONSTANT
+        framed,
+        matrix,
+        (x1 - x0, y1 - y0),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
     )
-    return Placed(x0, y0, x1, y1, rgb, np.multiply(warped, shown / 255, dtype=np.float32))
+    rgb = np.asarray(cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB), np.uint8)
+    alpha = np.multiply(cv2.extractChannel(warped, 3), shown / 255, dtype=np.float32)
+    return Placed(x0, y0, x1, y1, rgb, alpha)
 
 
 def blend(image: NDArray[np.uint8], placed: Placed) -> None:
@@ -127,12 +131,24 @@ def _box(
     matrix: NDArray[np.float64], u: int, v: int, columns: int, rows: int, width: int, height: int
 ) -> tuple[int, int, int, int]:
     """The frame's box around a box of crop pixels, with room for the bilinear (or averaged) edge."""
-    inverse = np.linalg.inv(matrix[:, :2])
+    (a, b, tx), (c, d, ty) = matrix.tolist()
+    determinant = _determinant(matrix)
     # An averaged pixel reaches over as many crop pixels as the patch shrinks by.
-    margin = 1 + math.sqrt(abs(np.linalg.det(matrix[:, :2])))
-    left, top, right, bottom = u - margin, v - margin, u + columns - 1 + margin, v + rows - 1 + margin
-    corners = np.array([[left, top], [right, top], [left, bottom], [right, bottom]]) - matrix[:, 2]
-    frame = corners @ inverse.T
-    low = np.clip(np.floor(frame.min(axis=0)), 0, (width, height)).astype(int)
-    high = np.clip(np.ceil(frame.max(axis=0)) + 1, 0, (width, height)).astype(int)
-    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+    margin = 1 + math.sqrt(abs(determinant))
+    us = (u - margin - tx, u + columns - 1 + margin - tx)
+    vs = (v - margin - ty, v + rows - 1 + margin - ty)
+    xs = [(d * du - b * dv) / determinant for du in us for dv in vs]
+    ys = [(a * dv - c * du) / determinant for du in us for dv in vs]
+    x0, x1 = (min(max(edge, 0), width) for edge in (math.floor(min(xs)), math.ceil(max(xs)) + 1))
+    y0, y1 = (min(max(edge, 0), height) for edge in (math.floor(min(ys)), math.ceil(max(ys)) + 1))
+    return x0, y0, x1, y1
+
+
+def _determinant(matrix: NDArray[np.float64]) -> float:
+    """Of the linear part of a [2, 3] matrix.
+
+    Plain numbers: NumPy's `linalg` wakes OpenBLAS's threads even for four numbers, and they then wait for more work by
+    spinning, for longer than a frame takes.
+    """
+    (a, b, _), (c, d, _) = matrix.tolist()
+    return float(a * d - b * c)
