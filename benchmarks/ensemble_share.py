@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 
 from benchmarks import machine
 from insync.ensemble import spec
-from insync.ensemble.chain import Chain
+from insync.ensemble.chain import Chain, Twin
 from insync.ensemble.face import FaceFinder, take_crop
+from insync.ensemble.head import head_of
 from insync.ensemble.mel import LogMel
 from insync.ensemble.server import EmbeddedServer
 
@@ -84,27 +85,29 @@ def tensor(name: str, value: NDArray[Any], dtype: str, batched: bool = True) -> 
 class InProcess:
     """The chain of `lipsync_patch` as plain calls. Not thread-safe: one per worker."""
 
-    def __init__(self, reference: Floats, identity: Floats, threads: int) -> None:
+    def __init__(self, twin: Twin, threads: int) -> None:
         self._chain = Chain(REPOSITORY, threads)
         self._mel = LogMel(batch_size=1)
         self._finder = FaceFinder(REPOSITORY / "lipsync_face" / "1")
-        self._reference, self._identity = reference[None], identity[None]
+        self._twin = twin
+        self._rigid = np.load(REPOSITORY / "lipsync_face" / "1" / "rigid.npy")
         self._hint: Floats | None = None
 
-    def prepare(self, job: Job) -> tuple[Floats, Floats]:
-        """Everything before the graphs: returns CROP [1, 3, 256, 256] and MEL [1, 80, 40]."""
+    def prepare(self, job: Job) -> tuple[Floats, Floats, Floats]:
+        """Everything before the graphs: returns CROP [1, 3, 256, 256], MEL [1, 80, 40] and HEAD [1, 75, 2]."""
         image = cv2.cvtColor(cv2.imdecode(job.frame, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
         mel = self._mel(job.audio[None])
         face = self._finder.find(np.asarray(image, np.uint8), self._hint)
         if face is None:
             raise RuntimeError("the clip has a frame without a face: choose another")
         self._hint = face.box
+        head = head_of(face.landmarks, face.transform, self._rigid)
         crop = take_crop(np.asarray(image, np.uint8), face.transform)
-        return np.ascontiguousarray(crop.transpose(2, 0, 1)[None], np.float32) / np.float32(255), mel
+        return np.ascontiguousarray(crop.transpose(2, 0, 1)[None], np.float32) / np.float32(255), mel, head[None]
 
-    def graphs(self, crop: Floats, mel: Floats) -> NDArray[np.uint8]:
+    def graphs(self, crop: Floats, mel: Floats, head: Floats) -> NDArray[np.uint8]:
         """The ONNX graphs and AdaAT between them: returns PATCH [256, 256, 4]."""
-        return self._chain.patch(crop, mel, self._reference, self._identity)[0]
+        return self._chain.patch(crop, mel, head, self._twin)[0]
 
     def __call__(self, job: Job) -> NDArray[np.uint8]:
         return self.graphs(*self.prepare(job))
@@ -133,14 +136,15 @@ async def through_server(url: str, twin: NDArray[Any], work: list[Job], in_fligh
     return patches
 
 
-def register(client: Any, work: list[Job]) -> tuple[NDArray[Any], Floats, Floats]:
+def register(client: Any, work: list[Job]) -> tuple[NDArray[Any], Twin]:
     """Register a twin from every third frame; returns its id and its features as the server serves them."""
     frames = np.array([job.frame.tobytes() for job in work[::3]], dtype=np.object_)
     made = client.infer("lipsync_twin", [tensor("FRAMES", frames, "STRING", batched=False)])
     digits = made.as_numpy("TWIN")
     twin = np.array([digits.tobytes()], dtype=np.object_)
     features = client.infer("lipsync_twin_features", [tensor("TWIN", digits, "UINT8")])
-    return twin, features.as_numpy("REFERENCE")[0], features.as_numpy("IDENTITY")[0]
+    names = ("REFERENCE", "IDENTITY", "PIXELS", "REFERENCE_PLACES", "NEUTRAL")
+    return twin, Twin(*(features.as_numpy(name) for name in names))
 
 
 def _rate(work: list[Any], call: Callable[[], object]) -> float:
@@ -155,9 +159,9 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[float]], float]
     cores = machine.cores()
     with tempfile.TemporaryDirectory() as folder, EmbeddedServer(twin_store=Path(folder)) as server:
         with grpc.InferenceServerClient(server.grpc_url) as client:
-            twin, reference, identity = register(client, work)
-        alone = InProcess(reference, identity, cores)
-        several = [InProcess(reference, identity, 1) for _ in range(cores)]
+            twin, features = register(client, work)
+        alone = InProcess(features, cores)
+        several = [InProcess(features, 1) for _ in range(cores)]
         prepared = [alone.prepare(job) for job in work]
 
         def spread() -> None:

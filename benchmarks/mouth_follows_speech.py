@@ -27,7 +27,7 @@ from insync.ensemble.face import FaceFinder
 from insync.ensemble.mel import LogMel
 from insync.ensemble.mouth import MouthBasis, opening
 from insync.ensemble.server import EmbeddedServer, default_repository
-from insync.ensemble.spec import IDENTITY, MODELS, POSE, SAMPLE_RATE_HZ
+from insync.ensemble.spec import MODELS, SAMPLE_RATE_HZ
 from insync.training.curate import read_speech, windows
 
 Floats = npt.NDArray[np.float32]
@@ -65,7 +65,7 @@ class Judge:
         codes = []
         for mel in mels:
             speech = self._encoder.run(["SPEECH"], {"CROP": crop, "MEL": mel[None]})[0]
-            zeros = {"POSE": np.zeros((1, POSE), np.float32), "IDENTITY": np.zeros((1, IDENTITY), np.float32)}
+            zeros = {t.name: np.zeros((1, *t.shape), np.float32) for t in MODELS["lipsync_mixer"].inputs}
             codes.append(self._mixer.run(["MOUTH"], {**zeros, "SPEECH": speech})[0][0])
         return np.asarray(np.stack(codes) @ self._basis.opening_row, np.float32)
 

@@ -21,9 +21,13 @@ pytestmark = pytest.mark.triton
 GRAPHS = [model.name for model in MODELS.values() if model.backend == "onnxruntime"]
 
 
-def random_inputs(model: str, seed: int) -> dict[str, NDArray[np.float32]]:
+def random_inputs(model: str, seed: int) -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(seed)
-    return {t.name: rng.uniform(0, 1, t.shape).astype(np.float32) for t in MODELS[model].inputs}
+    values = {t.name: (t, rng.uniform(0, 1, t.shape)) for t in MODELS[model].inputs}
+    return {
+        name: (value * 255).astype(np.uint8) if tensor.dtype == "UINT8" else value.astype(np.float32)
+        for name, (tensor, value) in values.items()
+    }
 
 
 @pytest.mark.parametrize("model", GRAPHS)

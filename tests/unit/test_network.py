@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from insync.ensemble.spec import (
-    CHANNELS,
-    FEATURE_HEIGHT,
-    FEATURE_WIDTH,
-    IDENTITY,
-    MODELS,
-    MOUTH,
-    POSE,
-    REFERENCES,
-    SEEN_CHANNELS,
-    SPEECH,
-    STYLE,
-)
+from insync.ensemble import spec
+from insync.ensemble.head import places
+from insync.ensemble.mouth import MouthBasis
+from insync.ensemble.spec import MODELS, MOUTH, POSE, REFERENCES, SEEN_CHANNELS, SPEECH
 from insync.network import mask
 from insync.network.adaat import adaat
 from insync.network.discriminators import Discriminator, global_view, local_view
+from insync.network.inpainter import FINE
 from insync.network.model import DecoderGraph, EncoderGraph, LipSync, MixerGraph, ReferenceGraph, parameters_mb
 from insync.network.mouth_reader import MouthReader
+from insync.network.placing import Flow, Placing
 from insync.network.syncnet import MOUTH_FRAMES, SyncNet
 
 BATCH = 2
@@ -42,11 +39,16 @@ def network() -> LipSync:
     return LipSync().eval()
 
 
+def _random(tensor: spec.Tensor, batch: int = BATCH) -> Tensor:
+    values = torch.rand(batch, *tensor.shape)
+    return (values * 255).to(torch.uint8) if tensor.dtype == "UINT8" else values
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 @torch.no_grad()
 def test_graphs_keep_the_specification(network: LipSync, name: str) -> None:
     model = MODELS[name]
-    outputs = GRAPHS[name](network)(*(torch.rand(BATCH, *tensor.shape) for tensor in model.inputs))
+    outputs = GRAPHS[name](network)(*(_random(tensor) for tensor in model.inputs))
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     assert [tuple(output.shape[1:]) for output in outputs] == [tensor.shape for tensor in model.outputs]
     assert [output.dtype for output in outputs] == [
@@ -68,14 +70,16 @@ def test_what_the_mouth_shows_cannot_reach_the_colours(network: LipSync) -> None
     beside = first.clone()
     beside[..., 186, 160] = 1 - beside[..., 186, 160]  # inside the ellipse, but not hidden
     assert not torch.equal(network.source(beside, hidden)[0][:, :SEEN_CHANNELS], a[:, :SEEN_CHANNELS])
-    aligned, style = torch.rand(1, CHANNELS, FEATURE_HEIGHT, FEATURE_WIDTH), torch.rand(1, STYLE)
-    assert torch.equal(network.inpainter(a, aligned, style)[0], network.inpainter(b, aligned, style)[0])
+    others = [torch.rand(1, *tensor.shape) for tensor in MODELS["lipsync_decoder"].inputs[1:]]
+    first_painted, second_painted = (network.inpainter(source, *others) for source in (a, b))
+    assert torch.equal(first_painted.colours, second_painted.colours)
+    assert not torch.equal(first_painted.alpha, second_painted.alpha)
 
 
 @torch.no_grad()
 def test_patch_is_transparent_outside_the_hole(network: LipSync) -> None:
     source, _ = network.source(torch.rand(1, 3, 256, 256))
-    patch = DecoderGraph(network)(source, torch.rand(1, CHANNELS, FEATURE_HEIGHT, FEATURE_WIDTH), torch.rand(1, STYLE))
+    patch = DecoderGraph(network)(source, *(_random(tensor, 1) for tensor in MODELS["lipsync_decoder"].inputs[1:]))
     alpha = patch[0, :, :, 3]
     hole = mask.hole()[0, 0] > 0
     assert int(alpha[~hole].max()) == 0
@@ -112,11 +116,59 @@ def test_adaat_identity_and_quarter_turn() -> None:
 
 @torch.no_grad()
 def test_compute_and_size_budget(network: LipSync) -> None:
-    reference, identity = torch.rand(1, CHANNELS, FEATURE_HEIGHT, FEATURE_WIDTH), torch.rand(1, IDENTITY)
+    crop, mel = torch.rand(1, 3, 256, 256), torch.rand(1, 80, 40)
+    tensors = (*MODELS["lipsync_twin_features"].outputs[:4], spec.PLACES)
+    features = [torch.rand(1, *tensor.shape) for tensor in tensors]
     with FlopCounterMode(display=False) as counter:
-        network.render(torch.rand(1, 3, 256, 256), reference, identity, network.code(torch.rand(1, 80, 40)))
+        network.render(crop, features[0], features[1], features[2], features[3], features[4], network.code(mel))
     assert counter.get_total_flops() <= 10e9
     assert parameters_mb(network) <= 16
+
+
+@torch.no_grad()
+def test_flow_is_right_where_landmarks_lie_and_turns_with_them() -> None:
+    flow = Flow()
+    places = torch.rand(1, *spec.PLACES.shape) * 1.6 - 0.8
+    turn, shift = torch.tensor([[0.9, 0.1], [-0.1, 1.1]]), torch.tensor([0.05, -0.1])
+    others = (places @ turn + shift)[:, None].expand(-1, REFERENCES, -1, -1)
+    found = flow(places, others)[0, 2].permute(1, 2, 0).reshape(-1, 2)
+    error = ((found - (flow.grid[0] @ turn + shift)) * flow.extent).norm(dim=1)
+    assert float(error.mean()) < 0.2  # pixels
+    nowhere = torch.zeros_like(places)
+    assert torch.isfinite(flow(nowhere, nowhere[:, None].expand(-1, REFERENCES, -1, -1))).all()
+
+
+@torch.no_grad()
+def test_what_is_copied_lies_where_the_places_say(network: LipSync) -> None:
+    copying = network.inpainter.copying
+    merged, each = torch.rand(1, FINE, *spec.ALIGNED.shape[1:]), torch.rand(1, REFERENCES, 32, *spec.ALIGNED.shape[1:])
+    _, height, width = spec.PIXELS.shape
+    x = ((2 * torch.arange(width) + 1) / width - 1).expand(height, width)
+    y = ((2 * torch.arange(height) + 1) / height - 1)[:, None].expand(height, width)
+    ramps = torch.stack([x, y, torch.zeros(height, width)]).repeat(REFERENCES, 1, 1)[None]
+    weights = torch.eye(REFERENCES)[:1]  # the first reference alone
+    here = torch.rand(1, *spec.PLACES.shape) * 1.6 - 0.8
+    there = here[:, None].repeat(1, REFERENCES, 1, 1) + torch.tensor(
+        [0.1, 0.0]
+    )  # a twentieth of the window further right
+    copied, chosen, origin = copying(merged, each, weights, ramps, there, here)
+    gain, shift = F.interpolate(copying.colour(merged), scale_factor=4.0, mode="bilinear").chunk(2, dim=1)
+    back = (copied - shift) * torch.exp(-gain)
+    inside = (slice(None), slice(10, -10), slice(10, -20))
+    torch.testing.assert_close(back[0, :2][inside], origin[0, 0][inside], rtol=0, atol=0.02)
+    assert chosen[0, 0].tolist() == [1, 0, 0, 0, 0]
+    assert float((origin[0, 0, 0] - x).mean()) == pytest.approx(0.1, abs=0.05)
+
+
+@torch.no_grad()
+def test_places_are_those_of_the_head_with_another_mouth(network: LipSync, repository: Path) -> None:
+    basis = MouthBasis.load(repository / "lipsync_twin" / "1" / "mouth_basis.npz")
+    placing = Placing()
+    placing.follow(basis)
+    rng = np.random.default_rng(0)
+    head, code = (rng.standard_normal(shape).astype(np.float32) for shape in (spec.HEAD.shape, (MOUTH,)))
+    got = placing(*(torch.from_numpy(value)[None] for value in (head, basis.rest, code)))[0]
+    np.testing.assert_allclose(got.numpy(), places(head, basis.decode(code, basis.rest)), atol=1e-5)
 
 
 def _learns(module: nn.Module, loss: Tensor) -> None:

@@ -178,7 +178,7 @@ def test_report(
 
 def test_a_silent_clip_needs_speech(sample_speech: Path) -> None:
     nothing = np.zeros(0, np.float32)
-    silent = Footage(np.zeros((0, 256, 256, 3), np.uint8), nothing, nothing, nothing, nothing, [], 0)
+    silent = Footage(np.zeros((0, 256, 256, 3), np.uint8), nothing, nothing, nothing, nothing, nothing, [], 0)
     with pytest.raises(ValueError, match=r"a\.mp4 has no sound: name a file with speech"):
         _sound("a.mp4", silent, None)
     assert len(_sound("a.mp4", silent, sample_speech)) == pytest.approx(6.1 * 16_000, rel=0.01)

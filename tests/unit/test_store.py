@@ -14,7 +14,7 @@ import pytest
 
 from insync.ensemble.errors import BadInputError, NotFoundError
 from insync.ensemble.features import FeatureCache, Features
-from insync.ensemble.spec import CROP_SIZE, MOUTH, REFERENCES
+from insync.ensemble.spec import CROP_SIZE, MOUTH, REFERENCE_PLACES, REFERENCES
 from insync.ensemble.store import Record, TwinStore
 
 
@@ -23,6 +23,7 @@ def record(seed: int = 0) -> Record:
     return Record(
         rng.integers(0, 256, (REFERENCES, CROP_SIZE, CROP_SIZE, 3), np.uint8),
         rng.standard_normal((REFERENCES, MOUTH)).astype(np.float32),
+        rng.standard_normal(REFERENCE_PLACES.shape).astype(np.float32),
         rng.standard_normal((44, 2)).astype(np.float32),
         {"frames": 7, "references": [], "warnings": ["the face is small"]},
     )
@@ -38,6 +39,7 @@ def test_what_is_saved_is_loaded(store: TwinStore) -> None:
     twin = store.load(store.save(saved))
     np.testing.assert_array_equal(twin.record.crops, saved.crops)
     np.testing.assert_array_equal(twin.record.codes, saved.codes)
+    np.testing.assert_array_equal(twin.record.places, saved.places)
     np.testing.assert_array_equal(twin.record.neutral, saved.neutral)
     assert twin.record.report == saved.report
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from insync.ensemble.errors import BadInputError
 from insync.ensemble.face import FaceFinder
 from insync.ensemble.mouth import MouthBasis
-from insync.ensemble.spec import CROP_SIZE, MAX_REGISTRATION_FRAMES, MOUTH, REFERENCES
+from insync.ensemble.spec import CROP_SIZE, MAX_REGISTRATION_FRAMES, MOUTH, PLACES, REFERENCES
 from insync.ensemble.store import TwinStore
 from insync.ensemble.twin import _choose, _Seen, contact_sheet, head_pose, register
 
@@ -139,7 +139,8 @@ def seen(frame: int, opening: float, yaw: float, sharpness: float) -> _Seen:
     """A frame whose mouth is one number: every lip point moves down by it."""
     shape = np.full((44, 2), opening, np.float32)
     crop = np.zeros((CROP_SIZE, CROP_SIZE, 3), np.uint8)
-    return _Seen(frame, crop, shape, np.array([yaw, 0, 0], np.float32), sharpness, 200.0)
+    places = np.zeros(PLACES.shape, np.float32)
+    return _Seen(frame, crop, shape, places, np.array([yaw, 0, 0], np.float32), sharpness, 200.0)
 
 
 def test_the_sampler_takes_the_extremes_first_and_the_resting_face_as_a_start() -> None:

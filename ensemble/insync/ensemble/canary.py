@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from insync.ensemble.access import ask_over_http
 from insync.ensemble.errors import NotFoundError, ServerError
-from insync.ensemble.spec import CROP_SIZE, MODELS, MOUTH, REFERENCES, WINDOW_SAMPLES
+from insync.ensemble.spec import CROP_SIZE, MODELS, MOUTH, NEUTRAL, REFERENCE_PLACES, REFERENCES, WINDOW_SAMPLES
 from insync.ensemble.store import Record, TwinStore
 
 ENSEMBLES = tuple(name for name, model in MODELS.items() if model.backend == "ensemble")
@@ -36,10 +36,11 @@ def answers_frames(url: str, twin_store: Path, timeout_s: float, over_http: bool
         ServerError: an ensemble answers with an error, or not at all; or the twin store cannot be written.
     """
     grey = np.full((REFERENCES, CROP_SIZE, CROP_SIZE, 3), 128, np.uint8)
-    codes, neutral = np.zeros((REFERENCES, MOUTH), np.float32), np.zeros((1, 2), np.float32)
+    codes, neutral = np.zeros((REFERENCES, MOUTH), np.float32), np.zeros(NEUTRAL.shape, np.float32)
+    places = np.zeros(REFERENCE_PLACES.shape, np.float32)
     store = TwinStore(twin_store)
     try:
-        twin = store.save(Record(grey, codes, neutral, {"references": [], "warnings": ["canary"]}))
+        twin = store.save(Record(grey, codes, places, neutral, {"references": [], "warnings": ["canary"]}))
     except OSError as exc:
         raise ServerError(f"the twin store {twin_store} cannot be written: {exc.strerror}") from exc
     values = _values(twin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -11,8 +11,28 @@ from numpy.typing import NDArray
 
 from insync.ensemble import spec
 from insync.ensemble.adaat import adaat
+from insync.ensemble.store import Record
+from insync.ensemble.twin import pixels_of
 
 Floats = NDArray[np.float32]
+
+
+class Twin(NamedTuple):
+    """A person's features, with a batch dimension of 1.
+
+    Attributes:
+        reference: REFERENCE, float32 [1, 160, 36, 40].
+        identity: IDENTITY, float32 [1, 128].
+        pixels: PIXELS, uint8 [1, 15, 144, 160].
+        places: REFERENCE_PLACES, float32 [1, 5, 73, 2].
+        neutral: NEUTRAL, float32 [1, 44, 2].
+    """
+
+    reference: Floats
+    identity: Floats
+    pixels: NDArray[np.uint8]
+    places: Floats
+    neutral: Floats
 
 
 class Chain:
@@ -34,21 +54,21 @@ class Chain:
             for name in ("lipsync_encoder", "lipsync_mixer", "lipsync_decoder", "lipsync_reference")
         }
 
-    def reference(self, crops: NDArray[np.uint8], codes: Floats) -> tuple[Floats, Floats]:
-        """A twin's features: crops uint8 [5, 256, 256, 3], codes float32 [5, 12] → REFERENCE [1, 160, 36, 40], IDENTITY [1, 128]."""
-        planes = np.ascontiguousarray(crops.transpose(0, 3, 1, 2)[None], np.float32) / np.float32(255)
-        reference, identity = self._run("lipsync_reference", planes, codes[None].astype(np.float32))
-        return reference, identity
+    def reference(self, record: Record) -> Twin:
+        """A twin's features."""
+        planes = np.ascontiguousarray(record.crops.transpose(0, 3, 1, 2)[None], np.float32) / np.float32(255)
+        reference, identity = self._run("lipsync_reference", planes, record.codes[None])
+        return Twin(reference, identity, pixels_of(record.crops)[None], record.places[None], record.neutral[None])
 
-    def patch(self, crop: Floats, mel: Floats, reference: Floats, identity: Floats) -> tuple[NDArray[np.uint8], Floats]:
-        """One frame: CROP [1, 3, 256, 256] in [0, 1], MEL [1, 80, 40], a twin's features → PATCH [256, 256, 4], mouth code [12]."""
+    def patch(self, crop: Floats, mel: Floats, head: Floats, twin: Twin) -> tuple[NDArray[np.uint8], Floats]:
+        """One frame: CROP [1, 3, 256, 256] in [0, 1], MEL [1, 80, 40], HEAD [1, 75, 2], a twin's features → PATCH [256, 256, 4], mouth code [12]."""
         source, pose, speech = self._run("lipsync_encoder", crop, mel)
-        affine, style, code = self._run("lipsync_mixer", pose, identity, speech)
-        aligned = adaat(reference, affine, self._threads)
-        (patch,) = self._run("lipsync_decoder", source, aligned, style)
+        affine, style, code, places = self._run("lipsync_mixer", pose, twin.identity, speech, head, twin.neutral)
+        aligned = adaat(twin.reference, affine, self._threads)
+        (patch,) = self._run("lipsync_decoder", source, aligned, style, twin.pixels, twin.places, places)
         return np.asarray(patch[0], np.uint8), np.asarray(code[0], np.float32)
 
-    def _run(self, name: str, *values: Floats) -> list[Any]:
+    def _run(self, name: str, *values: NDArray[Any]) -> list[Any]:
         model = spec.MODELS[name]
         feeds = {wanted.name: value for wanted, value in zip(model.inputs, values, strict=True)}
         outputs: list[Any] = self._graphs[name].run([output.name for output in model.outputs], feeds)

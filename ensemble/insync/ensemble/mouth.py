@@ -101,6 +101,12 @@ def opening(shape: Floats) -> float:
 
 def skull_fixed(landmarks: Floats, rigid: Floats) -> Floats:
     """Landmarks float32 [468, 3] turned, scaled and moved so that their rigid points best fit rigid, float32 [R, 3]."""
+    turn, shift = skull_fit(landmarks, rigid)
+    return np.asarray(landmarks @ turn.T + shift, np.float32)
+
+
+def skull_fit(landmarks: Floats, rigid: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The similarity that does it: turn and scale [3, 3], and shift [3]."""
     points = landmarks.astype(np.float64)
     source, target = points[list(RIGID)], rigid.astype(np.float64)
     source_mean, target_mean = source.mean(0), target.mean(0)
@@ -108,4 +114,5 @@ def skull_fixed(landmarks: Floats, rigid: Floats) -> Floats:
     u, s, vt = np.linalg.svd(b.T @ a)
     sign = np.diag([1.0, 1.0, float(np.sign(np.linalg.det(u @ vt)))])
     scale = float((s * np.diag(sign)).sum() / max(float((a**2).sum()), 1e-12))
-    return np.asarray((points - source_mean) @ (scale * u @ sign @ vt).T + target_mean, np.float32)
+    turn = scale * u @ sign @ vt
+    return turn, target_mean - turn @ source_mean

@@ -16,9 +16,8 @@ MEL_BANDS = 80
 MEL_FRAMES = 40  # one every 10 ms
 CROP_SIZE = 256  # pixels, square
 SEEN_CHANNELS = 48
-SOURCE_CHANNELS = (
-    SEEN_CHANNELS + 1
-)  # of SOURCE; the last one is the logit that the mouth is bare, and only drives the alpha
+# Of SOURCE; the last one is the logit that the mouth is bare, and only drives the alpha.
+SOURCE_CHANNELS = SEEN_CHANNELS + 1
 REFERENCES = 5  # reference crops of a twin
 REFERENCE_CHANNELS = 32  # features of each reference crop
 CHANNELS = REFERENCES * REFERENCE_CHANNELS  # of REFERENCE and ALIGNED, each warped by its own affine
@@ -33,6 +32,8 @@ IDENTITY = 128
 SPEECH = 256
 STYLE = 128
 TWIN_LENGTH = 32  # hexadecimal digits of a twin's id
+LIPS = 44  # landmarks of lips and chin, which speech moves
+STILL = 29  # landmarks around them, which it does not
 MAX_PIXELS = 16_777_216  # of one frame, checked before it is decoded
 MAX_FRAME_BYTES = 32 * 2**20  # of one encoded frame
 MAX_REGISTRATION_FRAMES = 300
@@ -80,6 +81,17 @@ SPEECH_EMBEDDING = Tensor("SPEECH", "FP32", (SPEECH,))
 AFFINE = Tensor("AFFINE", "FP32", (CHANNELS, 4))
 STYLE_VECTOR = Tensor("STYLE", "FP32", (STYLE,))
 MOUTH_CODE = Tensor("MOUTH", "FP32", (MOUTH,))
+# The references' own pixels in the patch's window: what the decoder copies skin and teeth from.
+PIXELS = Tensor(
+    "PIXELS",
+    "UINT8",
+    (3 * REFERENCES, WINDOW_ROWS[1] - WINDOW_ROWS[0], WINDOW_COLUMNS[1] - WINDOW_COLUMNS[0]),
+)
+# Landmarks, in x and y with the window's outer edges at ±1; see `head`.
+HEAD = Tensor("HEAD", "FP32", (2 + LIPS + STILL, 2))
+NEUTRAL = Tensor("NEUTRAL", "FP32", (LIPS, 2))
+PLACES = Tensor("PLACES", "FP32", (LIPS + STILL, 2))
+REFERENCE_PLACES = Tensor("REFERENCE_PLACES", "FP32", (REFERENCES, LIPS + STILL, 2))
 ALIGNED = Tensor("ALIGNED", "FP32", (CHANNELS, FEATURE_HEIGHT, FEATURE_WIDTH))
 PATCH = Tensor("PATCH", "UINT8", (CROP_SIZE, CROP_SIZE, 4))
 SYNCED = Tensor("SYNCED", "UINT8", (-1,))
@@ -120,18 +132,28 @@ MODELS: dict[str, Model] = {
             ),
         ),
         Model("lipsync_preprocess", "dali", (FRAME, AUDIO), (IMAGE, MEL)),
-        Model("lipsync_face", "python", (IMAGE, FACE_HINT), (TRANSFORM, CONFIDENCE, FACE)),
+        Model("lipsync_face", "python", (IMAGE, FACE_HINT), (TRANSFORM, CONFIDENCE, FACE, HEAD)),
         Model("lipsync_align", "dali", (IMAGE, TRANSFORM), (CROP,)),
-        Model("lipsync_twin_features", "python", (TWIN_DIGITS,), (REFERENCE, IDENTITY_DESCRIPTOR)),
+        Model(
+            "lipsync_twin_features",
+            "python",
+            (TWIN_DIGITS,),
+            (REFERENCE, IDENTITY_DESCRIPTOR, PIXELS, REFERENCE_PLACES, NEUTRAL),
+        ),
         Model("lipsync_encoder", "onnxruntime", (CROP, MEL), (SOURCE, POSE_DESCRIPTOR, SPEECH_EMBEDDING)),
         Model(
             "lipsync_mixer",
             "onnxruntime",
-            (POSE_DESCRIPTOR, IDENTITY_DESCRIPTOR, SPEECH_EMBEDDING),
-            (AFFINE, STYLE_VECTOR, MOUTH_CODE),
+            (POSE_DESCRIPTOR, IDENTITY_DESCRIPTOR, SPEECH_EMBEDDING, HEAD, NEUTRAL),
+            (AFFINE, STYLE_VECTOR, MOUTH_CODE, PLACES),
         ),
         Model("lipsync_adaat", "python", (REFERENCE, AFFINE), (ALIGNED,)),
-        Model("lipsync_decoder", "onnxruntime", (SOURCE, ALIGNED, STYLE_VECTOR), (PATCH,)),
+        Model(
+            "lipsync_decoder",
+            "onnxruntime",
+            (SOURCE, ALIGNED, STYLE_VECTOR, PIXELS, REFERENCE_PLACES, PLACES),
+            (PATCH,),
+        ),
         Model(
             "lipsync_composite",
             "python",

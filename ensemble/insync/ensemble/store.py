@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insync.ensemble.errors import BadInputError, NotFoundError
-from insync.ensemble.spec import CROP_SIZE, MOUTH, REFERENCES, TWIN_LENGTH
+from insync.ensemble.spec import CROP_SIZE, MOUTH, REFERENCE_PLACES, REFERENCES, TWIN_LENGTH
 
 ID_FORM = f"{TWIN_LENGTH} hexadecimal digits, as registration returned them"
 _ID = re.compile(rf"[0-9a-f]{{{TWIN_LENGTH}}}")
-_VERSION = 1  # of the layout of twin.json
+_VERSION = 2  # of the layout of twin.json
 _MADE, _GONE = ".tmp", ".gone"  # folders of twins that are not yet whole, and no longer
 _ABANDONED_S = 600  # making a twin takes less
 
@@ -39,12 +39,14 @@ class Record:
     Attributes:
         crops: uint8 [5, 256, 256, 3], RGB reference crops.
         codes: float32 [5, MOUTH], their mouth codes.
+        places: float32 [5, 73, 2], their landmarks in the patch's window; see `head`.
         neutral: float32 [L, 2], the resting mouth shape.
         report: what was used and why, ready for JSON.
     """
 
     crops: NDArray[np.uint8]
     codes: NDArray[np.float32]
+    places: NDArray[np.float32]
     neutral: NDArray[np.float32]
     report: dict[str, Any]
 
@@ -94,6 +96,10 @@ class TwinStore:
             )
         if record.codes.shape != (REFERENCES, MOUTH) or not np.isfinite(record.codes).all():
             raise BadInputError(f"codes have shape {list(record.codes.shape)}, expected finite [{REFERENCES}, {MOUTH}]")
+        if record.places.shape != REFERENCE_PLACES.shape or not np.isfinite(record.places).all():
+            raise BadInputError(
+                f"places have shape {list(record.places.shape)}, expected finite {list(REFERENCE_PLACES.shape)}"
+            )
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         twin = secrets.token_hex(TWIN_LENGTH // 2)
         made = self.folder / f".{twin}{_MADE}"
@@ -106,6 +112,7 @@ class TwinStore:
                 "version": _VERSION,
                 "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "codes": record.codes.tolist(),
+                "places": record.places.tolist(),
                 "neutral": record.neutral.tolist(),
                 "report": record.report,
             }
@@ -136,6 +143,7 @@ class TwinStore:
             Record(
                 np.ascontiguousarray(crops),
                 np.asarray(content["codes"], np.float32).reshape(REFERENCES, MOUTH),
+                np.asarray(content["places"], np.float32).reshape(REFERENCE_PLACES.shape),
                 np.asarray(content["neutral"], np.float32),
                 content["report"],
             ),

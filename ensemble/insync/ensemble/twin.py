@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from insync.ensemble.errors import BadInputError
 from insync.ensemble.face import FaceFinder, take_crop
 from insync.ensemble.guard import check_registration
+from insync.ensemble.head import places_of
 from insync.ensemble.mouth import MouthBasis, opening
-from insync.ensemble.spec import CROP_SIZE, REFERENCES
+from insync.ensemble.spec import CROP_SIZE, REFERENCES, WINDOW_COLUMNS, WINDOW_ROWS
 from insync.ensemble.store import Record, Twin
 
 Image = NDArray[np.uint8]
@@ -44,6 +45,7 @@ class _Seen:
     frame: int
     crop: Image
     shape: Floats
+    places: Floats
     pose: Floats  # yaw, pitch, roll in radians
     sharpness: float
     width: float  # of the face, in pixels of the frame
@@ -73,7 +75,14 @@ def register(frames: Sequence[bytes], finder: FaceFinder, basis: MouthBasis) -> 
     neutral = basis.neutral(np.stack([one.shape for one in seen]))
     chosen, distinct = _choose(seen, neutral)
     codes = np.stack([basis.code(one.shape, neutral) for one in chosen])
-    return Record(np.stack([one.crop for one in chosen]), codes, neutral, _report(len(frames), seen, chosen, distinct))
+    crops, places = (np.stack([getattr(one, part) for one in chosen]) for part in ("crop", "places"))
+    return Record(crops, codes, places, neutral, _report(len(frames), seen, chosen, distinct))
+
+
+def pixels_of(crops: Image) -> Image:
+    """PIXELS, uint8 [15, 144, 160], of reference crops uint8 [5, 256, 256, 3]: the patch's window of each, plane by plane."""
+    window = crops[:, slice(*WINDOW_ROWS), slice(*WINDOW_COLUMNS)].transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(window).reshape(-1, *window.shape[2:])
 
 
 def contact_sheet(twin: Twin) -> Image:
@@ -125,8 +134,9 @@ def _look(frames: Sequence[bytes], finder: FaceFinder, basis: MouthBasis) -> lis
             continue  # the last box stays: the same person may come back
         box = face.box
         crop = take_crop(image, face.transform)
+        places = places_of(face.landmarks, face.transform)
         pose, width = head_pose(face.landmarks), float(face.box[2] - face.box[0])
-        seen.append(_Seen(k, crop, basis.shape(face.landmarks), pose, _sharpness(crop), width))
+        seen.append(_Seen(k, crop, basis.shape(face.landmarks), places, pose, _sharpness(crop), width))
     return seen
 
 

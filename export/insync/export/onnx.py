@@ -23,9 +23,11 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.export import Dim
 
+from insync.ensemble import spec
 from insync.ensemble.face import FaceFinder, take_crop
 from insync.ensemble.spec import MEL_BANDS, MEL_FRAMES, MODELS, MOUTH, REFERENCES
 from insync.network.adaat import adaat
+from insync.network.copying import pixels_of
 from insync.network.model import DecoderGraph, EncoderGraph, LipSync, MixerGraph, ReferenceGraph
 
 OPSET = 18
@@ -124,16 +126,34 @@ def _feeds(network: LipSync, crops: npt.NDArray[np.float32]) -> dict[str, Arrays
     batch = 3
     mel = rng.uniform(-1, 0.6, (batch, MEL_BANDS, MEL_FRAMES)).astype(np.float32)
     codes = rng.normal(0, 1, (batch, REFERENCES, MOUTH)).astype(np.float32)
+
+    def some(tensor: spec.Tensor, spread: float) -> Tensor:
+        return torch.from_numpy(rng.normal(0, spread, (batch, *tensor.shape)).astype(np.float32))
+
     references = np.stack([crops[i : i + REFERENCES] for i in range(batch)])
     frames = torch.from_numpy(crops[-batch:])
     source, pose, speech = EncoderGraph(network)(frames, torch.from_numpy(mel))
     reference, identity = network.reference(torch.from_numpy(references), torch.from_numpy(codes))
-    affine, style, _ = MixerGraph(network)(pose, identity, speech)
+    head, neutral = some(spec.HEAD, 0.3), some(spec.NEUTRAL, 0.1)
+    affine, style, _, places = MixerGraph(network)(pose, identity, speech, head, neutral)
     tensors: dict[str, dict[str, Tensor]] = {
         "lipsync_encoder": {"CROP": frames, "MEL": torch.from_numpy(mel)},
         "lipsync_reference": {"CROPS": torch.from_numpy(references), "CODES": torch.from_numpy(codes)},
-        "lipsync_mixer": {"POSE": pose, "IDENTITY": identity, "SPEECH": speech},
-        "lipsync_decoder": {"SOURCE": source, "ALIGNED": adaat(reference, affine), "STYLE": style},
+        "lipsync_mixer": {
+            "POSE": pose,
+            "IDENTITY": identity,
+            "SPEECH": speech,
+            "HEAD": head,
+            "NEUTRAL": neutral,
+        },
+        "lipsync_decoder": {
+            "SOURCE": source,
+            "ALIGNED": adaat(reference, affine),
+            "STYLE": style,
+            "PIXELS": pixels_of(torch.from_numpy(references) * 255).round().to(torch.uint8),
+            "REFERENCE_PLACES": some(spec.REFERENCE_PLACES, 0.4),
+            "PLACES": places,
+        },
     }
     return {name: {key: value.numpy() for key, value in part.items()} for name, part in tensors.items()}
 

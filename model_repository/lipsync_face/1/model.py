@@ -11,17 +11,20 @@ import cv2
 import numpy as np
 
 from insync.ensemble.face import FaceFinder, centred_transform
+from insync.ensemble.head import head_of
+from insync.ensemble.spec import HEAD
 from insync.ensemble.triton import Outputs, answer, array, optional
 
 
 class TritonPythonModel:
-    """IMAGE, FACE_HINT → TRANSFORM, CONFIDENCE, FACE."""
+    """IMAGE, FACE_HINT → TRANSFORM, CONFIDENCE, FACE, HEAD."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Loads the face networks that lie beside this file."""
         parameters = json.loads(args["model_config"])["parameters"]
         folder = Path(args["model_repository"]) / args["model_version"]
         cv2.setNumThreads(1)  # the cores belong to the other steps
+        self._rigid = np.load(folder / "rigid.npy")
         self._finder = FaceFinder(folder, threads=int(parameters["threads"]["string_value"]))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -33,8 +36,10 @@ class TritonPythonModel:
         count, height, width = images.shape[:3]
         transforms = np.repeat(centred_transform(width, height)[None], count, axis=0)
         confidences, boxes = np.zeros((count, 1), np.float32), np.zeros((count, 4), np.float32)
+        heads = np.zeros((count, *HEAD.shape), np.float32)
         for k, image in enumerate(images):
             face = self._finder.find(image, None if hints is None else hints[k])
             if face is not None:
                 transforms[k], confidences[k], boxes[k] = face.transform, face.confidence, face.box
-        return {"TRANSFORM": transforms, "CONFIDENCE": confidences, "FACE": boxes}
+                heads[k] = head_of(face.landmarks, face.transform, self._rigid)
+        return {"TRANSFORM": transforms, "CONFIDENCE": confidences, "FACE": boxes, "HEAD": heads}

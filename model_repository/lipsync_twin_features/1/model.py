@@ -11,10 +11,11 @@ from insync.ensemble import settings
 from insync.ensemble.features import FeatureCache, Features
 from insync.ensemble.store import Record, TwinStore
 from insync.ensemble.triton import Counters, Outputs, answer, array, call
+from insync.ensemble.twin import pixels_of
 
 
 class TritonPythonModel:
-    """TWIN → REFERENCE, IDENTITY."""
+    """TWIN → REFERENCE, IDENTITY, PIXELS, REFERENCE_PLACES, NEUTRAL."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Opens the store."""
@@ -49,4 +50,9 @@ class TritonPythonModel:
 def _compute(record: Record) -> Features:
     crops = record.crops.transpose(0, 3, 1, 2)[None].astype(np.float32) / 255
     inputs = {"CROPS": np.ascontiguousarray(crops), "CODES": record.codes[None]}
-    return call("lipsync_reference", inputs, ("REFERENCE", "IDENTITY"))
+    return {
+        **call("lipsync_reference", inputs, ("REFERENCE", "IDENTITY")),
+        "PIXELS": pixels_of(record.crops)[None],
+        "REFERENCE_PLACES": record.places[None],
+        "NEUTRAL": record.neutral[None],
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from insync.ensemble.spec import (
 )
 from insync.network import mask
 from insync.network.blocks import Residual, StyledResidual, activation, conv
+from insync.network.copying import Copying
 
 FINE = 80  # channels at a quarter of the crop's resolution
 COARSE = 112  # at an eighth
@@ -23,10 +26,33 @@ HALF = 48  # at half
 ALL = 48  # channels that carry what all references have in common
 
 
+class Painted(NamedTuple):
+    """What the inpainter gives.
+
+    Attributes:
+        colours: [B, 3, 144, 160] in [0, 1].
+        alpha: [B, 1, 144, 160] in [0, 1].
+        bare: logits [B, 1, 144, 160] that the mouth is bare.
+        copied: [B, 3, 144, 160], what was copied from the references.
+        kept: [B, 1, 144, 160] in [0, 1], how much of it the colours keep.
+        chosen: [B, 2, 5], from which of them, one 1 in each row.
+        places: [B, 2, 2, 144, 160], from where in each.
+    """
+
+    colours: Tensor
+    alpha: Tensor
+    bare: Tensor
+    copied: Tensor
+    kept: Tensor
+    chosen: Tensor
+    places: Tensor
+
+
 class Inpainter(nn.Module):
     """A styled U-Net over the patch's window of the crop (decoder of DINet, Zhang et al., 2023, with FiLM instead of its plain blocks).
 
-    The weighted reference comes in twice: at the beginning, and, past the U-Net, where its detail only has to be enlarged.
+    It does two things: it copies the references' pixels to where the mouth to be spoken has them (`Copying`), and it paints what no reference
+    shows. A mask blends the two.
     """
 
     feather: Tensor
@@ -45,21 +71,32 @@ class Inpainter(nn.Module):
         self.to_half = nn.Sequential(
             conv(FINE + REFERENCE_CHANNELS, 4 * HALF, kernel=1), nn.PixelShuffle(2), activation()
         )
+        self.copying = Copying(FINE)
+        self.unshuffle = nn.PixelUnshuffle(2)
+        self.beside = nn.Sequential(conv(HALF + 4 * 3, HALF), activation())
         self.half_body = Residual(HALF)
-        self.to_full = nn.Sequential(conv(HALF, 4 * 3), nn.PixelShuffle(2))
+        self.to_full = nn.Sequential(conv(HALF, 4 * (3 + 1)), nn.PixelShuffle(2))
         nn.init.normal_(self.to_full[0].weight, std=0.02)  # type: ignore[arg-type]
         self.act = activation()
 
-    def forward(self, source: Tensor, aligned: Tensor, style: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self,
+        source: Tensor,
+        aligned: Tensor,
+        style: Tensor,
+        pixels: Tensor,
+        reference_places: Tensor,
+        places: Tensor,
+    ) -> Painted:
         """Paints the window of the crop.
 
         Args:
             source: [B, 49, 36, 40].
             aligned: [B, 160, 36, 40].
             style: [B, 128]; its first 5 entries weigh the references.
-
-        Returns:
-            Colours [B, 3, 144, 160] in [0, 1]; alpha [B, 1, 144, 160] in [0, 1]; logits [B, 1, 144, 160] that the mouth is bare.
+            pixels: [B, 15, 144, 160] in [0, 1], the references in the window.
+            reference_places: [B, 5, 73, 2], their landmarks.
+            places: [B, 73, 2], the landmarks to be painted.
         """
         batch, _, height, width = aligned.shape
         each = aligned.reshape(batch, REFERENCES, REFERENCE_CHANNELS, height, width)
@@ -71,10 +108,14 @@ class Inpainter(nn.Module):
             coarse = block(coarse, style)
         risen = F.interpolate(self.up(coarse), scale_factor=2.0, mode="nearest")
         merged = self.merged(self.act(fine + risen), style)
-        half = self.half_body(self.to_half(torch.cat([merged, chosen], dim=1)))
-        colours = torch.sigmoid(self.to_full(half))
+        copied, which, origin = self.copying(merged, each, style[:, :REFERENCES], pixels, reference_places, places)
+        half = self.to_half(torch.cat([merged, chosen], dim=1))
+        half = self.half_body(self.beside(torch.cat([half, self.unshuffle(copied)], dim=1)))
+        painted = torch.sigmoid(self.to_full(half))
+        own, kept = painted[:, :3], painted[:, 3:]
+        colours = (kept * copied + (1 - kept) * own).clamp(0, 1)
         bare = F.interpolate(source[:, SEEN_CHANNELS:], scale_factor=4.0, mode="bilinear", align_corners=False)
-        return colours, torch.sigmoid(bare) * self.feather, bare
+        return Painted(colours, torch.sigmoid(bare) * self.feather, bare, copied, kept, which, origin)
 
 
 def to_patch(colours: Tensor, alpha: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from insync.network.adaat import adaat
 from insync.network.alignment import Alignment
 from insync.network.audio_mapping import AudioMapping
 from insync.network.audio_projection import AudioProjection
-from insync.network.inpainter import Inpainter, to_patch
+from insync.network.inpainter import Inpainter, Painted, to_patch
+from insync.network.placing import Placing
 from insync.network.reference_encoder import ReferenceEncoder
 from insync.network.source_encoder import SourceEncoder
 
@@ -24,17 +25,29 @@ class LipSync(nn.Module):
         self.projection = AudioProjection()
         self.mapping = AudioMapping()
         self.alignment = Alignment()
+        self.placing = Placing()
         self.inpainter = Inpainter()
 
     def render(
-        self, crop: Tensor, reference: Tensor, identity: Tensor, code: Tensor, hidden: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        crop: Tensor,
+        reference: Tensor,
+        identity: Tensor,
+        pixels: Tensor,
+        reference_places: Tensor,
+        places: Tensor,
+        code: Tensor,
+        hidden: Tensor | None = None,
+    ) -> Painted:
         """Paints mouths for given codes: what the renderer is trained as.
 
         Args:
             crop: [B, 3, 256, 256] in [0, 1].
             reference: [B, 160, 36, 40].
             identity: [B, 128].
+            pixels: [B, 15, 144, 160] in [0, 1].
+            reference_places: [B, 5, 73, 2].
+            places: [B, 73, 2].
             code: [B, 12].
             hidden: as `SourceEncoder.forward`.
 
@@ -43,8 +56,8 @@ class LipSync(nn.Module):
         """
         source, pose = self.source(crop, hidden)
         affine, style = self.alignment(pose, identity, code)
-        window: tuple[Tensor, Tensor, Tensor] = self.inpainter(source, adaat(reference, affine), style)
-        return window
+        painted: Painted = self.inpainter(source, adaat(reference, affine), style, pixels, reference_places, places)
+        return painted
 
     def code(self, mel: Tensor) -> Tensor:
         """Log-mel [B, 80, 40] → mouth code [B, 12]."""
@@ -77,28 +90,38 @@ class ReferenceGraph(nn.Module):
 
 
 class MixerGraph(nn.Module):
-    """`lipsync_mixer`: POSE, IDENTITY, SPEECH → AFFINE, STYLE, MOUTH."""
+    """`lipsync_mixer`: POSE, IDENTITY, SPEECH, HEAD, NEUTRAL → AFFINE, STYLE, MOUTH, PLACES."""
 
     def __init__(self, network: LipSync) -> None:
         super().__init__()
-        self.mapping, self.alignment = network.mapping, network.alignment
+        self.mapping, self.alignment, self.placing = network.mapping, network.alignment, network.placing
 
-    def forward(self, pose: Tensor, identity: Tensor, speech: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, pose: Tensor, identity: Tensor, speech: Tensor, head: Tensor, neutral: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         code = self.mapping(speech)
         affine, style = self.alignment(pose, identity, code)
-        return affine, style, code
+        return affine, style, code, self.placing(head, neutral, code)
 
 
 class DecoderGraph(nn.Module):
-    """`lipsync_decoder`: SOURCE, ALIGNED, STYLE → PATCH, uint8."""
+    """`lipsync_decoder`: SOURCE, ALIGNED, STYLE, PIXELS, REFERENCE_PLACES, PLACES → PATCH; pixels and patch uint8."""
 
     def __init__(self, network: LipSync) -> None:
         super().__init__()
         self.inpainter = network.inpainter
 
-    def forward(self, source: Tensor, aligned: Tensor, style: Tensor) -> Tensor:
-        colours, alpha, _ = self.inpainter(source, aligned, style)
-        return to_patch(colours, alpha)
+    def forward(
+        self,
+        source: Tensor,
+        aligned: Tensor,
+        style: Tensor,
+        pixels: Tensor,
+        reference_places: Tensor,
+        places: Tensor,
+    ) -> Tensor:
+        painted = self.inpainter(source, aligned, style, pixels.float() * (1 / 255), reference_places, places)
+        return to_patch(painted.colours, painted.alpha)
 
 
 def parameters_mb(network: nn.Module) -> float:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from insync.ensemble.head import PLACED, in_window
 from insync.ensemble.mouth import FACE_OVAL, OUTER_LIPS, MouthBasis
 from insync.ensemble.spec import CROP_SIZE, REFERENCES
 from insync.network import mask
@@ -30,6 +31,7 @@ HIDDEN_REACH = (
     6,
     32,
 )  # so far below the chin the encoder sees nothing: drawn anew each time, so that the edge does not tell how open the mouth is
+UNSTEADY = 0.004  # of half the window: standard deviation of the landmarks that are found
 HIDDEN_MARGIN = (2, 9)  # pixels around the face that it does not see either
 
 
@@ -46,6 +48,10 @@ class Batch:
         codes: [B, 12].
         references: [G, 5, 3, 256, 256].
         reference_codes: [G, 5, 12].
+        points: [B, 468, 2], all landmarks, in x and y with the window's outer edges at ±1.
+        reference_points: [G, 5, 468, 2], the same of the references.
+        places: [B, 73, 2], those that the network gets, as unsteady as they are found; see `insync.ensemble.head`.
+        reference_places: [G, 5, 73, 2].
     """
 
     crops: Tensor
@@ -56,6 +62,10 @@ class Batch:
     codes: Tensor
     references: Tensor
     reference_codes: Tensor
+    points: Tensor
+    reference_points: Tensor
+    places: Tensor
+    reference_places: Tensor
 
 
 def farthest_points(points: Floats, count: int, first: int) -> list[int]:
@@ -105,9 +115,16 @@ class Batches:
             self._person(int(segment), augmented, bool(augmented and rng.random() < 0.5), bool(rng.random() < hinted))
             for segment in segments
         ]
-        *pictures, references, reference_codes = (list(column) for column in zip(*parts, strict=True))
-        crops, real, face, lips, hidden, codes = (torch.cat(column) for column in pictures)
-        return Batch(crops, real, face, lips, hidden, codes, torch.stack(references), torch.stack(reference_codes))
+        columns = [list(column) for column in zip(*parts, strict=True)]
+        crops, real, face, lips, hidden, codes, points = (torch.cat(column) for column in columns[:7])
+        references, reference_codes, reference_points = (torch.stack(column) for column in columns[7:])
+        placed, reference_placed = points[:, PLACED], reference_points[:, :, PLACED]
+        if augmented:
+            noise = UNSTEADY * rng.standard_normal(placed.shape).astype(np.float32)
+            placed = placed + torch.from_numpy(noise)
+        return Batch(
+            crops, real, face, lips, hidden, codes, references, reference_codes, points, reference_points, placed, reference_placed,
+        )  # fmt: skip
 
     def draw_covered(self, count: int) -> tuple[Tensor, Tensor]:
         """Frames of any people, some with something before the mouth.
@@ -175,7 +192,12 @@ class Batches:
             crops, hidden = torch.stack(covered), hidden * torch.stack(free)
         codes = self._codes[1 if mirrored else 0][index]
         windows = (mask.window(picture) for picture in (face, lips))
-        return crops, real, *windows, hidden, torch.from_numpy(codes), references, torch.from_numpy(reference_codes)
+        points = (torch.from_numpy(_in_window(data.landmarks[rows], mirrored)) for rows in (index, chosen))
+        own_points, reference_points = points
+        return (
+            crops, real, *windows, hidden, torch.from_numpy(codes), own_points,
+            references, torch.from_numpy(reference_codes), reference_points,
+        )  # fmt: skip
 
     def _hidden(self, landmarks: Floats) -> Floats:
         picture = _outline(landmarks, self._rng.uniform(*HIDDEN_REACH))
@@ -218,6 +240,13 @@ class Batches:
         return (picture * (1 - soft) + texture.clamp(0, 1) * soft), 1 - soft
 
 
+def _in_window(landmarks: Floats, mirrored: bool) -> Floats:
+    """Landmarks float32 [..., 468, 2] in pixels of the crop → with the window's outer edges at ±1."""
+    if mirrored:
+        landmarks = np.stack([CROP_SIZE - 1 - landmarks[..., 0], landmarks[..., 1]], axis=-1)
+    return in_window(landmarks)
+
+
 def _speaking_area(landmarks: Floats) -> Floats:
     """The face and, below it, where its chin goes when the mouth opens; everything else in the crop stays as filmed."""
     picture = _outline(landmarks, CHIN_REACH)
@@ -245,7 +274,7 @@ class Light:
     """A random change of exposure, contrast, saturation and white balance, the same for all pictures that it is applied to."""
 
     def __init__(self, rng: Rng, strength: float = 1.0) -> None:
-        gain = rng.uniform(1 - 0.35 * strength, 1 + 0.2 * strength) * (1 + strength * rng.normal(0, 0.04, (3, 1, 1)))
+        gain = rng.uniform(1 - 0.6 * strength, 1 + 0.2 * strength) * (1 + strength * rng.normal(0, 0.04, (3, 1, 1)))
         self._gain = torch.from_numpy(gain.astype(np.float32))
         self._bend = float(np.clip(rng.normal(0, 0.2 * strength), -0.5, 0.5))
         self._saturation = float(rng.uniform(1 - 0.4 * strength, 1 + 0.2 * strength))

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from insync.ensemble.chain import Chain
 from insync.ensemble.face import FaceFinder, take_crop
+from insync.ensemble.head import head_of
 from insync.ensemble.mel import LogMel
 from insync.ensemble.mouth import OUTER_LIPS, MouthBasis, opening
 from insync.ensemble.spec import CROP_SIZE, MAX_REGISTRATION_FRAMES, SAMPLE_RATE_HZ
@@ -96,6 +97,7 @@ class Footage:
 
     Attributes:
         crops: uint8 [N, 256, 256, 3] RGB.
+        heads: float32 [N, 75, 2], see `insync.ensemble.head`.
         landmarks: float32 [N, 468, 2], in pixels of the crops.
         openings: float32 [N], NaN as the landmarks where no face was found.
         times_s: float32 [N].
@@ -105,6 +107,7 @@ class Footage:
     """
 
     crops: Picture
+    heads: Floats
     landmarks: Floats
     openings: Floats
     times_s: Floats
@@ -133,7 +136,7 @@ class Evaluation:
         Raises:
             ValueError: too few frames show a face.
         """
-        crops, times, encoded, box = [], [], [], None
+        crops, heads, times, encoded, box = [], [], [], [], None
         with av.open(str(path)) as container:
             for frame in container.decode(video=0):
                 time_s = float(frame.time or 0.0)
@@ -145,6 +148,7 @@ class Evaluation:
                 if face is None:
                     continue
                 crops.append(take_crop(image, face.transform))
+                heads.append(head_of(face.landmarks, face.transform, self._basis.rigid))
                 times.append(time_s)
                 encoded.append(image)
         if len(crops) < MIN_FRAMES:
@@ -159,7 +163,7 @@ class Evaluation:
         # Read off the crops, as the results' are: the landmarks' own error is the same on both sides.
         landmarks, openings = self._landmarks(np.stack(crops))
         return Footage(
-            np.stack(crops), landmarks, openings, np.array(times, np.float32),
+            np.stack(crops), np.stack(heads), landmarks, openings, np.array(times, np.float32),
             np.zeros(0, np.float32) if sound is None else sound, jpegs, first,
         )  # fmt: skip
 
@@ -177,14 +181,14 @@ class Evaluation:
             The results and the crops that they were made of, uint8 [N, 256, 256, 3] each; the predicted openings float32 [N].
         """
         record = register(footage.frames, self._finder, self._basis)
-        reference, identity = self._chain.reference(record.crops, record.codes)
-        times = footage.times_s[footage.first :]
+        twin = self._chain.reference(record)
+        times, heads = footage.times_s[footage.first :], footage.heads[footage.first :]
         mels = self._mel(windows(sound, times))
         results, sources, predicted = [], [], []
-        for number, (crop, mel) in enumerate(zip(footage.crops[footage.first :], mels, strict=True)):
+        for number, (crop, mel, head) in enumerate(zip(footage.crops[footage.first :], mels, heads, strict=True)):
             source = crop if change is None else change(crop, number)
             planes = np.ascontiguousarray(source.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
-            patch, code = self._chain.patch(planes, mel[None], reference, identity)
+            patch, code = self._chain.patch(planes, mel[None], head[None], twin)
             alpha = patch[..., 3:].astype(np.float32) / 255
             blended = alpha * patch[..., :3] + (1 - alpha) * source
             results.append(np.round(blended).astype(np.uint8))

@@ -56,6 +56,12 @@ class Log:
             writer.writerow({key: f"{value:.6g}" for key, value in row.items()})
 
 
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 where the machine computes in it, else plain float32: emulated, it is seven times slower (measured on AVX2)."""
+    native = device.type == "cuda" or "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return torch.autocast(device.type, torch.bfloat16, enabled=native)
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Writes a checkpoint beside the old one and then puts it in its place, so that a kill leaves one of the two."""
     part = path.with_suffix(".part")

@@ -14,7 +14,7 @@ from insync.network.blocks import channels_last
 from insync.network.mouth_reader import MouthReader
 from insync.training.batches import Light, to_tensor
 from insync.training.dataset import Dataset, mirrored
-from insync.training.progress import Budget, Log, cosine, load_checkpoint, save_checkpoint
+from insync.training.progress import Budget, Log, cosine, load_checkpoint, mixed_precision, save_checkpoint
 
 BATCH = 48
 LEARNING_RATE = 1e-3
@@ -49,7 +49,7 @@ def train_reader(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float,
         mouths = Light(rng)(to_tensor(dataset.crops[np.sort(index)][:, rows, columns]))
         if flip:
             mouths = mouths.flip(-1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(torch.device("cpu")):
             read, _ = model(mouths.contiguous(memory_format=torch.channels_last))
         loss = F.smooth_l1_loss(read.float() * weights, shapes[int(flip)][np.sort(index)] * weights)
         optimizer.zero_grad()

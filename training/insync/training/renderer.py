@@ -1,6 +1,6 @@
 """Trains the renderer: source and reference encoders, alignment network and inpainter, on codes of real frames, adversarially.
 
-Losses: colour and its gradients (L1) weighted towards the lips; the mouth reader's features and reading; discriminators, local and global,
+Losses: colour and its gradients (L1) weighted towards the lips; where the copying looks, against landmarks; the mouth reader's features and reading; discriminators, local and global,
 conditioned on the mouth code, with the non-saturating loss (Goodfellow et al., 2014), lazy R1 (Karras et al., 2020), feature matching (Wang
 et al., 2018) and a weight that holds their pull in proportion to that of the other losses (Esser et al., 2021). Alpha is learned apart
 (`occlusion`).
@@ -24,13 +24,15 @@ from torch import Tensor, nn
 from insync.ensemble.mouth import MouthBasis
 from insync.network import mask
 from insync.network.blocks import channels_last
+from insync.network.copying import pixels_of
 from insync.network.discriminators import Discriminator, global_view, local_view
+from insync.network.inpainter import Painted
 from insync.network.model import LipSync
 from insync.network.mouth_reader import MouthReader
 from insync.training.batches import Batch, Batches
 from insync.training.checkpoint import OCCLUSION_PARTS, RENDERER_PARTS
 from insync.training.dataset import Dataset
-from insync.training.progress import Budget, Log, cosine, load_checkpoint, save_checkpoint
+from insync.training.progress import Budget, Log, cosine, load_checkpoint, mixed_precision, save_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +114,29 @@ def picture_loss(fake: Tensor, real: Tensor, weight: Tensor) -> tuple[Tensor, Te
     return colour, edges
 
 
+def flow_error(places: Tensor, points: Tensor, reference_points: Tensor) -> Tensor:
+    """How far from the references' landmarks the flow fetches what it puts where the target's landmarks lie.
+
+    Args:
+        places: [B, R, 2, H, W], see `Copying`.
+        points: [B, P, 2], in the same units.
+        reference_points: [B, R, P, 2].
+
+    Returns:
+        Mean distance in pixels, of the landmarks that lie in the window on both sides; far ones count less (Huber, 1964).
+    """
+    count, _, height, width = places.shape[1:]
+    where = points[:, None].expand(-1, count, -1, -1).flatten(0, 1)
+    fetched = F.grid_sample(
+        places.flatten(0, 1), where[:, None], mode="bilinear", padding_mode="border", align_corners=False
+    )[:, :, 0].transpose(1, 2)
+    target = reference_points.flatten(0, 1)
+    inside = ((where.abs() < 1) & (target.abs() < 1)).all(-1).float()
+    size = torch.tensor([width / 2, height / 2], device=places.device)
+    error = F.smooth_l1_loss(fetched * size, target * size, reduction="none", beta=1.0).sum(-1)
+    return (error * inside).sum() / (inside.sum() + 1e-6)
+
+
 def _squared_gradient(critic: Discriminator, view: Tensor, codes: Tensor) -> Tensor:
     """Squared gradient of a critic's scores at real pictures, averaged over the batch."""
     view = view.detach().requires_grad_()
@@ -169,8 +194,10 @@ class RendererTraining:
                 raise FileNotFoundError(f"{start} does not exist")
             _take(self._network, beginning["average"])
             for name, part in (("local", self._local), ("global", self._global)):
-                _take(part, beginning[name])
+                if name in beginning:
+                    _take(part, beginning[name])
         self._network.load_state_dict(_finished(out, "occlusion")["model"], strict=False)
+        self._network.placing.follow(basis)
         self._average = copy.deepcopy(self._network).eval().requires_grad_(False)
         reader = MouthReader()
         reader.load_state_dict(_finished(out, "reader")["model"])
@@ -218,7 +245,7 @@ class RendererTraining:
                     **{
                         key: f"{value:.3f}"
                         for key, value in self._figures.items()
-                        if key in ("colour", "code", "real", "fake")
+                        if key in ("colour", "code", "astray", "real", "fake")
                     }
                 )
                 figures.write({"step": self._step, "seconds": budget.spent_s, **self._figures})
@@ -239,20 +266,22 @@ class RendererTraining:
         state = {name: part.state_dict() for name, part in self._parts().items()}
         save_checkpoint(self._out / "renderer_last.pt", {**state, "step": self._step + 1, "spent_s": budget.spent_s})
 
-    def _render(self, network: LipSync, batch: Batch, codes: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-        features, identity = network.reference(
-            batch.references.to(self._device), batch.reference_codes.to(self._device)
-        )
+    def _render(self, network: LipSync, batch: Batch, codes: Tensor, hidden: Tensor | None) -> Painted:
+        references = batch.references.to(self._device)
+        features, identity = network.reference(references, batch.reference_codes.to(self._device))
         repeat = len(codes) // len(features)
         crops = batch.crops.to(self._device).contiguous(memory_format=torch.channels_last)
-        colours, alpha, _ = network.render(
+        painted = network.render(
             crops,
             features.repeat_interleave(repeat, 0).float(),
             identity.repeat_interleave(repeat, 0),
+            pixels_of(references).repeat_interleave(repeat, 0),
+            batch.reference_places.to(self._device).repeat_interleave(repeat, 0),
+            batch.places.to(self._device),
             codes,
             hidden,
         )
-        return colours.float(), alpha.float()
+        return Painted(*(part.float() for part in painted))
 
     def _train_step(self, adversarial: float) -> None:
         batch = self._batches.draw(hinted=self._hinted)
@@ -261,16 +290,26 @@ class RendererTraining:
         lips = batch.lips.to(self._device)
         face = batch.face.to(self._device)
         cover = self._feather * face
-        with torch.autocast(self._device.type, torch.bfloat16):
-            colours, _ = self._render(self._network, batch, codes, batch.hidden.to(self._device))
+        with mixed_precision(self._device):
+            painted = self._render(self._network, batch, codes, batch.hidden.to(self._device))
+            colours = painted.colours
             shown = cover * colours + (1 - cover) * window
             weight = self._feather * (SURROUNDINGS + (1 - SURROUNDINGS) * face) * (1 + 4 * lips)
             colour, edges = picture_loss(colours, window, weight)
             perceptual, reading = self._judge(local_view(shown), local_view(window))
-            loss = 4 * colour + 4 * edges + 0.5 * perceptual + 1.5 * reading
+            copied, _ = picture_loss(painted.copied, window, weight)
+            copied_points = batch.reference_points.to(self._device)
+            copied_points = copied_points.repeat_interleave(len(codes) // len(copied_points), 0).flatten(2)
+            copied_points = torch.matmul(painted.chosen, copied_points).unflatten(2, (-1, 2))
+            astray = flow_error(painted.places, batch.points.to(self._device), copied_points)
+            painted_share = (weight * (1 - painted.kept)).sum() / weight.sum()
+            loss = (
+                4 * colour + 4 * edges + 0.5 * perceptual + 1.5 * reading + copied + 0.1 * astray + 0.2 * painted_share
+            )
             self._figures = {
                 "colour": float(colour.detach()), "edges": float(edges.detach()), "perceptual": float(perceptual.detach()),
-                "code": float(reading.detach()),
+                "code": float(reading.detach()), "copied": float(copied.detach()), "astray": float(astray.detach()),
+                "painted": float(painted_share.detach()),
                 "matching": 0.0, "adversarial": 0.0, "pull": 0.0, "real": 0.0, "fake": 0.0,
             }  # fmt: skip
             if adversarial > 0:
@@ -330,7 +369,7 @@ class RendererTraining:
         # A real mouth with another frame's code counts as fake too (Reed et al., 2016): it is the code that must be obeyed.
         wrong = torch.roll(codes, 1, 0)
         differs = ((wrong - codes).abs().mean(1) > 0.5).float()[:, None, None, None]
-        with torch.autocast(self._device.type, torch.bfloat16):
+        with mixed_precision(self._device):
             loss = torch.zeros((), device=self._device)
             for (critic, fake_view), (_, real_view) in zip(
                 self._views(shown, real), self._views(window, real), strict=True
@@ -353,18 +392,19 @@ class RendererTraining:
 
     @torch.no_grad()
     def sheet(self, path: Path) -> None:
-        """Draws a sample sheet from the validation footage: real, repainted with its own code, at rest, and wide open."""
+        """Draws a sample sheet from the validation footage: real, painted anew, what was copied for it, and how much of that is kept."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._shown._rng = np.random.default_rng(1)
         batch = self._shown.draw(augmented=False)
+        painted = Painted(
+            *(part.cpu() for part in self._render(self._average, batch, batch.codes.to(self._device), None))
+        )
+        window = batch.real[..., slice(*mask.ROWS), slice(*mask.COLUMNS)]
+        mixed = painted.alpha * painted.colours + (1 - painted.alpha) * window
         rows = [batch.real]
-        rest, wide = torch.zeros_like(batch.codes), torch.zeros_like(batch.codes)
-        wide[:, 0] = 2.2
-        for codes in (batch.codes, rest, wide):
-            colours, alpha = (p.cpu() for p in self._render(self._average, batch, codes.to(self._device), None))
+        for part in (mixed, painted.copied, painted.kept.expand(-1, 3, -1, -1)):
             shown = batch.real.clone()
-            window = shown[..., slice(*mask.ROWS), slice(*mask.COLUMNS)]
-            shown[..., slice(*mask.ROWS), slice(*mask.COLUMNS)] = alpha * colours + (1 - alpha) * window
+            shown[..., slice(*mask.ROWS), slice(*mask.COLUMNS)] = part
             rows.append(shown)
         sheet = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
         picture: npt.NDArray[np.uint8] = (sheet.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()

@@ -1,0 +1,108 @@
+"""Copies pixels from the references: a flow for each, then a blend. Skin and teeth come out as sharp as they were filmed."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from insync.ensemble.spec import CROP_SIZE, REFERENCE_CHANNELS, REFERENCES
+from insync.network import mask
+from insync.network.blocks import activation, conv
+from insync.network.placing import Flow
+
+WIDTH = 32
+ENLARGE = float(CROP_SIZE // 64)  # from the features' grid to pixels
+FLOW_UNIT = 0.1  # of half the window, that a learned flow of 1 moves by
+COPIED = 2  # references that are copied from, the likest ones
+LEAST = 1e-4  # weight that each of them keeps
+DECIDED = 3.0  # sharpens the choice between references: a mean of several is a blur
+
+
+class Copying(nn.Module):
+    """Warps the references' pixels to the mouth to be spoken and blends them (appearance flow, Zhou et al., 2016).
+
+    Landmarks say where each reference must be looked at; a learned flow refines that. Which reference to believe, and in what light, is learned.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.landmarks = Flow()
+        self.flow = nn.Sequential(
+            conv(features + REFERENCE_CHANNELS + 2, WIDTH, kernel=1),
+            activation(),
+            conv(WIDTH, WIDTH),
+            activation(),
+            conv(WIDTH, 3),
+        )
+        nn.init.normal_(self.flow[4].weight, std=0.005)  # type: ignore[arg-type]
+        self.colour = conv(features, 6)
+        nn.init.zeros_(self.colour.weight)
+
+    def forward(
+        self, merged: Tensor, each: Tensor, weights: Tensor, pixels: Tensor, reference_places: Tensor, places: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Copies.
+
+        Args:
+            merged: [B, F, 36, 40], what is known of the target.
+            each: [B, 5, 32, 36, 40], the aligned features of each reference.
+            weights: [B, 5], the references' likeness to the target.
+            pixels: [B, 15, 144, 160] in [0, 1], the references.
+            reference_places: [B, 5, 73, 2], their landmarks.
+            places: [B, 73, 2], the target's.
+
+        Returns:
+            The copy [B, 3, 144, 160], in the light of the target; which references it is made of, [B, 2, 5], one 1 in each row; where in each
+            its pixels come from, [B, 2, 2, 144, 160], in x and y with the window's outer edges at ±1.
+        """
+        batch, _, height, width = merged.shape
+        chosen, weights = _likest(weights)
+        each, pixels, reference_places = (
+            torch.matmul(chosen, values.reshape(batch, REFERENCES, -1)).reshape(batch, COPIED, *shape)
+            for values, shape in (
+                (each, each.shape[2:]),
+                (pixels, (3, *pixels.shape[2:])),
+                (reference_places, reference_places.shape[2:]),
+            )
+        )
+        found = self.landmarks(places, reference_places)
+        moved = found - self.landmarks.grid.reshape(height, width, 2).permute(2, 0, 1)
+        known = torch.cat([merged[:, None].expand(-1, COPIED, -1, -1, -1), each, moved / FLOW_UNIT], dim=2)
+        learned = self.flow(known.flatten(0, 1))
+        fetched_from = found.flatten(0, 1) + FLOW_UNIT * learned[:, :2]
+        preference = learned[:, 2].reshape(batch, COPIED, height, width)
+        preference = DECIDED * (preference + torch.log(weights[:, :, None, None]))
+        fetched_from, preference = _enlarged(fetched_from), torch.softmax(_enlarged(preference), dim=1)
+        fetched = F.grid_sample(
+            pixels.flatten(0, 1),
+            fetched_from.permute(0, 2, 3, 1),
+            mode="bilinear",
+            padding_mode="border",
+            align_corners=False,
+        ).reshape(pixels.shape)
+        copied = (fetched * preference[:, :, None]).sum(1)
+        gain, shift = _enlarged(self.colour(merged)).chunk(2, dim=1)
+        return copied * torch.exp(gain) + shift, chosen, fetched_from.reshape(batch, COPIED, 2, *pixels.shape[3:])
+
+
+def _likest(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Which references are copied, [B, 2, 5], and how much of each, [B, 2].
+
+    The next one's weight is taken off: so a reference begins and ends with a weight of nothing, and none pops up from frame to frame.
+    """
+    best, index = torch.topk(weights, COPIED + 1, dim=1)
+    chosen = (index[:, :COPIED, None] == torch.arange(REFERENCES, device=weights.device)).to(weights.dtype)
+    return chosen, best[:, :COPIED] - best[:, COPIED:] + LEAST
+
+
+def _enlarged(values: Tensor) -> Tensor:
+    return F.interpolate(values, scale_factor=ENLARGE, mode="bilinear", align_corners=False)
+
+
+def pixels_of(crops: Tensor) -> Tensor:
+    """The pixels to copy, [..., 15, 144, 160], of reference crops [..., 5, 3, 256, 256]."""
+    return mask.window(crops).flatten(-4, -3)
+
+
+__all__ = ["Copying", "pixels_of"]

@@ -1,0 +1,84 @@
+"""Where a mouth's landmarks lie once it speaks, and the flow that fetches them from elsewhere. Nothing here is learned."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from insync.ensemble.mouth import MouthBasis
+from insync.ensemble.spec import FEATURE_HEIGHT, FEATURE_WIDTH, LIPS, MOUTH, WINDOW_COLUMNS, WINDOW_ROWS
+
+REACH = 3.0  # pixels within which a landmark alone decides
+STIFFNESS = 4.0  # square pixels of spread, from which on landmarks turn and stretch what lies between them
+HALF = ((WINDOW_COLUMNS[1] - WINDOW_COLUMNS[0]) / 2, (WINDOW_ROWS[1] - WINDOW_ROWS[0]) / 2)
+
+
+class Placing(nn.Module):
+    """Mouth code → places of the landmarks, on a head that is held in this way; see `insync.ensemble.head`."""
+
+    lips: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("lips", torch.zeros(MOUTH, 2 * LIPS))
+
+    def follow(self, basis: MouthBasis) -> None:
+        """Takes over the shapes that mouth codes stand for."""
+        self.lips.copy_(torch.from_numpy(basis.components * basis.deviation[:, None]))
+
+    def forward(self, head: Tensor, neutral: Tensor, code: Tensor) -> Tensor:
+        """Head [B, 75, 2], resting shape [B, 44, 2], mouth code [B, 12] → places [B, 73, 2]."""
+        shape = neutral + torch.matmul(code, self.lips).reshape(-1, LIPS, 2)
+        lips = head[:, 2 : 2 + LIPS] + torch.matmul(shape, head[:, :2])
+        return torch.cat([lips, head[:, 2 + LIPS :]], dim=1)
+
+
+class Flow(nn.Module):
+    """Moving least squares with affine maps (Schaefer et al., 2006): smooth, and right where landmarks lie."""
+
+    grid: Tensor
+    extent: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("extent", torch.tensor(HALF), persistent=False)
+        y, x = torch.meshgrid(_centres(FEATURE_HEIGHT), _centres(FEATURE_WIDTH), indexing="ij")
+        self.register_buffer("grid", torch.stack([x, y], dim=-1).reshape(1, -1, 2), persistent=False)
+
+    def forward(self, places: Tensor, others: Tensor) -> Tensor:
+        """Where to fetch each cell of the features' grid.
+
+        Args:
+            places: [B, P, 2], landmarks of the picture to be made, with the window's outer edges at ±1.
+            others: [B, R, P, 2], the same landmarks in pictures to take from.
+
+        Returns:
+            [B, R, 2, 36, 40], x and y in each of them, with its window's outer edges at ±1.
+        """
+        batch, count, points, _ = others.shape
+        # In pixels around the window's centre.
+        here, there, grid = places * self.extent, others * self.extent, self.grid * self.extent
+        x, y = here[..., 0], here[..., 1]
+        away = (grid[..., 0, None] - x[:, None]) ** 2 + (grid[..., 1, None] - y[:, None]) ** 2
+        weights = 1 / (away + REACH**2) ** 2
+        weights = weights / weights.sum(2, keepdim=True)
+        targets = there.permute(0, 2, 1, 3).reshape(batch, points, 2 * count)
+        products = torch.stack([x * x, x * y, y * y], dim=2)
+        everything = torch.cat([here, products, targets, x[..., None] * targets, y[..., None] * targets], dim=2)
+        means = torch.matmul(weights, everything)
+        mean_x, mean_y, xx, xy, yy = means[..., :5].split(1, dim=2)
+        mean, with_x, with_y = means[..., 5:].split(2 * count, dim=2)
+        xx, xy, yy = xx - mean_x**2 + STIFFNESS, xy - mean_x * mean_y, yy - mean_y**2 + STIFFNESS
+        # Without spread, nothing turns: the other picture's axes are this one's.
+        with_x = with_x - mean_x * mean + STIFFNESS * torch.tensor([1.0, 0.0]).repeat(count).to(mean)
+        with_y = with_y - mean_y * mean + STIFFNESS * torch.tensor([0.0, 1.0]).repeat(count).to(mean)
+        right, down = grid[..., :1] - mean_x, grid[..., 1:] - mean_y
+        determinant = xx * yy - xy * xy
+        along, across = (yy * right - xy * down) / determinant, (xx * down - xy * right) / determinant
+        found = (mean + along * with_x + across * with_y).reshape(batch, -1, count, 2) / self.extent
+        flow: Tensor = found.permute(0, 2, 3, 1).reshape(batch, count, 2, FEATURE_HEIGHT, FEATURE_WIDTH)
+        return flow
+
+
+def _centres(count: int) -> Tensor:
+    return (2 * torch.arange(count) + 1) / count - 1
