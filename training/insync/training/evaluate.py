@@ -59,8 +59,9 @@ class Figures:
         clip: its name.
         way: self, shuffled, silence, untouched, or self with a robustness change.
         frames: drawn.
-        ssim: structural similarity of the mouth region with the filmed one (Wang et al., 2004), 1 is equal.
-        psnr_db: peak signal-to-noise ratio of the same.
+        ssim_crop: structural similarity of the whole crop with the filmed one (Wang et al., 2004), 1 is equal.
+        ssim: the same of the mouth region alone, where everything is drawn.
+        psnr_db: peak signal-to-noise ratio of the mouth region.
         lmd: mean distance of the lips' landmarks from the filmed ones, in percent of the distance of the outer eye corners.
         follows: correlation of the mouth's opening with the filmed one, at the clip's lag.
         lag: frames by which the clip's sound trails its picture, where `follows` is best.
@@ -77,6 +78,7 @@ class Figures:
     clip: str
     way: str
     frames: int
+    ssim_crop: float
     ssim: float
     psnr_db: float
     lmd: float
@@ -215,14 +217,17 @@ class Evaluation:
         away = np.linalg.norm(landmarks[:, lips] - filmed[:, lips], axis=2).mean(1) / eyes
         rows, columns = slice(*mask.MOUTH_ROWS), slice(*mask.MOUTH_COLUMNS)
         mouths, truths = results[:, rows, columns], real[:, rows, columns]
-        similar = [structural_similarity(a, b, channel_axis=2) for a, b in zip(mouths, truths, strict=True)]
+        whole, similar = (
+            [structural_similarity(a, b, channel_axis=2) for a, b in zip(drawn, filmed_too, strict=True)]
+            for drawn, filmed_too in ((results, real), (mouths, truths))
+        )
         error = ((mouths.astype(np.float32) - truths) ** 2).mean((1, 2, 3))
         real_openings = footage.openings[footage.first :]
         follows = lagged(openings, real_openings, lag)
         ring = (mask.feather()[0, 0].numpy() > 0.02) & (mask.feather()[0, 0].numpy() < 0.6)
         trembling = [_known(np.mean, np.abs(np.diff(points[:, lips], n=2, axis=0))) for points in (landmarks, filmed)]
         return Figures(
-            clip, way, len(results), fmean(similar), float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-2)))),
+            clip, way, len(results), fmean(whole), fmean(similar), float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-2)))),
             100 * _known(np.mean, away), follows, lag,
             float("nan") if predicted is None else correlation(openings, predicted),
             _known(np.std, openings) / max(_known(np.std, real_openings), 1e-6),
