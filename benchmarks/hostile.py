@@ -91,7 +91,7 @@ class _Attack:
                 outcome = wire.send(make(kind, self.seed, number, self.kit))
                 with self.lock:
                     tally = self.tallies[kind.name]
-                    tally.codes[outcome.code] += 1
+                    tally.codes[outcome.code] = tally.codes.get(outcome.code, 0) + 1
                     tally.examples.setdefault(outcome.code, outcome.text)
                     if not expected(kind, outcome):
                         tally.wrong.append((number, outcome))

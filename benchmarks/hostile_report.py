@@ -19,7 +19,7 @@ LEFT = ("left", "closed")
 class Tally:
     """What became of one class."""
 
-    codes: Counter[str] = field(default_factory=Counter)
+    codes: dict[str, int] = field(default_factory=dict)
     wrong: list[tuple[int, Outcome]] = field(default_factory=list)
     examples: dict[str, str] = field(default_factory=dict)
 
@@ -82,7 +82,7 @@ def load(path: Path) -> list[Result]:
 
     def tally(kept: dict[str, Any]) -> Tally:
         wrong = [(number, Outcome(**outcome)) for number, outcome in kept["wrong"]]
-        return Tally(Counter(kept["codes"]), wrong, kept["examples"])
+        return Tally(kept["codes"], wrong, kept["examples"])
 
     def health(kept: dict[str, Any]) -> Health:
         return Health(**{**kept, "pids": frozenset(kept["pids"]), "memory_mb": tuple(kept["memory_mb"])})
@@ -104,7 +104,9 @@ def report(results: list[Result], path: Path) -> None:
     rows = []
     for kind in KINDS:
         tallies = [result.tallies[kind.name] for result in results]
-        codes = sum((tally.codes for tally in tallies), Counter[str]())
+        codes = Counter[str]()
+        for tally in tallies:
+            codes.update(tally.codes)
         total = sum(codes.values())
         named = [codes.pop(code, 0) for code in ("OK", "INVALID_ARGUMENT", "NOT_FOUND")]
         left = sum(codes.pop(code, 0) for code in LEFT)
