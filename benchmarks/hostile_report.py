@@ -99,6 +99,17 @@ def load(path: Path) -> list[Result]:
     ]
 
 
+def _growth(result: Result) -> str:
+    """How memory grew after the first fifth."""
+    early = result.healths[min(2, len(result.healths) - 1)]
+    (start, before), (end, after) = early, result.healths[-1]
+    grown = [
+        f"{name} {late - first:+.0f} MB ({(late / first - 1) * 100 if first else 0:+.1f} %)"
+        for name, first, late in zip(("the server", "the models"), before.memory_mb, after.memory_mb, strict=True)
+    ]
+    return f"from request {start:,} to {end:,}, {', '.join(grown)}"
+
+
 def report(results: list[Result], path: Path) -> None:
     """Writes the tables of all runs."""
     rows = []
@@ -150,7 +161,8 @@ def report(results: list[Result], path: Path) -> None:
             "a hint. «left half way»: this side hung up, as that class does, or the other side closed a line that made no "
             "sense. «wrong»: hung, died, failed without saying what was wrong, or was answered where it must not be.",
             machine.table(header, rows),
-            "The servers' processes. Their memory grows while every model meets its largest input, and then stays:",
+            "The servers' processes. Memory rises fast while every model meets its largest input, and slowly after that: "
+            f"{'; '.join(_growth(result) for result in results)}.",
             machine.table(columns, states),
             "The first message of each class and code:",
             "\n".join(f"- {name}: {code}: {text}" for (name, code), text in sorted(examples.items())),
