@@ -32,7 +32,7 @@ Images = list[NDArray[np.uint8]]
 @pytest.fixture(scope="module")
 def footage(images: Images) -> list[Images]:
     """A few frames of each person."""
-    return [[(image * np.float32(tint)).astype(np.uint8) for image in images[:FRAMES]] for tint in PEOPLE]
+    return [[(image * np.array(tint, np.float32)).astype(np.uint8) for image in images[:FRAMES]] for tint in PEOPLE]
 
 
 @pytest.fixture(scope="module")
