@@ -259,3 +259,18 @@ def test_errors_are_one_line(tmp_path: Path, made: Path, capsys: pytest.CaptureF
         assert said.count("\n") == 1
     with pytest.raises(SystemExit):
         main(["curate", "-o", str(tmp_path)])
+
+
+def test_earlier_data_sets_are_read_too(dataset: Path) -> None:
+    now = Dataset(dataset)
+    with np.load(dataset / "frames.npz") as rows:
+        columns = {name: rows[name] for name in ("time_s", "landmarks", "skull", "mel", "segment")}
+    count = len(columns["time_s"])
+    (dataset / FILE).unlink()  # they have no manifest, and their crops as bare pixels
+    np.savez(dataset / "frames.npz", **columns)
+    np.resize(now.crops, (count, 256, 256, 3)).tofile(dataset / "crops.u8")
+    then = Dataset(dataset, "train")
+    assert not then.mended
+    assert len(then.time_s) == count == sum(segment.frames for segment in then.segments)
+    np.testing.assert_array_equal(then.crops[:60], now.crops[:60])
+    assert then.speaks == [segment.has_sound for segment in then.segments]
