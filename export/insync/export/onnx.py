@@ -251,12 +251,12 @@ def read_weights(repository: Path) -> LipSync:
     folded = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm1d)}
     for module in folded.values():
         module.running_var.fill_(1 - module.eps)  # type: ignore[union-attr]
-    for name, parameter in network.named_parameters():
+    for name, weight in network.state_dict().items():
         if name.rpartition(".")[0] in folded:
             continue
-        if name not in found or found[name].shape != parameter.shape:
+        if name not in found or found[name].shape != weight.shape:
             raise ParityError(
-                f"{name} {tuple(parameter.shape)} is not in the graphs: were they exported from another network?"
+                f"{name} {tuple(weight.shape)} is not in the graphs: were they exported from another network?"
             )
-        parameter.data.copy_(found[name])
+        weight.copy_(found[name])
     return network
