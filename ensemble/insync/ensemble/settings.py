@@ -5,6 +5,7 @@
 | `INSYNC_TWINS` | folder of the twin store | `~/.local/share/insync/twins` |
 | `INSYNC_TWIN_CACHE` | twins that `lipsync_twin_features` keeps in memory | 64 |
 | `INSYNC_JPEG_QUALITY` | of SYNCED, 1 to 100 | 92 |
+| `INSYNC_CAPACITY_FPS` | frames/s that a server admits in all, where its config says nothing; 0: no limit | 0 |
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Settings:
     twins: Path
     twin_cache: int
     jpeg_quality: int
+    capacity_fps: int
 
 
 def default_twins() -> Path:
@@ -43,6 +45,7 @@ def load() -> Settings:
         twins=Path(twins).expanduser() if twins else default_twins(),
         twin_cache=_integer("INSYNC_TWIN_CACHE", 64, 1, 100_000),
         jpeg_quality=_integer("INSYNC_JPEG_QUALITY", 92, 1, 100),
+        capacity_fps=_integer("INSYNC_CAPACITY_FPS", 0, 0, 1_000_000),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from insync.ensemble import settings
+from insync.ensemble.spec import CANARY, CROP_SIZE, MOUTH, REFERENCES
 from insync.ensemble.store import TwinStore
 from insync.ensemble.triton import Array, Outputs, answer, array, call, text
 
@@ -34,14 +35,21 @@ class TritonPythonModel:
 
     def _one(self, twin: str) -> tuple[Array, Array]:
         # A twin that was removed from the store must not live on in memory.
-        if twin not in self._features or not self._store.holds(twin):
+        if twin not in self._features or not (twin == CANARY or self._store.holds(twin)):
             self._features.pop(twin, None)
-            record = self._store.load(twin).record
-            crops = record.crops.transpose(0, 3, 1, 2)[None].astype(np.float32) / 255
-            inputs = {"CROPS": np.ascontiguousarray(crops), "CODES": record.codes[None]}
+            inputs = self._canary() if twin == CANARY else self._stored(twin)
             outputs = call("lipsync_reference", inputs, ("REFERENCE", "IDENTITY"))
             self._features[twin] = (outputs["REFERENCE"][0], outputs["IDENTITY"][0])
             while len(self._features) > self._limit:
                 self._features.popitem(last=False)
         self._features.move_to_end(twin)
         return self._features[twin]
+
+    def _stored(self, twin: str) -> Outputs:
+        record = self._store.load(twin).record
+        crops = record.crops.transpose(0, 3, 1, 2)[None].astype(np.float32) / 255
+        return {"CROPS": np.ascontiguousarray(crops), "CODES": record.codes[None]}
+
+    def _canary(self) -> Outputs:
+        crops = np.full((1, REFERENCES, 3, CROP_SIZE, CROP_SIZE), 0.5, np.float32)
+        return {"CROPS": crops, "CODES": np.zeros((1, REFERENCES, MOUTH), np.float32)}
