@@ -98,9 +98,10 @@ def test_a_stream_that_sends_too_fast_is_held_to_its_rate(clock: Clock) -> None:
         clock.now_s += 0.01
     assert sent == 1000
     assert 10 * 10 <= let_in <= 1.5 * 10 * 10 + 11
+    while passes(admission, "a", 10):
+        pass
     with pytest.raises(OverloadedError, match="faster than the 10 frames/s") as caught:
-        for _ in range(100):
-            admission.admit("a", 10)
+        admission.admit("a", 10)
     clock.now_s += caught.value.retry_after_s
     assert passes(admission, "a", 10)
 
