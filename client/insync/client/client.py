@@ -143,7 +143,7 @@ class Client:
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1_000),
+            ("grpc.max_reconnect_backoff_ms", 500),
             # Else a new channel to the same address takes up the old one's connection, cut or not.
             ("grpc.use_local_subchannel_pool", 1),
         ]

@@ -21,7 +21,7 @@ from insync.client.pacer import Pacer
 __all__ = ["RetryOptions", "Route", "Server", "Servers"]
 
 FIRST_BACKOFF_S = 0.1
-LONGEST_BACKOFF_S = 2.0
+LONGEST_BACKOFF_S = 1.0
 STALL_S = 3.0  # with requests under way and no answer at all, after which a connection counts as cut
 _T = TypeVar("_T")
 
@@ -168,7 +168,7 @@ class Servers:
             sent_s = route.sent_s = time.monotonic()
             try:
                 with mapped_errors(doing, server.address):
-                    answer = await request(triton)
+                    answer = await _sent(request(triton), f"{doing}: the connection to {server.address} was closed")
             except asyncio.CancelledError:
                 await self._given_up(server, triton, route, sent_s)
                 raise
@@ -256,10 +256,27 @@ class Servers:
 
     async def _reconnect(self, server: Server, old: Any) -> None:
         """A connection that swallows everything is not closed by the kernel for many minutes: take a new one."""
-        if server.triton is old and not self._closed:
+        replaced = server.triton is old and not self._closed
+        if replaced:
             self._open(server)
             await old.close()
 
     def _open(self, server: Server) -> None:
         server.triton = self._open_channel(server.address)
         server.opened_s = time.monotonic()
+
+
+async def _sent(request: Awaitable[_T], closed: str) -> _T:
+    """Waits for a request. A connection that is closed meanwhile cancels it, which is not to be taken for our own end.
+
+    Raises:
+        ServerUnavailable: with the text `closed`.
+    """
+    task = asyncio.ensure_future(request)
+    try:
+        await asyncio.wait({task})
+    finally:
+        task.cancel()
+    if task.cancelled():
+        raise ServerUnavailable(closed)
+    return task.result()
