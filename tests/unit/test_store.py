@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
+import signal
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from insync.ensemble.errors import BadInputError, NotFoundError
+from insync.ensemble.errors import BadInputError, NotFoundError, StorageError
 from insync.ensemble.spec import CROP_SIZE, MOUTH, REFERENCES
 from insync.ensemble.store import Record, TwinStore
 
@@ -43,6 +45,28 @@ def test_ids_are_long_and_never_twice(store: TwinStore) -> None:
     ids = {store.save(record()) for _ in range(3)}
     assert len(ids) == 3
     assert all(len(twin) == 32 and int(twin, 16) >= 0 for twin in ids)
+
+
+def test_a_disk_that_takes_no_more(store: TwinStore) -> None:
+    """A limit on the length of files, which the kernel holds us to as it does to a full disk: the first part fits."""
+    kept = store.save(record())
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="the twin store cannot be written: File too large; nothing was stored"):
+            store.save(record(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [path.name for path in store.folder.iterdir()] == [kept]
+    assert len(store.save(record(1))) == 32
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="cannot be written: Not a directory"):
+        TwinStore(tmp_path / "file" / "twins").save(record())
 
 
 def test_list_and_remove(store: TwinStore) -> None:

@@ -27,6 +27,7 @@ from insync.ensemble import reaper, settings
 from insync.ensemble.canary import answers_frames
 from insync.ensemble.errors import ServerError
 from insync.ensemble.installation import Installation, find_installation
+from insync.ensemble.management import Management
 from insync.ensemble.spec import MODELS
 
 STOP_TIMEOUT_S = 10.0
@@ -96,6 +97,7 @@ class EmbeddedServer:
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._reaper: subprocess.Popen[bytes] | None = None
+        self._started = False
 
     @property
     def pid(self) -> int | None:
@@ -131,9 +133,25 @@ class EmbeddedServer:
             deadline = time.monotonic() + self._start_timeout_s
             self._wait_until_ready(deadline)
             answers_frames(self.grpc_url, self.twin_store, max(1.0, deadline - time.monotonic()))
+            self._started = True
         except BaseException:  # an interrupt while it starts must not leave it running either
             self.stop()
             raise
+
+    def probe(self, timeout_s: float) -> None:
+        """Sends a frame through every ensemble, of a person whom every server knows: the twin store is not asked.
+
+        Args:
+            timeout_s: for each inference.
+
+        Raises:
+            ServerError: one does not answer, or with an error.
+        """
+        answers_frames(self.grpc_url, None, timeout_s)
+
+    def management(self) -> Management:
+        """The way to Triton's management endpoints."""
+        return Management(self.http_url)
 
     def stop(self, drain: bool = True) -> None:
         """Stops the server and removes what it made, except twins and a given log. Safe to repeat.
@@ -181,6 +199,8 @@ class EmbeddedServer:
             f"--model-repository={self.repository}",
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self.shared_memory_prefix}",
+            "--model-control-mode=explicit",  # a supervisor may load a model anew
+            "--load-model=*",
             "--disable-auto-complete-config",  # our configs are whole, and completing starts every Python model twice
             f"--grpc-address={self._host}",
             f"--grpc-port={grpc}",
@@ -194,7 +214,7 @@ class EmbeddedServer:
         assert log is not None
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, **installation.environment(), settings.TWINS_VARIABLE: str(self.twin_store)}
-        with log.open("wb") as file:
+        with log.open("ab" if self._started else "wb") as file:  # what a server that died said last is worth keeping
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from insync.ensemble.errors import BadInputError, NotFoundError
+from insync.ensemble.errors import BadInputError, NotFoundError, StorageError
 from insync.ensemble.spec import CROP_SIZE, MOUTH, REFERENCES
 
 ID_FORM = "32 hexadecimal digits, as registration returned them"
@@ -80,7 +80,7 @@ class TwinStore:
 
         Raises:
             BadInputError: a part of the record has another shape than it must have.
-            OSError: the folder cannot be written.
+            StorageError: the disk is full, or the folder cannot be written.
         """
         shape = (REFERENCES, CROP_SIZE, CROP_SIZE, 3)
         if record.crops.shape != shape or record.crops.dtype != np.uint8:
@@ -89,11 +89,11 @@ class TwinStore:
             )
         if record.codes.shape != (REFERENCES, MOUTH) or not np.isfinite(record.codes).all():
             raise BadInputError(f"codes have shape {list(record.codes.shape)}, expected finite [{REFERENCES}, {MOUTH}]")
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         twin = secrets.token_hex(16)
         made = self.folder / f".{twin}.tmp"
-        made.mkdir(mode=0o700)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            made.mkdir(mode=0o700)
             strip = np.ascontiguousarray(record.crops.transpose(1, 0, 2, 3).reshape(CROP_SIZE, -1, 3))
             _, png = cv2.imencode(".png", cv2.cvtColor(strip, cv2.COLOR_RGB2BGR))
             (made / "crops.png").write_bytes(png.tobytes())
@@ -106,8 +106,10 @@ class TwinStore:
             }
             (made / "twin.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
             made.rename(self.folder / twin)
-        except BaseException:  # an interrupt, too, must leave no half twin
+        except BaseException as exc:  # an interrupt, too, must leave no half twin
             shutil.rmtree(made, ignore_errors=True)
+            if isinstance(exc, OSError):
+                raise StorageError(f"the twin store cannot be written: {exc.strerror}; nothing was stored") from exc
             raise
         return twin
 
