@@ -63,7 +63,7 @@ def test_models_exist(name: str) -> None:
     assert name in spec.MODELS
 
 
-@pytest.mark.parametrize("command", ["dub", "serve", "export", *(f"twin {action}" for action in TWIN_ACTIONS)])
+@pytest.mark.parametrize("command", ["dub", "serve", "probe", "export", *(f"twin {action}" for action in TWIN_ACTIONS)])
 def test_commands_exist(command: str) -> None:
     assert f"`insync {command.split()[0]}" in README
     done = subprocess.run(

@@ -35,6 +35,7 @@ MAX_REGISTRATION_BYTES = 48 * 2**20
 REGISTRATION_FRAMES = 64  # most that are sent
 REGISTRATION_SIDE = 1280  # pixels; larger frames are scaled down
 REGISTRATION_QUALITY = 95
+RETRY_S = 30.0
 _END_TIMEOUT_S = 0.5
 _DTYPES = {"UINT8": np.uint8, "FP32": np.float32, "STRING": np.object_}
 _TRITON_DTYPES = {"UINT8": "UINT8", "FP32": "FP32", "STRING": "BYTES"}
@@ -88,7 +89,7 @@ class Client:
         connect_timeout_s: float = 5.0,
         request_timeout_s: float = 30.0,
         registration_timeout_s: float = 120.0,
-        retry_s: float = 30.0,
+        retry_s: float = RETRY_S,
         overload_s: float = 600.0,
     ) -> None:
         addresses = server.split(",") if isinstance(server, str) else list(server)
