@@ -38,6 +38,8 @@ lint: $(VENV)/.all
 bench: $(VENV)/.all
 	$(BIN)/python -m benchmarks.dub_speed
 	$(BIN)/python -m benchmarks.ensemble_share
+	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m benchmarks.overload
 
 # matplotlib carries the photograph; only its data folder is read, so nothing that it depends on is installed.
 sample: $(VENV)/.serve

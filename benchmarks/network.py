@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 _CHUNK = 65_536
+_LINE = 1_024  # chunks on their way; when it is full, nothing more is read
 _T = TypeVar("_T")
 
 
@@ -118,13 +119,25 @@ class Network:
             _reset(writer)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(_CHUNK):
-            if self.delay_s:
-                await asyncio.sleep(self.delay_s)
-            await self._flows.wait()
-            writer.write(data)
-            await writer.drain()
+        """One direction: a delay line, which holds data back without holding up what comes after it."""
+        line: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_LINE)
+        ends = asyncio.ensure_future(self._deliver(line, writer))
+        try:
+            while data := await reader.read(_CHUNK):
+                await line.put((self._loop.time() + self.delay_s, data))
+        finally:
+            ends.cancel()
+            await asyncio.gather(ends, return_exceptions=True)
         raise ConnectionResetError  # one end has closed: gather ends the other way too
+
+    async def _deliver(self, line: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):  # the other end is gone, which its own reader tells
+            while True:
+                due_s, data = await line.get()
+                await asyncio.sleep(max(0.0, due_s - self._loop.time()))
+                await self._flows.wait()
+                writer.write(data)
+                await writer.drain()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
