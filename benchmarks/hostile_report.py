@@ -19,7 +19,7 @@ LEFT = ("left", "closed")
 class Tally:
     """What became of one class."""
 
-    codes: Counter[str] = field(default_factory=Counter)
+    codes: dict[str, int] = field(default_factory=dict)
     wrong: list[tuple[int, Outcome]] = field(default_factory=list)
     examples: dict[str, str] = field(default_factory=dict)
 
@@ -82,7 +82,7 @@ def load(path: Path) -> list[Result]:
 
     def tally(kept: dict[str, Any]) -> Tally:
         wrong = [(number, Outcome(**outcome)) for number, outcome in kept["wrong"]]
-        return Tally(Counter(kept["codes"]), wrong, kept["examples"])
+        return Tally(kept["codes"], wrong, kept["examples"])
 
     def health(kept: dict[str, Any]) -> Health:
         return Health(**{**kept, "pids": frozenset(kept["pids"]), "memory_mb": tuple(kept["memory_mb"])})
@@ -99,12 +99,25 @@ def load(path: Path) -> list[Result]:
     ]
 
 
+def _growth(result: Result) -> str:
+    """How memory grew after the first fifth."""
+    early = result.healths[min(2, len(result.healths) - 1)]
+    (start, before), (end, after) = early, result.healths[-1]
+    grown = [
+        f"{name} {late - first:+.0f} MB ({(late / first - 1) * 100 if first else 0:+.1f} %)"
+        for name, first, late in zip(("the server", "the models"), before.memory_mb, after.memory_mb, strict=True)
+    ]
+    return f"from request {start:,} to {end:,}, {', '.join(grown)}"
+
+
 def report(results: list[Result], path: Path) -> None:
     """Writes the tables of all runs."""
     rows = []
     for kind in KINDS:
         tallies = [result.tallies[kind.name] for result in results]
-        codes = sum((tally.codes for tally in tallies), Counter[str]())
+        codes = Counter[str]()
+        for tally in tallies:
+            codes.update(tally.codes)
         total = sum(codes.values())
         named = [codes.pop(code, 0) for code in ("OK", "INVALID_ARGUMENT", "NOT_FOUND")]
         left = sum(codes.pop(code, 0) for code in LEFT)
@@ -148,7 +161,8 @@ def report(results: list[Result], path: Path) -> None:
             "a hint. «left half way»: this side hung up, as that class does, or the other side closed a line that made no "
             "sense. «wrong»: hung, died, failed without saying what was wrong, or was answered where it must not be.",
             machine.table(header, rows),
-            "The servers' processes. Their memory grows while every model meets its largest input, and then stays:",
+            "The servers' processes. Memory rises fast while every model meets its largest input, and slowly after that: "
+            f"{'; '.join(_growth(result) for result in results)}.",
             machine.table(columns, states),
             "The first message of each class and code:",
             "\n".join(f"- {name}: {code}: {text}" for (name, code), text in sorted(examples.items())),

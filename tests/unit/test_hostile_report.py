@@ -1,0 +1,31 @@
+"""The report of hostile requests: runs are kept and added up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.hostile_report import Result, Tally, load, report, save
+from benchmarks.hostile_requests import KINDS
+from benchmarks.hostile_wire import Health, Outcome
+
+
+def test_runs_are_kept_and_added_up(tmp_path: Path) -> None:
+    tallies = {kind.name: Tally() for kind in KINDS}
+    tallies[KINDS[0].name] = Tally({"OK": 3, "INTERNAL": 1}, [(7, Outcome("INTERNAL", "it broke"))], {"INTERNAL": "it"})
+    health = Health(frozenset({5, 6}), (1.5, 2.5), 3, 4, 5)
+    gone = Health(frozenset({5}), (1.0, 0.0), 3, 4, 5)
+    runs = [
+        Result(1, tallies, 2, [], [(0, health), (4, health)], command="a"),
+        Result(2, tallies, 1, ["after"], [(0, health), (4, gone)], command="b"),
+    ]
+    save(runs, tmp_path / "runs.json")
+    again = load(tmp_path / "runs.json")
+    assert [(run.sent, run.all_alive, run.wrong) for run in again] == [
+        (run.sent, run.all_alive, run.wrong) for run in runs
+    ]
+    assert [run.all_alive for run in again] == [True, False]
+    report(again, tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text()
+    assert f"| {KINDS[0].name} | 8 | 6 | 0 | 0 | 0 | INTERNAL 2 | 2 |" in text
+    assert "Servers of which a process died: 1." in text
+    assert "Well-formed requests in between: 3, of which 1" in text
