@@ -40,6 +40,8 @@ bench: $(VENV)/.all
 	$(BIN)/python -m benchmarks.ensemble_share
 	$(BIN)/python -m benchmarks.adaat_speed
 	$(BIN)/insync export precision samples/sample.mp4 --speech samples/speech.wav --seconds 5 -o benchmarks/precision
+	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m benchmarks.overload
 
 # matplotlib carries the photograph; only its data folder is read, so nothing that it depends on is installed.
 sample: $(VENV)/.serve

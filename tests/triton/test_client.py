@@ -197,7 +197,7 @@ def test_leaving_early_leaves_the_server_well(server: EmbeddedServer, images: li
 
 def test_a_server_that_dies_in_the_middle(tmp_path: Path, images: list[Image]) -> None:
     async def run(dying: EmbeddedServer) -> None:
-        async with Client(dying.grpc_url) as client:
+        async with Client(dying.grpc_url, retry_s=1) as client:
             twin = await client.register(images[:4])
             async for synced in client.stream((images[k % 32] for k in range(10_000)), SILENCE, twin=twin):
                 if synced.index == 4:

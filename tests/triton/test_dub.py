@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import cv2
@@ -186,6 +188,29 @@ def test_a_face_that_comes_and_goes(server: EmbeddedServer, images: list[NDArray
     assert report.notes == ("5 of 15 frames show no face that can be synced and passed through untouched",)
 
 
+@pytest.mark.parametrize("late", ["wait", "skip", "repeat"])
+def test_a_clip_as_a_camera_whose_frames_are_late(
+    server: EmbeddedServer, short_clip: Path, tmp_path: Path, late: Literal["wait", "skip", "repeat"]
+) -> None:
+    """Nothing is there within a millisecond."""
+    audio, out = write_noise(tmp_path / "a.wav", 0.8), tmp_path / "out.mp4"
+    report = dub(
+        short_clip, audio, out, server=server.grpc_url, deadline_s=0.001, late=late, quality="lossless", progress=False
+    )
+    before, (times, planes) = read(short_clip)[0], read(out)
+    assert report.stages.late >= 19  # the first one is waited for
+    assert any("frames were late" in note for note in report.notes)
+    assert len(times) == report.frames == 20 - report.stages.skipped
+    assert set(times) <= set(before)
+    assert times == sorted(set(times))
+    if late == "skip":
+        assert report.stages.skipped > 0
+    if late == "repeat":
+        assert report.stages.repeated > 0
+        same = [all(map(np.array_equal, one, other)) for one, other in itertools.pairwise(planes)]
+        assert sum(same) == report.stages.repeated
+
+
 def test_an_unknown_twin(server: EmbeddedServer, short_clip: Path, tmp_path: Path) -> None:
     audio = write_noise(tmp_path / "a.wav", 0.2)
     with pytest.raises(NotFound, match="TWIN"):
@@ -198,7 +223,7 @@ def test_a_server_that_dies_leaves_no_partial_file(sample_clip: Path, sample_spe
     folder.mkdir()
     with EmbeddedServer(twin_store=tmp_path / "twins") as dying:
         job = subprocess.Popen(
-            command(sample_clip, sample_speech, folder / "out.mp4", dying.grpc_url),
+            [*command(sample_clip, sample_speech, folder / "out.mp4", dying.grpc_url), "--retry", "1"],
             stderr=subprocess.PIPE,
             text=True,
         )

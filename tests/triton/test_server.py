@@ -224,7 +224,7 @@ def test_a_twin_store_that_cannot_be_written(tmp_path: Path) -> None:
     from insync.ensemble.canary import answers_frames
 
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ServerError, match=r"the twin store .* cannot be written"):
+    with pytest.raises(ServerError, match=r"twins: the twin store cannot be written"):
         answers_frames("127.0.0.1:1", tmp_path / "file" / "twins", 1.0)
 
 

@@ -119,6 +119,7 @@ def test_mutual_tls(mutual: EmbeddedServer, ca: Authority, person: Pair, strange
     assert "only clients with a certificate" in refused(mutual, TlsOptions(ca.cert))
     assert "refuses this client's certificate" in refused(mutual, TlsOptions(ca.cert, stranger.cert, stranger.key))
     mutual.probe(30)
+    assert mutual.management().counts()["lipsync"].well > 0  # what a supervisor asks, over loopback
 
 
 def test_tls_to_a_server_without(server: EmbeddedServer, ca: Authority) -> None:
@@ -143,6 +144,8 @@ def test_the_command_line(
     assert len(capsys.readouterr().out.strip()) == 32
     assert main(["dub", str(photo), str(sample_speech), "-o", str(out), "-q", *common[3:]]) == 1
     assert "name yours with --tls-cert and --tls-key" in capsys.readouterr().err
+    assert main(["probe", *common[4:], "--tls-cert", str(person.cert), "--tls-key", str(person.key), "--canary"]) == 0
+    assert main(["probe", *common[4:]]) == 1
     assert main(["twin", "create", str(photo), "--tls-ca", str(ca.cert)]) == 1
     assert "TLS options need --server" in capsys.readouterr().err
 

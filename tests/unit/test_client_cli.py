@@ -52,6 +52,24 @@ def test_outputs_that_cannot_be(
     assert (code, "does not exist" in line) == (1, True)
 
 
+def test_a_probe_of_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    for options in ((), ("--canary",)):
+        code, line = fails(capsys, "probe", "127.0.0.1:1", "--timeout", "1", *options)
+        assert (code, "127.0.0.1:1" in line) == (1, True)
+    code, line = fails(capsys, "probe", "nowhere")
+    assert (code, "allowed: HOST:PORT" in line) == (1, True)
+
+
+def test_late_frames_need_a_deadline(
+    tmp_path: Path, sample_speech: Path, sample_clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = ("dub", sample_clip, sample_speech, "-o", tmp_path / "out.mp4", "-q", "--server", "127.0.0.1:1")
+    code, line = fails(capsys, *job, "--late", "skip")
+    assert (code, "without deadline_s" in line) == (1, True)
+    code, line = fails(capsys, *job, "--deadline", "-1")
+    assert (code, "allowed: more than 0" in line) == (1, True)
+
+
 def test_a_server_that_is_not_there(
     tmp_path: Path, sample_speech: Path, sample_clip: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

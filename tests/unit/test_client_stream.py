@@ -365,7 +365,7 @@ def test_a_server_that_dies_is_an_error_and_no_hang() -> None:
 
         async def run() -> None:
             seen = 0
-            async with Client(address) as client:
+            async with Client(address, retry_s=0.5) as client:
                 async for _ in client.stream((scene(100) for _ in range(10_000)), SILENCE, twin=TWIN):
                     seen += 1
                     if seen == 5:
@@ -388,7 +388,7 @@ def test_a_server_that_hangs_is_a_timeout(address: str, speaker: Speaker) -> Non
     speaker.before = hang
 
     async def run() -> None:
-        async with Client(address, request_timeout_s=0.3) as client:
+        async with Client(address, request_timeout_s=0.3, retry_s=0) as client:
             async for _ in client.stream([scene(100)] * 9, SILENCE, twin=TWIN):
                 pass
 
@@ -540,4 +540,6 @@ def test_closing_the_client_ends_its_streams(address: str) -> None:
 
 
 def test_what_the_client_promises_is_what_the_models_take() -> None:
-    assert {tensor.name for tensor in spec.MODELS["lipsync_patch"].inputs} == {"FRAME", "AUDIO", "TWIN", "FACE_HINT"}
+    assert {tensor.name for tensor in spec.MODELS["lipsync_patch"].inputs} == {
+        *("FRAME", "AUDIO", "TWIN", "FACE_HINT", "STREAM", "RATE")
+    }

@@ -28,6 +28,7 @@ PUBLIC = [
     "NoAudioTrack",
     "NoVideoTrack",
     "NotFound",
+    "Overloaded",
     "ProtocolError",
     "ServerError",
     "ServerTimeout",

@@ -64,7 +64,7 @@ def test_models_exist(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["dub", "serve", "export", "loadtest", *(f"twin {action}" for action in TWIN_ACTIONS)]
+    "command", ["dub", "serve", "probe", "export", "loadtest", *(f"twin {action}" for action in TWIN_ACTIONS)]
 )
 def test_commands_exist(command: str) -> None:
     assert f"`insync {command.split()[0]}" in README

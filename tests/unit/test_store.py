@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
+import signal
 import threading
 import time
 from pathlib import Path
@@ -12,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from insync.ensemble.errors import BadInputError, NotFoundError
+from insync.ensemble.errors import BadInputError, NotFoundError, StorageError
 from insync.ensemble.features import FeatureCache, Features
-from insync.ensemble.spec import CROP_SIZE, MOUTH, REFERENCE_PLACES, REFERENCES
-from insync.ensemble.store import Record, TwinStore
+from insync.ensemble.spec import CANARY, CROP_SIZE, MOUTH, REFERENCE_PLACES, REFERENCES
+from insync.ensemble.store import Record, TwinStore, canary_record, digits
 
 
 def record(seed: int = 0) -> Record:
@@ -48,6 +50,28 @@ def test_ids_are_long_and_never_twice(store: TwinStore) -> None:
     ids = {store.save(record()) for _ in range(3)}
     assert len(ids) == 3
     assert all(len(twin) == 32 and int(twin, 16) >= 0 for twin in ids)
+
+
+def test_a_disk_that_takes_no_more(store: TwinStore) -> None:
+    """A limit on the length of files, which the kernel holds us to as it does to a full disk: the first part fits."""
+    kept = store.save(record())
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="the twin store cannot be written: File too large; nothing was stored"):
+            store.save(record(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [path.name for path in store.folder.iterdir()] == [kept]
+    assert len(store.save(record(1))) == 32
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="cannot be written: Not a directory"):
+        TwinStore(tmp_path / "file" / "twins").save(record())
 
 
 def test_list_and_remove(store: TwinStore) -> None:
@@ -194,6 +218,18 @@ def test_features_of_a_removed_twin_are_not_served_and_leave_memory(store: TwinS
     store.remove(second)
     cache.sweep()
     assert len(cache) == 1
+
+
+def test_the_canary_is_served_without_a_store(store: TwinStore) -> None:
+    cache = FeatureCache(store, 2, lambda made: {"CROPS": made.crops})
+    for _ in range(2):
+        np.testing.assert_array_equal(cache.get(bytes(digits(CANARY)).decode())["CROPS"], canary_record().crops)
+        cache.sweep()
+    assert (cache.hits, cache.misses) == (1, 1)
+    assert not store.holds(CANARY)
+    assert not store.folder.exists()
+    with pytest.raises(NotFoundError, match="not in the twin store"):
+        store.remove(CANARY)
 
 
 def test_memory_forgets_while_nobody_asks(store: TwinStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `insync dub`, `twin`, `serve`, `verify`, `export`, `evaluate`, `curate`, `loadtest`. Each command imports its part only when it runs."""
+"""The command line: `insync dub`, `twin`, `serve`, `probe`, `verify`, `export`, `evaluate`, `curate`, `loadtest`. Each command imports its part only when it runs."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_twin(commands)
     _add_serve(commands)
     _add_verify(commands)
+    _add_probe(commands)
     commands.add_parser("export", help="write the served artefacts from a checkpoint", add_help=False)
     commands.add_parser("evaluate", help="measure dubs of held-out footage, with a page to look at", add_help=False)
     commands.add_parser("loadtest", help="put load on a server: capacity, soak, reports", add_help=False)
@@ -117,6 +118,27 @@ def _add_dub(commands: Any) -> None:
         "--no-provenance",
         action="store_true",
         help="do not mark OUT as synthetic; default: a signed C2PA manifest (.mp4, .m4v, .mov) and a metadata tag",
+    )
+    dub.add_argument(
+        "--deadline",
+        metavar="S",
+        type=float,
+        help="take VIDEO for a camera, whose frames come at their own pace and are wanted S seconds later; the server "
+        "keeps room for it, or refuses it at once (default: as fast as it goes)",
+    )
+    dub.add_argument(
+        "--late",
+        choices=("wait", "skip", "repeat"),
+        default="wait",
+        help="a frame that is not there after --deadline is waited for, is left out, or the one before stands in for it "
+        "(default: %(default)s)",
+    )
+    dub.add_argument(
+        "--retry",
+        metavar="S",
+        type=float,
+        default=30.0,
+        help="send frames again for so long while no server answers (default: %(default)s)",
     )
     dub.add_argument("--timings", action="store_true", help="print where the time went")
     dub.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no notes")
@@ -192,9 +214,31 @@ def _add_verify(commands: Any) -> None:
     verify.set_defaults(run=_verify)
 
 
+def _add_probe(commands: Any) -> None:
+    probe = commands.add_parser(
+        "probe",
+        help="ask servers whether they serve",
+        description="Exits with 0 if all servers serve, with 1 and a line that says why if one does not: for containers' "
+        "health checks. A full server serves.",
+    )
+    probe.add_argument("server", metavar="HOST:PORT", help="gRPC endpoint; several with commas between them")
+    probe.add_argument(
+        "--canary", action="store_true", help="send a frame through every step: finds models that have died or hang"
+    )
+    probe.add_argument(
+        "--timeout", metavar="S", type=float, default=5.0, help="seconds for each answer (default: %(default)s)"
+    )
+    _add_tls(probe)
+    probe.add_argument("--debug", action="store_true", help="show tracebacks")
+    probe.set_defaults(run=_probe)
+
+
 def _add_server(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--server", metavar="HOST:PORT", help="gRPC endpoint; default: a server on this machine, for this command alone"
+        "--server",
+        metavar="HOST:PORT",
+        help="gRPC endpoint; several with commas between them, where one goes on when another fails; default: a server "
+        "on this machine, for this command alone",
     )
     _add_tls(command)
     command.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -238,6 +282,9 @@ def _dub(options: argparse.Namespace) -> int:
         progress=not options.quiet,
         tls=_tls(options),
         provenance=not options.no_provenance,
+        deadline_s=options.deadline,
+        late=options.late,
+        retry_s=options.retry,
     )
     if options.quiet and report.failed_to_sign:
         _say(f"{report.out} is whole, but not signed: {report.failed_to_sign}")
@@ -370,6 +417,14 @@ def _serve(options: argparse.Namespace) -> int:
         )
         or 0
     )
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from insync.client.probe import probe
+
+    asyncio.run(probe(options.server, canary=options.canary, timeout_s=options.timeout, tls=_tls(options)))
+    print(f"{options.server} serves")  # noqa: T201
+    return 0
 
 
 def _own_parser(command: str, arguments: list[str]) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import re
+import secrets
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -16,9 +18,10 @@ from numpy.typing import NDArray
 from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from insync.client.errors import BadInput, ProtocolError, ServerTimeout, ServerUnavailable, mapped_errors
+from insync.client.errors import BadInput, InsyncError, ProtocolError, ServerTimeout, ServerUnavailable, mapped_errors
 from insync.client.picture import open_picture, to_jpeg
 from insync.client.region import Region
+from insync.client.servers import RetryOptions, Route, Servers
 from insync.client.source import Source
 from insync.client.stages import StageClock
 from insync.client.stream import Stream, StreamOptions, SyncedFrame
@@ -33,6 +36,8 @@ MAX_REGISTRATION_BYTES = 48 * 2**20
 REGISTRATION_FRAMES = 64  # most that are sent
 REGISTRATION_SIDE = 1280  # pixels; larger frames are scaled down
 REGISTRATION_QUALITY = 95
+RETRY_S = 30.0
+_END_TIMEOUT_S = 0.5
 _DTYPES = {"UINT8": np.uint8, "FP32": np.float32, "STRING": np.object_}
 _TRITON_DTYPES = {"UINT8": "UINT8", "FP32": "FP32", "STRING": "BYTES"}
 
@@ -62,12 +67,18 @@ class Client:
             async for synced in client.stream(frames, audio, twin=twin, fps=25):
                 ...
 
+    A request whose answer gets lost is sent again, to the same server or the next: no frame is lost or given twice, and
+    their order is kept. Several servers have to share one twin store.
+
     Args:
-        server: HOST:PORT of the server's gRPC endpoint.
+        server: HOST:PORT of the server's gRPC endpoint; several as a sequence, or with commas between them. A stream stays
+            with one of them while it answers, and goes on at another where it does not.
         connect_timeout_s: for the first answer.
-        request_timeout_s: for each frame's answer.
+        request_timeout_s: for each frame's answer, before it is asked for again.
         registration_timeout_s: for a registration's.
         tls: how to speak TLS; None speaks without.
+        retry_s: for how long requests are sent again while nothing answers; 0: not at all.
+        overload_s: how long a frame waits for room on a full server, where its stream has no deadline.
 
     Raises:
         BadInput: `server` is no HOST:PORT, or `tls` names a file that is not what it should be.
@@ -75,24 +86,28 @@ class Client:
 
     def __init__(
         self,
-        server: str = DEFAULT_SERVER,
+        server: str | Sequence[str] = DEFAULT_SERVER,
         *,
         connect_timeout_s: float = 5.0,
         request_timeout_s: float = 30.0,
         registration_timeout_s: float = 120.0,
         tls: TlsOptions | None = None,
+        retry_s: float = RETRY_S,
+        overload_s: float = 600.0,
     ) -> None:
-        match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(\d{1,5})", server)
-        if not match or not 0 < int(match[2]) < 65536:
-            raise BadInput(f"server is {server!r}; allowed: HOST:PORT of its gRPC endpoint, as in {DEFAULT_SERVER}")
-        self.server = server
-        self._host, self._port = match[1].strip("[]"), int(match[2])
+        addresses = server.split(",") if isinstance(server, str) else list(server)
+        hosts = {address: _host_and_port(address) for address in addresses}
+        if not hosts:
+            raise BadInput("server is an empty sequence; allowed: one HOST:PORT or more")
+        self.server = ",".join(hosts)
+        self._hosts = hosts
         self._tls = tls
         self._credentials = None if tls is None else tls.credentials()
+        self._servers = Servers(list(hosts), self._open_channel, RetryOptions(retry_s, overload_s))
+        self._connected = False
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
         self._registration_timeout_s = registration_timeout_s
-        self._triton: InferenceServerClient | None = None
         self._streams: weakref.WeakSet[AsyncGenerator[SyncedFrame, None]] = weakref.WeakSet()
 
     async def __aenter__(self) -> Client:
@@ -103,55 +118,59 @@ class Client:
         await self.close()
 
     async def connect(self) -> None:
-        """Opens the connection and makes sure that our models answer there.
+        """Opens the connections and makes sure that our models answer at one server at least.
 
         Raises:
             ServerUnavailable: nobody answers, or the models are not ready.
         """
-        if self._triton is not None:
-            return
+        if not self._connected:
+            await self._servers.open(self._check_server)
+            self._connected = True
+
+    async def _check_server(self, triton: InferenceServerClient, address: str) -> None:
+        try:
+            with mapped_errors("connecting", address):
+                ready = await triton.is_model_ready("lipsync_patch", client_timeout=self._connect_timeout_s)
+        except (ServerTimeout, ServerUnavailable) as exc:
+            limit_s = min(2.0, self._connect_timeout_s)
+            why = await asyncio.to_thread(diagnosis, *self._hosts[address], self._tls, limit_s)
+            if why is not None:
+                raise ServerUnavailable(f"connecting to {address}: {why}", retryable=False) from exc
+            if isinstance(exc, ServerTimeout):
+                raise ServerUnavailable(
+                    f"connecting: nothing answers at {address} within {self._connect_timeout_s:g} s; "
+                    "start a server with 'insync serve' or check the address"
+                ) from exc
+            raise
+        if not ready:
+            raise ServerUnavailable(
+                f"connecting: {address} answers, but its model lipsync_patch is not ready: "
+                "it is still loading, or serves other models"
+            )
+
+    def _open_channel(self, address: str) -> InferenceServerClient:
         # Giving any option drops tritonclient's own, the message limits among them. No keepalive: pings more often than
         # every 300 s make a server hang up, and a dead one is seen by the request's deadline.
         options: list[tuple[str, int | str]] = [
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_reconnect_backoff_ms", 1_000),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 500),
+            # Else a new channel to the same address takes up the old one's connection, cut or not.
+            ("grpc.use_local_subchannel_pool", 1),
         ]
-        if _is_loopback(self._host):
+        if _is_loopback(self._hosts[address][0]):
             options.append(("grpc.enable_http_proxy", 0))  # an http_proxy of the environment is not for this machine
         if self._tls is not None and self._tls.server_name is not None:
             options.append(("grpc.ssl_target_name_override", self._tls.server_name))
-        triton = InferenceServerClient(self.server, creds=self._credentials, channel_args=options)
-        try:
-            with mapped_errors("connecting", self.server):
-                if not await triton.is_model_ready("lipsync_patch", client_timeout=self._connect_timeout_s):
-                    raise ServerUnavailable(
-                        f"connecting: {self.server} answers, but its model lipsync_patch is not ready: "
-                        "it is still loading, or serves other models"
-                    )
-        except BaseException as exc:
-            await triton.close()
-            if isinstance(exc, (ServerTimeout, ServerUnavailable)):
-                why = await asyncio.to_thread(
-                    diagnosis, self._host, self._port, self._tls, min(2.0, self._connect_timeout_s)
-                )
-                if why is not None:
-                    raise ServerUnavailable(f"connecting to {self.server}: {why}", retryable=False) from exc
-            if isinstance(exc, ServerTimeout):
-                raise ServerUnavailable(
-                    f"connecting: nothing answers at {self.server} within {self._connect_timeout_s:g} s; "
-                    "start a server with 'insync serve' or check the address"
-                ) from exc
-            raise
-        self._triton = triton
+        return InferenceServerClient(address, creds=self._credentials, channel_args=options)
 
     async def close(self) -> None:
-        """Ends every stream and closes the connection."""
+        """Ends every stream and closes the connections."""
         for stream in list(self._streams):
             await _closed(stream)
-        if self._triton is not None:
-            await self._triton.close()
-            self._triton = None
+        self._connected = False
+        await self._servers.close()
 
     async def register(self, frames: Iterable[Any] | AsyncIterable[Any]) -> Twin:
         """Registers a person.
@@ -187,7 +206,9 @@ class Client:
             raise BadInput("registering needs at least one frame; got none")
         data = np.empty(len(kept), np.object_)
         data[:] = [jpeg for _, jpeg in kept]
-        outputs = await self._infer("lipsync_twin", {"FRAMES": data}, "registering", self._registration_timeout_s)
+        outputs = await self._infer(
+            "lipsync_twin", {"FRAMES": data}, "registering", timeout_s=self._registration_timeout_s
+        )
         try:
             report = json.loads(outputs["REPORT"].tobytes())
         except ValueError as exc:
@@ -204,7 +225,7 @@ class Client:
             NotFound: there is none of this id.
         """
         data = np.array([str(twin)], np.object_)
-        await self._infer("lipsync_twin", {"FORGET": data}, "forgetting", self._registration_timeout_s)
+        await self._infer("lipsync_twin", {"FORGET": data}, "forgetting", timeout_s=self._registration_timeout_s)
 
     def stream(
         self,
@@ -217,6 +238,8 @@ class Client:
         in_flight: int = 8,
         region: bool = True,
         composite: Literal["client", "server"] = "client",
+        deadline_s: float | None = None,
+        late: Literal["wait", "skip", "repeat"] = "wait",
         clock: StageClock | None = None,
     ) -> AsyncGenerator[SyncedFrame, None]:
         """Makes the person in `frames` speak `audio`.
@@ -235,27 +258,69 @@ class Client:
             in_flight: most frames under way; fewer give less latency, more give more throughput.
             region: send only the face's surroundings.
             composite: "client" blends on the caller's own pixels; "server" gets finished JPEGs from the server.
+            deadline_s: makes the stream a live one, paced at `fps`: each frame is wanted so many seconds after it and its
+                audio have come. The server keeps room for a live stream, or refuses its first frame at once.
+            late: what becomes of a live stream's frame that is not there in time. "wait": it comes late. "skip": it is left
+                out. "repeat": the synced frame before it comes again. SyncedFrame and the clock say so.
             clock: takes the times of the stages.
 
         Yields:
             One SyncedFrame for each frame, in order. A frame without a face passes through untouched.
 
         Raises:
-            InsyncError: see its tree; frames before the failing one are yielded first.
+            InsyncError: see its tree; frames before the failing one are yielded first. `Overloaded` where no server has
+                room for another live stream.
         """
-        if self._triton is None:
+        if not self._connected:
             raise BadInput("the client is not connected: use it as 'async with Client(...)', or call connect()")
-        options = StreamOptions(fps, audio_rate_hz, in_flight, region, composite)
-        run = Stream(self._infer, frames, audio, twin, options, clock).run()
+        options = StreamOptions(fps, audio_rate_hz, in_flight, region, composite, deadline_s=deadline_s, late=late)
+        clock = clock or StageClock()
+        route = Route(live=deadline_s is not None)
+        # Frames of a live stream carry its name and rate: any server can let it in, whatever became of the one before.
+        name = np.array([secrets.token_hex(16).encode()], np.object_)
+        tag = {"STREAM": name, "RATE": np.array([max(1.0, float(fps))], np.float32)} if route.live else {}
+
+        async def infer(model: str, arrays: dict[str, NDArray[Any]], doing: str) -> dict[str, NDArray[Any]]:
+            return await self._infer(model, {**arrays, **tag}, doing, route=route)
+
+        run = self._routed(Stream(infer, frames, audio, twin, options, clock), route, name, clock)
         self._streams.add(run)
         return run
 
+    async def _routed(
+        self, stream: Stream, route: Route, name: NDArray[Any], clock: StageClock
+    ) -> AsyncGenerator[SyncedFrame, None]:
+        frames = stream.run()
+        try:
+            async for synced in frames:
+                yield synced
+        finally:
+            await frames.aclose()
+            clock.resent, clock.moved, clock.refused = route.resent, route.moved, route.refused
+            if route.live and route.admitted and route.trouble_s is None and self._connected:
+                # RATE 0 gives the stream's room to another now; unsaid, silence does the same seconds later.
+                end: dict[str, NDArray[Any]] = {
+                    "FRAME": np.frombuffer(to_jpeg(np.zeros((16, 16, 3), np.uint8), 50), np.uint8),
+                    "AUDIO": np.zeros(spec.WINDOW_SAMPLES, np.float32),
+                    "TWIN": np.array([spec.CANARY.encode()], np.object_),
+                    "STREAM": name,
+                    "RATE": np.zeros(1, np.float32),
+                }
+                with contextlib.suppress(InsyncError, asyncio.TimeoutError):
+                    ending = self._infer("lipsync_guard", end, "ending the stream", route=route)
+                    await asyncio.wait_for(ending, _END_TIMEOUT_S)
+            self._servers.leave(route)
+
     async def _infer(
-        self, model: str, arrays: dict[str, NDArray[Any]], doing: str, timeout_s: float | None = None
+        self,
+        model: str,
+        arrays: dict[str, NDArray[Any]],
+        doing: str,
+        *,
+        timeout_s: float | None = None,
+        route: Route | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Asks a model, with shapes as in the specification, and holds the answer to it."""
-        if self._triton is None:
-            raise ServerUnavailable(f"{doing}: the client was closed", retryable=False)
         described = spec.MODELS[model]
         batched = described.max_batch_size > 0
         inputs = []
@@ -265,10 +330,15 @@ class Client:
                 entry = InferInput(tensor.name, list(array.shape), _TRITON_DTYPES[tensor.dtype])
                 entry.set_data_from_numpy(array)
                 inputs.append(entry)
-        with mapped_errors(doing, self.server):
-            result = await self._triton.infer(
-                model, inputs, client_timeout=timeout_s if timeout_s is not None else self._request_timeout_s
+        limit_s = timeout_s if timeout_s is not None else self._request_timeout_s
+        own = route or Route()
+        try:
+            result = await self._servers.ask(
+                lambda triton: triton.infer(model, inputs, client_timeout=limit_s), doing, own
             )
+        finally:
+            if route is None:
+                self._servers.leave(own)
         outputs: dict[str, NDArray[Any]] = {}
         for tensor in described.outputs:
             array = result.as_numpy(tensor.name)
@@ -287,6 +357,13 @@ class Client:
                 )
             outputs[tensor.name] = array
         return outputs
+
+
+def _host_and_port(server: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(\d{1,5})", server)
+    if not match or not 0 < int(match[2]) < 65536:
+        raise BadInput(f"server is {server!r}; allowed: HOST:PORT of its gRPC endpoint, as in {DEFAULT_SERVER}")
+    return match[1].strip("[]"), int(match[2])
 
 
 async def _closed(stream: AsyncGenerator[SyncedFrame, None]) -> None:

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
-from insync.client.client import REGISTRATION_FRAMES, Client, Twin
+from insync.client.client import REGISTRATION_FRAMES, RETRY_S, Client, Twin
 from insync.client.errors import BadInput, InsyncError, MissingExtra, ServerError
 from insync.client.extend import EXTENSIONS, extended
 from insync.client.media import AudioFile, VideoFile
 from insync.client.picture import TimedFrame
 from insync.client.provenance import Mark, can_be_signed
 from insync.client.stages import StageClock, Stages
+from insync.client.stream import StreamOptions
 from insync.client.tls import TlsOptions
 from insync.client.writer import QUALITIES, VideoWriter, carries_display_matrix, check_output
-from insync.client.yuv import YuvPicture
+from insync.client.yuv import YuvPicture, copy_frame
 from insync.ensemble.spec import SAMPLE_RATE_HZ
 
 __all__ = ["DubReport", "dub", "embedded_server", "registration_pictures"]
 
+MOST_FPS = Fraction(240)  # that a server reserves room for
 REGISTRATION_S = 24  # of the video's beginning; twice what a twin needs
 
 
@@ -77,6 +80,9 @@ def dub(
     progress: bool = True,
     tls: TlsOptions | None = None,
     provenance: bool = True,
+    deadline_s: float | None = None,
+    late: Literal["wait", "skip", "repeat"] = "wait",
+    retry_s: float = RETRY_S,
 ) -> DubReport:
     """Makes the person in `video` speak `audio`, and writes the result to `out`.
 
@@ -88,7 +94,7 @@ def dub(
         video: a video file, or a photo (which becomes a still video at 25 fps).
         audio: any file with an audio track.
         out: .mp4, .m4v, .mov or .mkv; an existing file is replaced.
-        server: HOST:PORT of a server; None starts one on this machine for the job.
+        server: HOST:PORT of a server, or several with commas between them; None starts one on this machine for the job.
         twin: id of a registered person; None registers the one in `video`.
         extend: how the video goes on where the audio is longer: "bounce", "loop", "freeze", or "none" (audio is cut).
         trim: end with the audio where the video is longer.
@@ -98,6 +104,9 @@ def dub(
         progress: show a progress bar on stderr.
         tls: how to speak TLS with `server`.
         provenance: mark the output as synthetic. Leave it on, unless you mark it yourself.
+        deadline_s: takes `video` for a camera: its frames come at their own pace, and each is wanted so many seconds later.
+        late: what becomes of a frame that is not there in time, as in `Client.stream`.
+        retry_s: for how long frames are sent again while no server answers.
 
     Returns:
         What was done, and where the time went.
@@ -111,12 +120,29 @@ def dub(
         raise BadInput(f"extend is {extend!r}; allowed: {', '.join(EXTENSIONS)}")
     if quality not in QUALITIES:
         raise BadInput(f"quality is {quality!r}; allowed: {', '.join(QUALITIES)}")
+    StreamOptions(in_flight=in_flight, deadline_s=deadline_s, late=late)  # refuses before anything is started
     check_output(out, video, audio)
     source = VideoFile(video, upright=not carries_display_matrix(out))
     speech = AudioFile(audio)
     if tls is not None and server is None:
         raise BadInput("TLS options need a server: one for this job alone listens on loopback, without TLS")
-    job = _Job(source, speech, out, twin, extend, trim, quality, in_flight, region, progress, tls, provenance)
+    job = _Job(
+        video=source,
+        audio=speech,
+        out=out,
+        twin=twin,
+        extend=extend,
+        trim=trim,
+        quality=quality,
+        in_flight=in_flight,
+        region=region,
+        progress=progress,
+        tls=tls,
+        provenance=provenance,
+        deadline_s=deadline_s,
+        late=late,
+        retry_s=retry_s,
+    )
     with nullcontext(server) if server is not None else embedded_server() as address:
         return asyncio.run(job.run(address))
 
@@ -135,34 +161,48 @@ class _Job:
     progress: bool
     tls: TlsOptions | None
     provenance: bool
+    deadline_s: float | None
+    late: Literal["wait", "skip", "repeat"]
+    retry_s: float
 
     async def run(self, server: str) -> DubReport:
         clock = StageClock()
-        frames = changed = 0
+        frames = changed = done = 0
         pts = 0
-        async with Client(server, tls=self.tls) as client:
+        times: dict[int, int] = {}  # pts of the frames under way
+        async with Client(server, tls=self.tls, retry_s=self.retry_s) as client:
             twin = self.twin or await self._register(client)
             clock.restart()
             with (
                 VideoWriter(self.out, self.video, self.audio, self.quality, self.provenance) as writer,
                 tqdm(total=self._expected(), unit="frame", desc="dub", disable=not self.progress) as bar,
             ):
+                pictures = self._pictures(times)
                 stream = client.stream(
-                    self._pictures(),
+                    pictures if self.deadline_s is None else _paced(pictures),
                     self.audio.speech(),
                     twin=twin,
+                    # What a live stream asks the server's room for. Frames bring their own times.
+                    fps=min(self.video.fps, MOST_FPS),
                     audio_rate_hz=SAMPLE_RATE_HZ,
                     in_flight=self.in_flight,
                     region=self.region,
+                    deadline_s=self.deadline_s,
+                    late=self.late,
                     clock=clock,
                 )
                 try:
                     async for synced in stream:
                         picture = synced.picture
                         assert isinstance(picture, YuvPicture)  # as `_pictures` made it
-                        pts = int(picture.frame.pts)
+                        pts = times[synced.index]
+                        for index in range(done, synced.index + 1):  # those left out, too
+                            times.pop(index)
+                        done = synced.index + 1
+                        # The writer keeps what it is given: what is repeated has to be a copy.
+                        frame = copy_frame(picture.frame) if self.late == "repeat" else picture.frame
                         with clock.measure("encode"):
-                            await asyncio.to_thread(writer.write, picture.frame, pts)
+                            await asyncio.to_thread(writer.write, frame, pts)
                         frames += 1
                         changed += synced.changed
                         bar.update()
@@ -180,12 +220,12 @@ class _Job:
             stages=clock.stages(frames),
             mark=writer.mark,
             failed_to_sign=writer.unsigned if can_be_signed(self.out) else "",
-            notes=tuple(self._notes(frames, changed, end_s, writer.unsigned)),
+            notes=tuple([*self._notes(frames, changed, end_s, writer.unsigned), *_trouble(clock)]),
         )
 
-    def _pictures(self) -> Iterator[TimedFrame]:
-        for decoded in extended(self.video, self.audio.duration_s, self.extend, self.trim):
-            decoded.frame.pts = decoded.pts
+    def _pictures(self, times: dict[int, int]) -> Iterator[TimedFrame]:
+        for index, decoded in enumerate(extended(self.video, self.audio.duration_s, self.extend, self.trim)):
+            times[index] = decoded.frame.pts = decoded.pts
             yield TimedFrame(self.video.picture(decoded.frame), decoded.pts * self.video.time_base)
 
     async def _register(self, client: Client) -> Twin:
@@ -220,6 +260,23 @@ class _Job:
             yield "no face was found in any frame: the picture is unchanged"
         elif changed < frames:
             yield f"{frames - changed} of {frames} frames show no face that can be synced and passed through untouched"
+
+
+async def _paced(frames: Iterator[TimedFrame]) -> AsyncIterator[TimedFrame]:
+    """Frames at their own times, as a camera gives them: it waits for nobody."""
+    started_s = time.monotonic()
+    while (timed := await asyncio.to_thread(next, frames, None)) is not None:
+        await asyncio.sleep(max(0.0, started_s + float(timed.time_s) - time.monotonic()))
+        yield timed
+
+
+def _trouble(clock: StageClock) -> Iterator[str]:
+    """What went on between the client and its servers."""
+    if clock.late:
+        came = clock.late - clock.skipped - clock.repeated
+        yield f"{clock.late} frames were late: {came} waited for, {clock.skipped} left out, {clock.repeated} repeated"
+    if clock.resent or clock.moved:
+        yield f"{clock.resent} requests were sent again, and the server was changed {clock.moved} times: nothing is lost"
 
 
 def registration_pictures(video: VideoFile) -> Iterator[YuvPicture]:

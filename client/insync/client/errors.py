@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ __all__ = [
     "NoAudioTrack",
     "NoVideoTrack",
     "NotFound",
+    "Overloaded",
     "ProtocolError",
     "ServerError",
     "ServerTimeout",
@@ -24,6 +26,7 @@ __all__ = [
     "UnreadableMedia",
     "UnwritableMedia",
     "mapped_errors",
+    "retry_hint_s",
 ]
 
 
@@ -35,6 +38,7 @@ class InsyncError(Exception):
         InsyncError
         ├── ServerUnavailable    nobody answers at the address, or the server died          retryable
         ├── ServerTimeout        the answer did not come within the deadline                retryable
+        ├── Overloaded           the server is full; says when to ask again                 retryable
         ├── ServerError          the server answered that it failed                         depends
         ├── ProtocolError        the answer is not what this client's version expects
         ├── NotFound             no twin with this id
@@ -68,6 +72,17 @@ class ServerTimeout(InsyncError, TimeoutError):
     """The server did not answer within the deadline."""
 
     retryable = True
+
+
+class Overloaded(InsyncError):
+    """The server has no room for this stream or frame now.
+
+    Attributes:
+        retry_after_s: when asking again may help, as the server says; None where it does not say.
+    """
+
+    retryable = True
+    retry_after_s: float | None = None
 
 
 class ServerError(InsyncError):
@@ -120,7 +135,7 @@ STATUSES: dict[grpc.StatusCode, tuple[type[InsyncError], bool]] = {
     grpc.StatusCode.OUT_OF_RANGE: (BadInput, False),
     grpc.StatusCode.NOT_FOUND: (NotFound, False),
     grpc.StatusCode.UNIMPLEMENTED: (ProtocolError, False),
-    grpc.StatusCode.RESOURCE_EXHAUSTED: (ServerError, True),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (Overloaded, True),
     grpc.StatusCode.ABORTED: (ServerError, True),
     grpc.StatusCode.INTERNAL: (ServerError, False),
     grpc.StatusCode.UNKNOWN: (ServerError, False),
@@ -130,6 +145,10 @@ STATUSES: dict[grpc.StatusCode, tuple[type[InsyncError], bool]] = {
     grpc.StatusCode.PERMISSION_DENIED: (ServerError, False),
     grpc.StatusCode.UNAUTHENTICATED: (ServerError, False),
 }
+# What a server says while a model's process is dead, or is being replaced: minutes later at most all is well.
+_RECOVERING = re.compile(r"is not healthy|has no available versions|is not ready|not (?:yet )?loaded|unloading")
+_TOO_LARGE = re.compile(r"larger than max")  # gRPC's limit of a message has the same status as a full server
+_HINT = re.compile(r"retry after (\d+(?:\.\d+)?) s\b")
 _BY_NAME = {str(code): code for code in grpc.StatusCode}
 
 
@@ -158,13 +177,28 @@ def mapped_errors(doing: str, server: str) -> Iterator[None]:
         raise ServerTimeout(f"{doing}: {server} did not answer in time; is it overloaded?") from exc
 
 
+def retry_hint_s(message: str) -> float | None:
+    """Seconds after which a full server says that asking again may help, or None where it does not say."""
+    found = _HINT.search(message)
+    return float(found[1]) if found else None
+
+
 def _mapped(code: grpc.StatusCode | None, message: str, doing: str, server: str) -> InsyncError:
     if code is None:  # tritonclient's own complaint about what it was given
         return ProtocolError(f"{doing}: {message}")
     kind, retryable = STATUSES[code]
+    if _TOO_LARGE.search(message) and code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return BadInput(f"{doing}: the message is too large: {message}")
+    if kind is Overloaded or (kind is ServerUnavailable and "RESOURCE_EXHAUSTED: " in message):
+        # Triton's own errors have no code for it.
+        full = Overloaded(f"{doing}: {server} is full: {message}")
+        full.retry_after_s = retry_hint_s(message)
+        return full
+    if kind is NotFound and "has no available versions" in message:
+        return ServerUnavailable(f"{doing}: {server} is not ready: {message}")
     if kind is NotFound and "unknown model" in message:
         return ProtocolError(f"{doing}: {server} does not serve InSync's models ({message})")
-    if code is grpc.StatusCode.UNAVAILABLE and "model" in message.lower() and "not ready" in message.lower():
+    if _RECOVERING.search(message) and (kind is ServerError or kind is ServerUnavailable):
         return ServerUnavailable(f"{doing}: {server} is not ready: {message}")
     if kind is ServerUnavailable:
         return kind(

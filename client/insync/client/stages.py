@@ -27,6 +27,9 @@ class Stages:
         client_cpu_ms: processor time of the client's process, all threads.
         requests: sent for all frames; more than `frames` where a region had to be sent again.
         sent_bytes: of all pictures sent.
+        late, skipped, repeated: frames of a live stream that missed its deadline; of them, those left out, and those in whose
+            place the one before was given again.
+        resent, moved, refused: requests sent again after a failure, changes of server, and requests that a full server refused.
     """
 
     frames: int
@@ -39,6 +42,12 @@ class Stages:
     client_cpu_ms: float
     requests: int
     sent_bytes: int
+    late: int = 0
+    skipped: int = 0
+    repeated: int = 0
+    resent: int = 0
+    moved: int = 0
+    refused: int = 0
 
     @property
     def fps(self) -> float:
@@ -73,6 +82,8 @@ class StageClock:
         self._cpu = _cpu_s()
         self.requests = 0
         self.sent_bytes = 0
+        self.late = self.skipped = self.repeated = 0
+        self.resent = self.moved = self.refused = 0
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
@@ -107,6 +118,12 @@ class StageClock:
             client_cpu_ms=1000 * (_cpu_s() - self._cpu) / max(1, frames),
             requests=self.requests,
             sent_bytes=self.sent_bytes,
+            late=self.late,
+            skipped=self.skipped,
+            repeated=self.repeated,
+            resent=self.resent,
+            moved=self.moved,
+            refused=self.refused,
         )
 
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -38,6 +38,8 @@ class StreamOptions:
         region: send only what the server needs of a frame: the face's surroundings, not larger than the crop needs.
         composite: who blends the patch in: the client on its own pixels, or the server, which gives the frame as JPEG.
         jpeg_quality: of pictures sent, 1–100.
+        deadline_s: of a live stream: from having a frame and its audio to its answer; None: there is no hurry.
+        late: what becomes of a live stream's frame whose answer is not there in time.
     """
 
     fps: float | Fraction = 25
@@ -46,6 +48,8 @@ class StreamOptions:
     region: bool = True
     composite: Literal["client", "server"] = "client"
     jpeg_quality: int = 92
+    deadline_s: float | None = None
+    late: Literal["wait", "skip", "repeat"] = "wait"
 
     def __post_init__(self) -> None:
         if not 0 < self.fps <= 1000:
@@ -56,6 +60,12 @@ class StreamOptions:
             raise BadInput(f"composite is {self.composite!r}; allowed: 'client', 'server'")
         if not 1 <= self.jpeg_quality <= 100:
             raise BadInput(f"jpeg_quality is {self.jpeg_quality}; allowed: 1–100")
+        if self.deadline_s is not None and not 0 < self.deadline_s <= 60:
+            raise BadInput(f"deadline_s is {self.deadline_s}; allowed: more than 0, up to 60 s, or None")
+        if self.late not in ("wait", "skip", "repeat"):
+            raise BadInput(f"late is {self.late!r}; allowed: 'wait', 'skip', 'repeat'")
+        if self.late != "wait" and self.deadline_s is None:
+            raise BadInput(f"late is {self.late!r} without deadline_s: say in how many seconds a frame is wanted")
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,9 @@ class SyncedFrame:
         latency_s: from having the frame and its audio to the finished frame.
         sent_bytes: length of the pictures sent for it.
         encoded: the finished frame's JPEG (or untouched source bytes), where the server composited.
+        late: its answer did not come within the stream's deadline.
+        repeated: nothing came in time: picture, face, mouth and transform are those of the frame before.
+        skipped: late frames left out between the frame before and this one.
     """
 
     index: int
@@ -87,6 +100,9 @@ class SyncedFrame:
     latency_s: float
     sent_bytes: int
     encoded: bytes | None = field(default=None, repr=False)
+    late: bool = False
+    repeated: bool = False
+    skipped: int = 0
 
     @property
     def image(self) -> Image:
@@ -104,6 +120,16 @@ class _Answer:
     mouth: NDArray[np.float32]
     transform: NDArray[np.float64]
     patch: Image
+
+
+@dataclass(frozen=True)
+class _Ticket:
+    """A frame under way. `ready_s` is when it and its audio were there, on the clock of time.perf_counter."""
+
+    index: int
+    time_s: float
+    ready_s: float
+    task: asyncio.Task[SyncedFrame]
 
 
 Infer = Callable[[str, dict[str, NDArray[Any]], str], Awaitable[dict[str, NDArray[Any]]]]
@@ -142,8 +168,10 @@ class Stream:
         self._newest = -1  # index of the newest frame that the tracker has seen the answer of
         self._slots = asyncio.Semaphore(options.in_flight)
         # Never full by itself: every entry but the end marker holds a slot.
-        self._queue: asyncio.Queue[asyncio.Task[SyncedFrame] | None] = asyncio.Queue(options.in_flight + 1)
+        self._queue: asyncio.Queue[_Ticket | None] = asyncio.Queue(options.in_flight + 1)
         self._tasks: set[asyncio.Task[SyncedFrame]] = set()
+        self._last: SyncedFrame | None = None  # given to the consumer
+        self._skipped = 0  # since then
 
     async def run(self) -> AsyncGenerator[SyncedFrame, None]:
         """The synced frames, in order. Closing it early cancels what is under way."""
@@ -151,14 +179,15 @@ class Stream:
         producer = asyncio.create_task(self._produce())
         try:
             while True:
-                task = await self._queue.get()
-                if task is None:
+                ticket = await self._queue.get()
+                if ticket is None:
                     await producer  # raises what ended it
                     return
-                synced = await task
-                self._tasks.discard(task)
+                synced = await self._in_time(ticket)
                 self._slots.release()
-                yield synced
+                if synced is not None:
+                    self._last, self._skipped = synced, 0
+                    yield synced
         finally:
             pending: list[asyncio.Task[Any]] = [producer, *self._tasks]
             for task_ in pending:
@@ -167,6 +196,41 @@ class Stream:
             await self._frames.close()
             await self._audio.close()
             self._threads.shutdown(wait=False)
+
+    async def _in_time(self, ticket: _Ticket) -> SyncedFrame | None:
+        """The ticket's frame, or what the stream has instead of a late one; None: nothing."""
+        options, task = self._options, ticket.task
+        # The first frame is waited for: nothing could be repeated, and whether there is room shows with it.
+        if options.deadline_s is not None and options.late != "wait" and self._last is not None and not task.done():
+            left_s = ticket.ready_s + options.deadline_s - time.perf_counter()
+            await asyncio.wait({task}, timeout=max(0.0, left_s))
+            if not task.done():
+                task.cancel()
+                self._clock.late += 1
+                if options.late == "skip":
+                    self._clock.skipped += 1
+                    self._skipped += 1
+                    return None
+                self._clock.repeated += 1
+                return replace(
+                    self._last,
+                    index=ticket.index,
+                    time_s=ticket.time_s,
+                    latency_s=time.perf_counter() - ticket.ready_s,
+                    sent_bytes=0,
+                    late=True,
+                    repeated=True,
+                    skipped=0,
+                )
+        synced = await task
+        late = options.deadline_s is not None and synced.latency_s > options.deadline_s
+        self._clock.late += late
+        return replace(synced, late=late, skipped=self._skipped) if late or self._skipped else synced
+
+    def _ended(self, task: asyncio.Task[SyncedFrame]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at, so that asyncio does not complain of one that a late frame ended with
 
     async def _produce(self) -> None:
         """Reads frames as slots come free, and the audio that each needs."""
@@ -189,9 +253,11 @@ class Stream:
                 picture = open_picture(item, name)
                 await self._hear(time_s)
                 window = self._windows.window_at(time_s)
+                ready_s = time.perf_counter()
                 task = asyncio.create_task(self._sync(index, time_s, picture, window))
                 self._tasks.add(task)
-                self._queue.put_nowait(task)
+                task.add_done_callback(self._ended)
+                self._queue.put_nowait(_Ticket(index, float(time_s), ready_s, task))
                 if index == 0:
                     # Where the face is decides what to send of every later frame; it pays to wait for it once.
                     await asyncio.wait({task})

@@ -127,6 +127,8 @@ def ask_over_http(url: str, model: str, inputs: list[dict[str, Any]], timeout_s:
         content = answer.read()
         if answer.status != http.client.OK:
             raise ServerError(f"{model} does not serve: {json.loads(content)['error']}")
+    except TimeoutError as exc:
+        raise ServerError(f"{model} does not serve: Deadline Exceeded") from exc  # gRPC's words, which supervisors know
     except (OSError, http.client.HTTPException, ValueError, LookupError) as exc:
         raise ServerError(f"{model} does not serve: {_said(exc)}") from exc
     finally:

@@ -15,34 +15,32 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
 from insync.ensemble.access import ask_over_http
-from insync.ensemble.errors import NotFoundError, ServerError
-from insync.ensemble.spec import CROP_SIZE, MODELS, MOUTH, NEUTRAL, REFERENCE_PLACES, REFERENCES, WINDOW_SAMPLES
-from insync.ensemble.store import Record, TwinStore
+from insync.ensemble.errors import NotFoundError, ServerError, StorageError
+from insync.ensemble.spec import CANARY, MODELS, WINDOW_SAMPLES
+from insync.ensemble.store import TwinStore, canary_record
 
 ENSEMBLES = tuple(name for name, model in MODELS.items() if model.backend == "ensemble")
 Values = dict[str, tuple[str, NDArray[Any]]]  # type and array of each tensor
 
 
-def answers_frames(url: str, twin_store: Path, timeout_s: float, over_http: bool = False) -> None:
+def answers_frames(url: str, twin_store: Path | None, timeout_s: float, over_http: bool = False) -> None:
     """Sends a grey frame and silence, for a twin that exists only meanwhile, through every ensemble.
 
     Args:
         url: the server's gRPC address, HOST:PORT.
-        twin_store: the server's.
+        twin_store: the server's; None leaves it alone, and names the twin that every server knows.
         timeout_s: for each inference.
         over_http: `url` is the HTTP address: for servers whose gRPC asks for a client's certificate.
 
     Raises:
         ServerError: an ensemble answers with an error, or not at all; or the twin store cannot be written.
     """
-    grey = np.full((REFERENCES, CROP_SIZE, CROP_SIZE, 3), 128, np.uint8)
-    codes, neutral = np.zeros((REFERENCES, MOUTH), np.float32), np.zeros(NEUTRAL.shape, np.float32)
-    places = np.zeros(REFERENCE_PLACES.shape, np.float32)
-    store = TwinStore(twin_store)
-    try:
-        twin = store.save(Record(grey, codes, places, neutral, {"references": [], "warnings": ["canary"]}))
-    except OSError as exc:
-        raise ServerError(f"the twin store {twin_store} cannot be written: {exc.strerror}") from exc
+    store, twin = None if twin_store is None else TwinStore(twin_store), CANARY
+    if store is not None:
+        try:
+            twin = store.save(canary_record())
+        except StorageError as exc:
+            raise ServerError(f"{twin_store}: {exc}") from exc
     values = _values(twin)
     try:
         if over_http:
@@ -60,16 +58,25 @@ def answers_frames(url: str, twin_store: Path, timeout_s: float, over_http: bool
                 except triton.InferenceServerException as exc:
                     raise ServerError(f"{ensemble} does not serve: {exc.message()}") from exc
     finally:
-        with contextlib.suppress(NotFoundError):  # whoever removed it did what we wanted
-            store.remove(twin)
+        if store is not None:
+            with contextlib.suppress(NotFoundError):  # whoever removed it did what we wanted
+                store.remove(twin)
+
+
+def grey_jpeg(side: int) -> bytes:
+    """A grey square as a JPEG file."""
+    return bytes(cv2.imencode(".jpg", np.full((side, side, 3), 128, np.uint8))[1])
 
 
 def _values(twin: str) -> Values:
-    frame = cv2.imencode(".jpg", np.full((128, 128, 3), 128, np.uint8))[1].reshape(1, -1)
+    frame = np.frombuffer(grey_jpeg(128), np.uint8)[None]
     return {
         "FRAME": ("UINT8", frame),
         "AUDIO": ("FP32", np.zeros((1, WINDOW_SAMPLES), np.float32)),
         "TWIN": ("BYTES", np.array([[twin]], np.object_)),
+        # Lets it in where the server is full.
+        "STREAM": ("BYTES", np.array([[CANARY]], np.object_)),
+        "RATE": ("FP32", np.ones((1, 1), np.float32)),
     }
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from insync.ensemble.store import Record, TwinStore
+from insync.ensemble.spec import CANARY
+from insync.ensemble.store import Record, TwinStore, canary_record
 
 SWEEP_S = 2.0  # a removed twin's features stay in memory for no longer
 
@@ -20,7 +21,7 @@ class FeatureCache:
     """The features of the twins met last. Thread-safe.
 
     Every look-up asks the store first: a twin that was removed is not served, not even once. While it is open, a thread
-    drops what the store no longer holds, whether anybody asks or not.
+    drops what the store no longer holds, whether anybody asks or not. The canary is always there, and the store not asked.
 
     Args:
         store: where twins are.
@@ -58,7 +59,7 @@ class FeatureCache:
         Raises:
             NotFoundError: there is no such twin.
         """
-        if self._store.holds(twin):
+        if self._exists(twin):
             with self._lock:
                 known = self._features.get(twin)
                 if known is not None:
@@ -67,7 +68,7 @@ class FeatureCache:
                     return known
         else:
             self._drop(twin)
-        made = self._compute(self._store.load(twin).record)
+        made = self._compute(canary_record() if twin == CANARY else self._store.load(twin).record)
         with self._lock:
             self.misses += 1
             self._features[twin] = made
@@ -80,11 +81,14 @@ class FeatureCache:
         with self._lock:
             twins = list(self._features)
         for twin in twins:
-            if not self._store.holds(twin):
+            if not self._exists(twin):
                 self._drop(twin)
 
     def __len__(self) -> int:
         return len(self._features)
+
+    def _exists(self, twin: str) -> bool:
+        return twin == CANARY or self._store.holds(twin)
 
     def _drop(self, twin: str) -> None:
         with self._lock:

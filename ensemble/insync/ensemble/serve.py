@@ -13,6 +13,7 @@ from types import FrameType
 from insync.ensemble.access import ServerTls
 from insync.ensemble.errors import EnsembleError
 from insync.ensemble.server import EmbeddedServer
+from insync.ensemble.supervisor import Supervisor
 
 GRPC_PORT, HTTP_PORT, METRICS_PORT = 8001, 8000, 8002  # Triton's own
 _POLL_S = 0.2
@@ -31,12 +32,14 @@ def serve(
 ) -> int:
     """Serves until it is told to stop; says on standard output where it listens, and on standard error why it cannot.
 
+    What breaks meanwhile is mended (`insync.ensemble.supervisor`), with a line on standard error.
+
     Args:
         repository, twin_store, host, log, gpu, tls: as for `EmbeddedServer`.
         grpc_port, http_port, metrics_port: 0 takes a free one.
 
     Returns:
-        The exit code: 0 after Ctrl-C or SIGTERM, 1 when the server could not start or died.
+        The exit code: 0 after Ctrl-C or SIGTERM, 1 when the server could not start, or dies again and again.
     """
     try:
         with _stoppable():
@@ -59,14 +62,15 @@ def serve(
                     f"HTTP {server.http_url}, metrics {server.metrics_url}; twins in {server.twin_store}; "
                     f"log {server.log}. {_networks(gpu)}Ctrl-C stops it."
                 )
+                supervisor = Supervisor(server, _warn)
                 while True:
                     time.sleep(_POLL_S)
-                    server.check()
+                    supervisor.watch()
     except _Stop:
         _say("InSync has stopped.")
         return 0
     except EnsembleError as exc:
-        sys.stderr.write(f"insync serve: {exc}\n")
+        _warn(str(exc))
         return 1
 
 
@@ -97,6 +101,11 @@ def _stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _warn(line: str) -> None:
+    sys.stderr.write(f"insync serve: {line}\n")
+    sys.stderr.flush()
 
 
 def _say(line: str) -> None:

@@ -25,10 +25,11 @@ from pathlib import Path
 from types import TracebackType
 
 from insync.ensemble import reaper, settings
-from insync.ensemble.access import ServerTls, new_admin_key, restrictions
+from insync.ensemble.access import ServerTls, admin_headers, new_admin_key, restrictions
 from insync.ensemble.canary import answers_frames
 from insync.ensemble.errors import ServerError
 from insync.ensemble.installation import Installation, find_installation
+from insync.ensemble.management import Management
 from insync.ensemble.spec import MODELS
 
 STOP_TIMEOUT_S = 10.0
@@ -112,6 +113,7 @@ class EmbeddedServer:
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._reaper: subprocess.Popen[bytes] | None = None
+        self._started = False
 
     @property
     def pid(self) -> int | None:
@@ -148,13 +150,14 @@ class EmbeddedServer:
             self._launch(installation)
             deadline = time.monotonic() + self._start_timeout_s
             self._wait_until_ready(deadline)
-            self.probe(max(1.0, deadline - time.monotonic()))
+            self._send_canary(self.twin_store, max(1.0, deadline - time.monotonic()))
+            self._started = True
         except BaseException:  # an interrupt while it starts must not leave it running either
             self.stop()
             raise
 
     def probe(self, timeout_s: float) -> None:
-        """Sends a frame through every ensemble.
+        """Sends a frame through every ensemble, of a person whom every server knows: the twin store is not asked.
 
         Args:
             timeout_s: for each inference.
@@ -162,12 +165,19 @@ class EmbeddedServer:
         Raises:
             ServerError: one does not answer, or with an error; or the gRPC endpoint does not speak TLS where it should.
         """
+        self._send_canary(None, timeout_s)
+
+    def management(self) -> Management:
+        """The way to Triton's management endpoints."""
+        return Management(self.http_url, admin_headers(self.admin_key))
+
+    def _send_canary(self, twin_store: Path | None, timeout_s: float) -> None:
         if self._tls is None:
-            answers_frames(self.grpc_url, self.twin_store, timeout_s)
+            answers_frames(self.grpc_url, twin_store, timeout_s)
             return
         # Clients' certificates are clients' own: we ask over HTTP on loopback, and of gRPC that it shows ours.
         self._tls.is_spoken(self._reachable_host(), self._ports[0], timeout_s)
-        answers_frames(self.http_url, self.twin_store, timeout_s, over_http=True)
+        answers_frames(self.http_url, twin_store, timeout_s, over_http=True)
 
     def _reachable_host(self) -> str:
         """An address of this machine at which a server on `host` answers."""
@@ -219,6 +229,8 @@ class EmbeddedServer:
             f"--model-repository={self.repository}",
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self.shared_memory_prefix}",
+            "--model-control-mode=explicit",  # a supervisor may load a model anew
+            "--load-model=*",
             "--disable-auto-complete-config",  # our configs are whole, and completing starts every Python model twice
             f"--grpc-address={self._host}",
             f"--grpc-port={grpc}",
@@ -236,7 +248,7 @@ class EmbeddedServer:
         environment = {**os.environ, **installation.environment(), settings.TWINS_VARIABLE: str(self.twin_store)}
         if self._gpu:
             environment[settings.GPU_VARIABLE] = "1"
-        with log.open("wb") as file:
+        with log.open("ab" if self._started else "wb") as file:  # what a server that died said last is worth keeping
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

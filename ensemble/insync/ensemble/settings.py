@@ -7,6 +7,7 @@
 | `INSYNC_SIGNING` | folder of the certificate and key that sign dubbed files | `~/.local/share/insync/signing` |
 | `INSYNC_JPEG_QUALITY` | of SYNCED, 1 to 100 | 92 |
 | `INSYNC_GPU` | 1: the embedded server runs the networks on the GPU, as `insync serve --gpu` | 0 |
+| `INSYNC_CAPACITY_FPS` | frames/s that a server admits in all, where its config says nothing; 0: no limit | 0 |
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Settings:
     twin_cache: int
     jpeg_quality: int
     gpu: bool
+    capacity_fps: int
 
 
 def default_twins() -> Path:
@@ -55,6 +57,7 @@ def load() -> Settings:
         twin_cache=_integer("INSYNC_TWIN_CACHE", 64, 1, 100_000),
         jpeg_quality=_integer("INSYNC_JPEG_QUALITY", 92, 1, 100),
         gpu=bool(_integer(GPU_VARIABLE, 0, 0, 1)),
+        capacity_fps=_integer("INSYNC_CAPACITY_FPS", 0, 0, 1_000_000),
     )
 
 

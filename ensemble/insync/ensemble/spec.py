@@ -39,6 +39,8 @@ MAX_FRAME_BYTES = 32 * 2**20  # of one encoded frame
 MAX_REGISTRATION_FRAMES = 300
 MAX_REGISTRATION_BYTES = 256 * 2**20  # of a registration's encoded frames together
 MAX_REGISTRATION_PIXELS = 32 * MAX_PIXELS  # and their pixels: what one registration may make a server decode
+# TWIN and STREAM of probes: a grey nobody that every server knows, so that they need no twin store. As long as an id, and none.
+CANARY = "canary".ljust(TWIN_LENGTH, "-")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ FRAME = Tensor("FRAME", "UINT8", (-1,))
 AUDIO = Tensor("AUDIO", "FP32", (WINDOW_SAMPLES,))
 TWIN = Tensor("TWIN", "STRING", (1,))
 FACE_HINT = Tensor("FACE_HINT", "FP32", (4,), optional=True)
+STREAM = Tensor("STREAM", "STRING", (1,), optional=True)
+RATE = Tensor("RATE", "FP32", (1,), optional=True)
 IMAGE = Tensor("IMAGE", "UINT8", (-1, -1, 3))
 MEL = Tensor("MEL", "FP32", (MEL_BANDS, MEL_FRAMES))
 TRANSFORM = Tensor("TRANSFORM", "FP32", (2, 3))
@@ -121,10 +125,11 @@ MODELS: dict[str, Model] = {
         # Proves a frame decodable and audio finite before anything costly: DALI fails a whole batch on one bad sample.
         # TWIN passes through it, so that an ensemble begins with this one step: where two are ready at the start and the
         # first fails at once, Triton's gRPC thread and the ensemble scheduler lock each other out for good (seen in 2.51).
+        # STREAM and RATE, of live streams only, are for admission: see `insync.ensemble.admission`.
         Model(
             "lipsync_guard",
             "python",
-            (FRAME, AUDIO, TWIN),
+            (FRAME, AUDIO, TWIN, STREAM, RATE),
             (
                 Tensor("CHECKED_FRAME", "UINT8", (-1,)),
                 Tensor("CHECKED_AUDIO", "FP32", (WINDOW_SAMPLES,)),
@@ -166,14 +171,14 @@ MODELS: dict[str, Model] = {
         Model(
             "lipsync_patch",
             "ensemble",
-            (FRAME, AUDIO, TWIN, FACE_HINT),
+            (FRAME, AUDIO, TWIN, FACE_HINT, STREAM, RATE),
             (PATCH, TRANSFORM, CONFIDENCE, FACE, MOUTH_CODE),
             steps=_PATCH_STEPS,
         ),
         Model(
             "lipsync",
             "ensemble",
-            (FRAME, AUDIO, TWIN, FACE_HINT),
+            (FRAME, AUDIO, TWIN, FACE_HINT, STREAM, RATE),
             (SYNCED, CONFIDENCE, FACE, MOUTH_CODE),
             steps=(*_PATCH_STEPS, "lipsync_composite"),
         ),

@@ -22,8 +22,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from insync.ensemble.errors import BadInputError, NotFoundError
-from insync.ensemble.spec import CROP_SIZE, MOUTH, REFERENCE_PLACES, REFERENCES, TWIN_LENGTH
+from insync.ensemble.errors import BadInputError, NotFoundError, StorageError
+from insync.ensemble.spec import CANARY, CROP_SIZE, MOUTH, NEUTRAL, REFERENCE_PLACES, REFERENCES, TWIN_LENGTH
 
 ID_FORM = f"{TWIN_LENGTH} hexadecimal digits, as registration returned them"
 _ID = re.compile(rf"[0-9a-f]{{{TWIN_LENGTH}}}")
@@ -49,6 +49,17 @@ class Record:
     places: NDArray[np.float32]
     neutral: NDArray[np.float32]
     report: dict[str, Any]
+
+
+def canary_record() -> Record:
+    """Of a grey nobody, for probes."""
+    return Record(
+        np.full((REFERENCES, CROP_SIZE, CROP_SIZE, 3), 128, np.uint8),
+        np.zeros((REFERENCES, MOUTH), np.float32),
+        np.zeros(REFERENCE_PLACES.shape, np.float32),
+        np.zeros(NEUTRAL.shape, np.float32),
+        {"references": [], "warnings": ["canary"]},
+    )
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,7 @@ class TwinStore:
 
         Raises:
             BadInputError: a part of the record has another shape than it must have.
-            OSError: the folder cannot be written.
+            StorageError: the disk is full, or the folder cannot be written.
         """
         shape = (REFERENCES, CROP_SIZE, CROP_SIZE, 3)
         if record.crops.shape != shape or record.crops.dtype != np.uint8:
@@ -100,11 +111,11 @@ class TwinStore:
             raise BadInputError(
                 f"places have shape {list(record.places.shape)}, expected finite {list(REFERENCE_PLACES.shape)}"
             )
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         twin = secrets.token_hex(TWIN_LENGTH // 2)
         made = self.folder / f".{twin}{_MADE}"
-        made.mkdir(mode=0o700)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            made.mkdir(mode=0o700)
             strip = np.ascontiguousarray(record.crops.transpose(1, 0, 2, 3).reshape(CROP_SIZE, -1, 3))
             _, png = cv2.imencode(".png", cv2.cvtColor(strip, cv2.COLOR_RGB2BGR))
             (made / "crops.png").write_bytes(png.tobytes())
@@ -118,8 +129,10 @@ class TwinStore:
             }
             (made / "twin.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
             made.rename(self.folder / twin)
-        except BaseException:  # an interrupt, too, must leave no half twin
+        except BaseException as exc:  # an interrupt, too, must leave no half twin
             shutil.rmtree(made, ignore_errors=True)
+            if isinstance(exc, OSError):
+                raise StorageError(f"the twin store cannot be written: {exc.strerror}; nothing was stored") from exc
             raise
         return twin
 
@@ -201,12 +214,12 @@ class TwinStore:
 
 
 def digits(twin: str) -> NDArray[np.uint8]:
-    """An id as it goes from model to model: uint8 [32], ASCII.
+    """An id, or the canary's name, as it goes from model to model: uint8 [32], ASCII.
 
     Raises:
         NotFoundError: it is no id, so there is no twin of it.
     """
-    if not _ID.fullmatch(twin):
+    if twin != CANARY and not _ID.fullmatch(twin):
         raise NotFoundError(_unknown(twin))
     return np.frombuffer(twin.encode(), np.uint8)
 

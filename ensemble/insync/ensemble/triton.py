@@ -12,7 +12,7 @@ import numpy as np
 import triton_python_backend_utils as pb
 from numpy.typing import NDArray
 
-from insync.ensemble.errors import BadInputError, NotFoundError
+from insync.ensemble.errors import BadInputError, NotFoundError, OverloadedError, StorageError
 
 Array = NDArray[Any]
 Outputs = dict[str, Array]
@@ -70,6 +70,11 @@ def failure(error: Exception) -> Any:
         return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.INVALID_ARG))
     if isinstance(error, NotFoundError):
         return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.NOT_FOUND))
+    if isinstance(error, OverloadedError):
+        return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.UNAVAILABLE))
+    if isinstance(error, StorageError):
+        pb.Logger.log_error(str(error))
+        return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.INTERNAL))
     pb.Logger.log_error(f"{type(error).__name__}: {error}")
     return pb.InferenceResponse(error=pb.TritonError(f"{type(error).__name__}: {error}", pb.TritonError.INTERNAL))
 

@@ -1,31 +1,42 @@
-"""Triton's shell around `insync.ensemble.guard`."""
+"""Triton's shell around `insync.ensemble.guard` and `insync.ensemble.admission`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from insync.ensemble import settings
+from insync.ensemble.admission import Admission
 from insync.ensemble.guard import check_audio, check_frame
 from insync.ensemble.store import digits
-from insync.ensemble.triton import Array, Outputs, answer, array, text
+from insync.ensemble.triton import Array, Outputs, answer, array, optional, text
 
 
 class TritonPythonModel:
-    """FRAME, AUDIO, TWIN → the same, checked."""
+    """FRAME, AUDIO, TWIN, and STREAM and RATE of live streams → the first three, checked and admitted."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Opens the table of admitted streams."""
+        said = json.loads(args["model_config"])["parameters"]["capacity_fps"]["string_value"]
+        self._admission = Admission(float(said) if said else settings.load().capacity_fps)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answers each request with its inputs, or with what is wrong with them."""
-        return answer(requests, _check)
+        return answer(requests, self._check)
 
-
-def _check(request: Any) -> Outputs:
-    frames, windows = array(request, "FRAME"), array(request, "AUDIO")
-    for frame, audio in zip(frames, windows, strict=True):
-        check_frame(memoryview(frame))
-        check_audio(audio)
-    return {"CHECKED_FRAME": frames, "CHECKED_AUDIO": windows, "CHECKED_TWIN": _digits(array(request, "TWIN"))}
+    def _check(self, request: Any) -> Outputs:
+        frames, windows = array(request, "FRAME"), array(request, "AUDIO")
+        streams, rates = optional(request, "STREAM"), optional(request, "RATE")
+        for k, (frame, audio) in enumerate(zip(frames, windows, strict=True)):
+            self._admission.admit(
+                None if streams is None else text(streams[k, 0]), None if rates is None else float(rates[k, 0])
+            )
+            check_frame(memoryview(frame))
+            check_audio(audio)
+        return {"CHECKED_FRAME": frames, "CHECKED_AUDIO": windows, "CHECKED_TWIN": _digits(array(request, "TWIN"))}
 
 
 def _digits(twins: Array) -> Array:

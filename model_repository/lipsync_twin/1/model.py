@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class TritonPythonModel:
         """Loads the mouth basis that lies beside this file, and the face networks of `lipsync_face`."""
         folder = Path(args["model_repository"])
         cv2.setNumThreads(1)  # the cores belong to the other steps
+        os.nice(10)  # who registers waits for seconds anyway; who streams has a deadline for every frame
         self._finder = FaceFinder(folder.parent / "lipsync_face" / "1")
         self._basis = MouthBasis.load(folder / args["model_version"] / "mouth_basis.npz")
         self._store = TwinStore(settings.load().twins)

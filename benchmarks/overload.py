@@ -1,0 +1,254 @@
+"""What admitted streams get while three times as many want in: `python -m benchmarks.overload`.
+
+First an embedded server without a limit shows how many frames it holds, and what becomes of live streams in a crowd of three
+times as many and a job without a deadline. Then live streams take what a server with a limit promises, alone, and again in
+the same crowd, which asks for room again and again. The crowd runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import machine
+from benchmarks.faults_kit import Footage, Image, register, stream
+from insync.client import Client, Overloaded
+from insync.ensemble.server import EmbeddedServer
+
+HEIGHT = 360  # lines of the frames
+CAPACITY_VARIABLE = "INSYNC_CAPACITY_FPS"
+_SHARE = 0.7  # of what the server holds, that its limit promises
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Live streams that all begin at once.
+
+    Attributes:
+        streams: how many; each comes back after a refusal, when the server says.
+        fps: of each.
+        seconds: until they end.
+        deadline_s: in which each frame is wanted.
+        job: one more stream, without a deadline.
+    """
+
+    streams: int
+    fps: float
+    seconds: float
+    deadline_s: float
+    job: bool = False
+
+
+@dataclass(frozen=True)
+class Got:
+    """What a crowd got.
+
+    Attributes:
+        frames: that came.
+        in_time: of them, those within their deadline.
+        latencies_s: of the live frames.
+        refused: streams that were told to come back, each time.
+        hints: of those refusals, with a time to come back at.
+        job_frames: of the job.
+        seconds: that it took.
+    """
+
+    frames: int
+    in_time: int
+    latencies_s: list[float]
+    refused: int
+    hints: int
+    job_frames: int
+    seconds: float
+
+
+def crowd(address: str, twin: str, asked: Crowd) -> Got:
+    """Runs a crowd to its end."""
+    return asyncio.run(_crowd(address, twin, asked))
+
+
+async def _crowd(address: str, twin: str, asked: Crowd) -> Got:
+    footage = Footage.load(30, HEIGHT)
+    ends_s = time.monotonic() + asked.seconds
+    latencies: list[float] = []
+    refused = hints = job_frames = 0
+
+    async def live(client: Client, number: int) -> None:
+        nonlocal refused, hints
+        await asyncio.sleep(number / asked.streams / asked.fps)  # cameras do not keep step
+        while time.monotonic() < ends_s:
+            frames = _camera(footage, asked.fps, ends_s)
+            audio = footage.audio(round(25 * asked.seconds) + 50)
+            try:
+                async for one in client.stream(
+                    frames, audio, twin=twin, fps=asked.fps, deadline_s=asked.deadline_s, in_flight=8
+                ):
+                    latencies.append(one.latency_s)
+            except Overloaded as exc:
+                refused += 1
+                hints += exc.retry_after_s is not None
+                await asyncio.sleep(min(exc.retry_after_s or 1.0, max(0.0, ends_s - time.monotonic())))
+
+    async def job(client: Client) -> None:
+        nonlocal job_frames
+        async for _ in client.stream(_endless(footage, ends_s), footage.speech, twin=twin):
+            job_frames += 1
+
+    started_s = time.monotonic()
+    async with Client(address) as client:
+        tasks = [live(client, number) for number in range(asked.streams)]
+        await asyncio.gather(*tasks, *([job(client)] if asked.job else []))
+    in_time = sum(latency <= asked.deadline_s for latency in latencies)
+    return Got(len(latencies), in_time, latencies, refused, hints, job_frames, time.monotonic() - started_s)
+
+
+async def _camera(footage: Footage, fps: float, ends_s: float) -> AsyncIterator[Image]:
+    """Frames at their pace, whoever waits for them."""
+    started_s = time.monotonic()
+    for index, image in enumerate(footage.frames(1_000_000)):
+        at_s = started_s + index / fps
+        if at_s >= ends_s:
+            return
+        await asyncio.sleep(max(0.0, at_s - time.monotonic()))
+        yield image
+
+
+def _progress(what: str) -> None:
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {what}\n")
+
+
+def _endless(footage: Footage, ends_s: float) -> Iterator[Image]:
+    for image in footage.frames(1_000_000):
+        if time.monotonic() >= ends_s:
+            return
+        yield image
+
+
+@contextmanager
+def serving(store: Path, capacity_fps: int) -> Iterator[str]:
+    """The address of a server with a limit; 0: without."""
+    os.environ[CAPACITY_VARIABLE] = str(capacity_fps)
+    with EmbeddedServer(twin_store=store) as server:
+        yield server.grpc_url
+
+
+async def _holds(address: str, twin: str, frames: int) -> float:
+    """Frames/s that a server answers to a job without a deadline, the client's work included."""
+    arrivals = await stream(address, Footage.load(30, HEIGHT), twin, frames, in_flight=8)
+    third = frames // 3  # it warms up meanwhile
+    return (frames - third) / (arrivals.at_s[-1] - arrivals.at_s[third - 1])
+
+
+def _row(what: str, streams: int, got: Got, asked: Crowd, other: Got | None) -> list[str]:
+    expected = asked.fps * asked.seconds * streams
+    latencies_ms = 1000 * np.asarray(got.latencies_s or [np.nan])
+    return [
+        what,
+        f"{streams} × {asked.fps:g}",
+        f"{got.in_time / asked.seconds / streams:.2f}",
+        f"{100 * got.in_time / max(1.0, expected):.0f} %",
+        f"{np.percentile(latencies_ms, 50):.0f}",
+        f"{np.percentile(latencies_ms, 99):.0f}",
+        "–" if other is None else f"{other.refused} ({other.hints} with a hint)",
+        "–" if other is None else f"{other.frames}",
+        "–" if other is None else f"{other.job_frames / other.seconds:.1f}",
+    ]
+
+
+HEADER = (
+    "crowd",
+    "admitted streams × frames/s",
+    "in time, frames/s of each",
+    "of those sent",
+    "p50, ms",
+    "p99, ms",
+    "others: refused",
+    "others: live frames let in",
+    "others: the job's frames/s",
+)
+
+
+def measure(options: argparse.Namespace) -> tuple[list[list[str]], str]:
+    """Runs all phases; returns the table's rows, and the sentence that matters."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(2, mp_context=context) as pool:
+        store = Path(folder) / "twins"
+
+        def together(address: str) -> tuple[Got, Got]:
+            first = pool.submit(crowd, address, twin, asked)
+            time.sleep(1.0)  # who was admitted was there first
+            second = pool.submit(crowd, address, twin, others)
+            return first.result(), second.result()
+
+        with serving(store, 0) as address:
+            twin = asyncio.run(register(address, Footage.load(30, HEIGHT)))
+            for _ in range(2):  # both processes import, the server warms up
+                pool.submit(crowd, address, twin, Crowd(1, options.fps, 2.0, options.deadline))
+            holds = asyncio.run(_holds(address, twin, options.warm_frames))
+            streams = max(1, int(_SHARE * holds / options.fps))
+            capacity = math.ceil(streams * options.fps)
+            _progress(f"holds {holds:.1f} frames/s, admits {capacity}")
+            asked = Crowd(streams, options.fps, options.seconds, options.deadline)
+            others = Crowd(2 * streams, options.fps, options.seconds - 1, options.deadline, job=True)
+            lawless, let_in = together(address)
+            _progress(f"without a limit: {lawless.in_time} of {lawless.frames} in time")
+        with serving(store, capacity) as address:
+            alone = pool.submit(crowd, address, twin, asked).result()
+            _progress(f"alone: {alone.in_time} of {alone.frames} in time")
+            crowded, refused = together(address)
+            _progress(f"crowded: {crowded.in_time} of {crowded.frames} in time")
+    kept = crowded.in_time / max(1, alone.in_time)
+    rows = [
+        _row("as many as there is room for", streams, alone, asked, None),
+        _row("three times as many and a job", streams, crowded, asked, refused),
+        _row("the same, on a server without a limit", streams, lawless, asked, let_in),
+    ]
+    lines = (
+        f"The server held {holds:.1f} frames/s of a job; its limit was {capacity} frames/s. Admitted streams kept "
+        f"**{100 * kept:.0f} %** of their frames in time while three times the capacity was asked for (aim: at least 90 %); "
+        f"without a limit it was {100 * lawless.in_time / max(1, alone.in_time):.0f} %."
+    )
+    return rows, lines
+
+
+def main() -> int:
+    """Runs it and writes the report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--fps", type=float, default=1.0, help="of one live stream (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each phase (default: %(default)s)")
+    parser.add_argument("--deadline", type=float, default=0.5, help="of a frame, in seconds (default: %(default)s)")
+    parser.add_argument("--warm-frames", type=int, default=90, help="to find the capacity by (default: %(default)s)")
+    parser.add_argument("-o", "--out", type=Path, default=machine.FOLDER / "overload.md")
+    options = parser.parse_args()
+    warning = machine.busy()
+    rows, sentence = measure(options)
+    machine.write(
+        options.out,
+        "Admitted streams in a crowd",
+        "python -m benchmarks.overload " + " ".join(sys.argv[1:]),
+        [
+            warning,
+            sentence,
+            machine.table(HEADER, rows),
+            f"Frames of {HEIGHT} lines; a frame is in time within {options.deadline:g} s of having it and its audio. Others ask "
+            "again when the server's hint says so. Server and all clients share the machine.",
+        ],
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Does a server serve? For whoever starts, stops and replaces servers: containers' health checks, load balancers, people."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from insync.client.client import Client
+from insync.client.errors import Overloaded
+from insync.client.picture import to_jpeg
+from insync.client.tls import TlsOptions
+from insync.ensemble import spec
+
+__all__ = ["probe"]
+
+_SIDE = 128  # pixels of the canary's frame
+
+
+async def probe(server: str, *, canary: bool = False, timeout_s: float = 5.0, tls: TlsOptions | None = None) -> None:
+    """Makes sure that servers serve; returns where all of them do.
+
+    Args:
+        server: HOST:PORT of a server's gRPC endpoint; several with commas between them.
+        canary: send a frame through both ensembles. Without it, servers are only asked whether they are ready, which
+            they still say when the process of a model has died. A full server passes: it has answered.
+        timeout_s: for each answer.
+        tls: how to speak TLS with them.
+
+    Raises:
+        InsyncError: a server does not serve; says which, and why.
+    """
+    for address in server.split(","):
+        async with Client(
+            address, connect_timeout_s=timeout_s, request_timeout_s=timeout_s, tls=tls, retry_s=0, overload_s=0
+        ) as client:
+            if canary:
+                await _send_canary(client)
+
+
+async def _send_canary(client: Client) -> None:
+    arrays: dict[str, NDArray[Any]] = {
+        "FRAME": np.frombuffer(to_jpeg(np.full((_SIDE, _SIDE, 3), 128, np.uint8), 90), np.uint8),
+        "AUDIO": np.zeros(spec.WINDOW_SAMPLES, np.float32),
+        "TWIN": np.array([spec.CANARY.encode()], np.object_),
+        "STREAM": np.array([spec.CANARY.encode()], np.object_),
+        "RATE": np.ones(1, np.float32),
+    }
+    for name, model in spec.MODELS.items():
+        if model.backend == "ensemble":
+            with suppress(Overloaded):
+                await client._infer(name, arrays, f"a frame through {name}")
