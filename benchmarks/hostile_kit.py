@@ -111,6 +111,8 @@ class Kit:
             "AUDIO": Sent("FP32", (1, spec.WINDOW_SAMPLES), self.audio.tobytes()),
             "TWIN": Sent("BYTES", (1, 1), strings(self.twin)),
             "FACE_HINT": Sent("FP32", (1, 4), np.array([90, 20, 200, 160], np.float32).tobytes()),
+            "STREAM": Sent("BYTES", (1, 1), strings(b"hostile")),
+            "RATE": Sent("FP32", (1, 1), np.array([25], np.float32).tobytes()),
             "FRAMES": Sent("BYTES", (1,), strings(self.jpeg)),
             "IMAGE": Sent("UINT8", (1, 64, 96, 3), bytes(64 * 96 * 3)),
         }

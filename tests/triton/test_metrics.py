@@ -27,5 +27,5 @@ def test_lookups_of_twins_are_counted(server: EmbeddedServer, raw: Any, twin: ND
     before = lookups(server)
     assert before["miss"] >= 1  # registration has fetched the features of its twin
     for _ in range(3):
-        raw("lipsync_twin_features", TWIN=twin)
+        raw("lipsync_twin_features", TWIN=np.frombuffer(twin[0], np.uint8))
     assert lookups(server) == {"hit": before["hit"] + 3, "miss": before["miss"]}
