@@ -11,9 +11,10 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from insync.ensemble.access import admin_headers
 from insync.ensemble.face import take_crop
 from insync.ensemble.mel import LogMel
-from insync.ensemble.server import default_repository
+from insync.ensemble.server import EmbeddedServer, default_repository
 from insync.ensemble.spec import MODELS, WINDOW_SAMPLES
 
 pytestmark = pytest.mark.triton
@@ -45,11 +46,13 @@ def test_onnx_requests_sent_together_get_each_its_own_answer(raw: Any, model: st
             np.testing.assert_allclose(answer[name].astype(float), value[0].astype(float), atol=tolerance)
 
 
-def test_onnx_requests_were_batched(raw: Any) -> None:
+def test_onnx_requests_were_batched(raw: Any, server: EmbeddedServer) -> None:
     """Otherwise the test above compares single runs with single runs."""
 
+    key = admin_headers(server.admin_key)
+
     def executions() -> tuple[int, int]:
-        (statistics,) = raw.client.get_inference_statistics("lipsync_encoder").model_stats
+        (statistics,) = raw.client.get_inference_statistics("lipsync_encoder", headers=key).model_stats
         return statistics.inference_count, statistics.execution_count
 
     inferences_before, runs_before = executions()
