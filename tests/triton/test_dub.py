@@ -246,6 +246,7 @@ def test_interrupting_leaves_no_partial_file(
         command(sample_clip, sample_speech, tmp_path / "out.mp4", server.grpc_url),
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs inherit a deaf ear
     )
     wait_for_part(tmp_path)
     job.send_signal(number)
