@@ -34,6 +34,7 @@ from benchmarks.processes import processor_s
 from insync.client import Stages
 from insync.client.dub import dub
 from insync.ensemble import spec
+from insync.ensemble.access import admin_headers
 from insync.ensemble.server import EmbeddedServer
 
 METHOD = (
@@ -125,9 +126,9 @@ def scaled(clip: Path, short_side: int, path: Path) -> None:
         target.mux(stream.encode())
 
 
-def statistics(client: Any) -> dict[str, Busy]:
-    """Read every model's statistics."""
-    answer = client.get_inference_statistics(as_json=True)
+def statistics(client: Any, key: str) -> dict[str, Busy]:
+    """Read every model's statistics, which the server tells who has its key."""
+    answer = client.get_inference_statistics(as_json=True, headers=admin_headers(key))
     found = {}
     for model in answer["model_stats"]:
         # Zeros are left out of the answer, and numbers of 64 bits come as text.
@@ -159,11 +160,11 @@ def measure(
     out = folder / "dubbed.mp4"
     dub_once(clip, options.speech, out, server.grpc_url)
     with grpc.InferenceServerClient(server.grpc_url) as client:
-        before, used_before = statistics(client), processor_s(server.pid or 0)
+        before, used_before = statistics(client, server.admin_key), processor_s(server.pid or 0)
         runs = [dub_once(clip, options.speech, out, server.grpc_url)]
         while len(runs) < options.runs and time.perf_counter() < until:
             runs.append(dub_once(clip, options.speech, out, server.grpc_url))
-        after, used = statistics(client), processor_s(server.pid or 0)
+        after, used = statistics(client, server.admin_key), processor_s(server.pid or 0)
     return Case(
         name,
         runs,
