@@ -135,9 +135,9 @@ def test_occluders_cover_what_they_say(data: Path, basis: MouthBasis) -> None:
         batch = batches.draw()
         changed_somewhere += int(((batch.crops - batch.real).abs() > 0.05).flatten(1).any(1).sum())
     assert 2 < changed_somewhere < 40
-    crops, bare = batches.draw_covered(40)
+    crops, bare, lips = batches.draw_covered(40)
     assert crops.shape == (40, 3, 256, 256)
-    assert bare.shape == (40, 1, *mask.window(crops).shape[2:])
+    assert bare.shape == lips.shape == (40, 1, *mask.window(crops).shape[2:])
     centre = bare[:, 0, 60:80, 70:90].amin((1, 2))  # the mouth is bare, unless something covers it
     assert 2 < int((centre < 0.1).sum()) < 30
     assert int((centre > 0.9).sum()) > 10

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from insync.ensemble.head import PLACED, in_window
@@ -23,6 +24,11 @@ CANDIDATES = 24  # frames from which the references are chosen, as registration 
 APART_S = 0.4  # references lie at least this far from every target, so that none of them is the answer
 OCCLUDED_SHARE = 0.3  # of the renderer's frames
 COVERED_SHARE = 0.6  # of those that teach what an occluder is
+COVERED_CAST = (
+    0.12  # of them: standard deviation of each colour's gain, so that no lips are too red and no teeth too yellow
+)
+SMALL_SHARE = 0.3  # of them look as if the face were …
+SMALL = (0.25, 0.7)  # … that many times smaller
 PHOTO_SHARE = 0.4  # of people are twins of one photo: five times the same reference
 NEUTRAL_PHOTO_SHARE = 0.5  # of those, show the mouth at rest, as most photos do
 CHIN_REACH = 14  # pixels of the crop by which a chin goes down
@@ -126,24 +132,29 @@ class Batches:
             crops, real, face, lips, hidden, codes, references, reference_codes, points, reference_points, placed, reference_placed,
         )  # fmt: skip
 
-    def draw_covered(self, count: int) -> tuple[Tensor, Tensor]:
-        """Frames of any people, some with something before the mouth.
+    def draw_covered(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames of any people, open mouths as often as closed ones, some with something before the mouth.
 
         Returns:
-            Crops [count, 3, 256, 256] in [0, 1]; [count, 1, 144, 160], 1 where the window shows the bare face.
+            Crops [count, 3, 256, 256] in [0, 1]; [count, 1, 144, 160], 1 where the window shows the bare face; the same, 1 around the lips.
         """
-        crops, bare = [], []
-        for segment in self._rng.choice(len(self._chance), count, p=self._chance):
+        rng, crops, bare, lips = self._rng, [], [], []
+        for segment in rng.choice(len(self._chance), count, p=self._chance):
             rows = self._data.rows(int(segment))
-            row = int(self._rng.integers(rows.start, rows.stop))
-            picture = Light(self._rng)(to_tensor(self._data.crops[row])[None])[0]
-            face = torch.from_numpy(_speaking_area(self._data.landmarks[row]))[None]
-            if self._rng.random() < 0.5:
-                picture, face = picture.flip(-1), face.flip(-1)
-            covered, free = self._occlude(picture, COVERED_SHARE)
+            chance = _by_opening(self._data.openings[rows])
+            row = rows.start + int(rng.choice(len(chance), p=chance))
+            picture = Light(rng, cast=COVERED_CAST)(to_tensor(self._data.crops[row])[None])
+            if rng.random() < SMALL_SHARE:
+                picture = _as_if_small(picture, float(rng.uniform(*SMALL)))
+            landmarks = self._data.landmarks[row]
+            parts = [picture[0], *(torch.from_numpy(area(landmarks))[None] for area in (_speaking_area, _lips))]
+            if rng.random() < 0.5:
+                parts = [part.flip(-1) for part in parts]
+            covered, free = self._occlude(parts[0], COVERED_SHARE)
             crops.append(covered)
-            bare.append(mask.window(free * face))
-        return torch.stack(crops), torch.stack(bare)
+            bare.append(mask.window(free * parts[1]))
+            lips.append(mask.window(parts[2]))
+        return torch.stack(crops), torch.stack(bare), torch.stack(lips)
 
     def references(
         self, segment: int, away_from: Floats, mirrored: bool = False
@@ -164,10 +175,8 @@ class Batches:
     def _person(self, segment: int, augmented: bool, mirrored: bool, hinted: bool) -> tuple[Tensor, ...]:
         rng, data = self._rng, self._data
         rows = data.rows(segment)
-        # Open mouths are rarer than closed ones: half of the targets are drawn by opening.
-        openings = data.openings[rows] + 0.02
-        chance = 0.5 / len(openings) + 0.5 * np.maximum(openings, 0.005) / np.maximum(openings, 0.005).sum()
-        index = rows.start + rng.choice(len(openings), self._targets, p=chance / chance.sum())
+        chance = _by_opening(data.openings[rows])
+        index = rows.start + rng.choice(len(chance), self._targets, p=chance)
         chosen, reference_codes = self.references(segment, data.time_s[index], mirrored)
         if hinted:
             count = min(len(index), REFERENCES)
@@ -240,6 +249,20 @@ class Batches:
         return (picture * (1 - soft) + texture.clamp(0, 1) * soft), 1 - soft
 
 
+def _by_opening(openings: Floats) -> npt.NDArray[np.float64]:
+    """Chances to draw frames with these openings float32 [N]: open mouths are rarer than closed ones, so half is drawn by opening."""
+    wide = np.maximum(openings + 0.02, 0.005).astype(np.float64)
+    chance = 0.5 / len(wide) + 0.5 * wide / wide.sum()
+    return np.asarray(chance / chance.sum())
+
+
+def _as_if_small(pictures: Tensor, share: float) -> Tensor:
+    """Pictures [B, 3, H, W] as they are of a face that many times smaller."""
+    size = (round(pictures.shape[-2] * share), round(pictures.shape[-1] * share))
+    small = F.interpolate(pictures, size=size, mode="bilinear", antialias=True)
+    return F.interpolate(small, size=pictures.shape[-2:], mode="bilinear")
+
+
 def _in_window(landmarks: Floats, mirrored: bool) -> Floats:
     """Landmarks float32 [..., 468, 2] in pixels of the crop → with the window's outer edges at ±1."""
     if mirrored:
@@ -271,10 +294,16 @@ def _lips(landmarks: Floats) -> Floats:
 
 
 class Light:
-    """A random change of exposure, contrast, saturation and white balance, the same for all pictures that it is applied to."""
+    """A random change of exposure, contrast, saturation and white balance, the same for all pictures that it is applied to.
 
-    def __init__(self, rng: Rng, strength: float = 1.0) -> None:
-        gain = rng.uniform(1 - 0.6 * strength, 1 + 0.2 * strength) * (1 + strength * rng.normal(0, 0.04, (3, 1, 1)))
+    Args:
+        rng: draws it.
+        strength: of all of it; 0 changes nothing.
+        cast: standard deviation of each colour's gain.
+    """
+
+    def __init__(self, rng: Rng, strength: float = 1.0, cast: float = 0.04) -> None:
+        gain = rng.uniform(1 - 0.6 * strength, 1 + 0.2 * strength) * (1 + strength * rng.normal(0, cast, (3, 1, 1)))
         self._gain = torch.from_numpy(gain.astype(np.float32))
         self._bend = float(np.clip(rng.normal(0, 0.2 * strength), -0.5, 0.5))
         self._saturation = float(rng.uniform(1 - 0.4 * strength, 1 + 0.2 * strength))
