@@ -15,6 +15,7 @@ from insync.ensemble.head import PLACED, in_window
 from insync.ensemble.mouth import FACE_OVAL, OUTER_LIPS, MouthBasis
 from insync.ensemble.spec import CROP_SIZE, REFERENCES
 from insync.network import mask
+from insync.network.syncnet import FRAME_S, MOUTH_FRAMES
 from insync.training.dataset import Dataset
 
 Floats = npt.NDArray[np.float32]
@@ -52,6 +53,7 @@ class Batch:
         lips: [B, 1, 144, 160], 1 around the lips.
         hidden: [B, 1, 256, 256], 1 where the encoder must not see.
         codes: [B, 12].
+        mel: [B, 80, 40], the sound of each frame.
         references: [G, 5, 3, 256, 256].
         reference_codes: [G, 5, 12].
         points: [B, 468, 2], all landmarks, in x and y with the window's outer edges at ±1.
@@ -66,6 +68,7 @@ class Batch:
     lips: Tensor
     hidden: Tensor
     codes: Tensor
+    mel: Tensor
     references: Tensor
     reference_codes: Tensor
     points: Tensor
@@ -98,38 +101,56 @@ class Batches:
         people: G.
         targets: frames of each person.
         seed: of the draw.
+        selective: whether references are chosen over mouth shapes, as registration chooses a twin's, or at random.
     """
 
-    def __init__(self, dataset: Dataset, basis: MouthBasis, people: int, targets: int, seed: int) -> None:
-        self._data, self._people, self._targets = dataset, people, targets
+    def __init__(
+        self, dataset: Dataset, basis: MouthBasis, people: int, targets: int, seed: int, selective: bool = True
+    ) -> None:
+        self._data, self._people, self._targets, self._selective = dataset, people, targets, selective
         self._codes = dataset.codes(basis)
         self._weights = basis.deviation / basis.deviation[0]
         sizes = np.sqrt([segment.frames for segment in dataset.segments])
         self._chance = sizes / sizes.sum()
+        speaking = sizes * [
+            speaks and segment.frames >= MOUTH_FRAMES
+            for speaks, segment in zip(dataset.speaks, dataset.segments, strict=True)
+        ]
+        self._spoken = speaking / max(speaking.sum(), 1e-9)
         self._rng = np.random.default_rng(seed)
 
-    def draw(self, augmented: bool = True, hinted: float = 0.0) -> Batch:
+    def draw(self, augmented: bool = True, hinted: float = 0.0, spoken: bool = False) -> Batch:
         """A batch of random people and frames.
 
         Args:
             augmented: with other light, mirror images and occluders.
             hinted: chance that a person's references include the answers themselves: so copying is learned before anything else.
+            spoken: people who speak, each in five frames 40 ms apart, in place of random ones: what SyncNet judges.
+
+        Raises:
+            ValueError: spoken, and nobody speaks.
         """
         rng = self._rng
-        segments = rng.choice(len(self._chance), self._people, replace=False, p=self._chance)
+        chance = self._spoken if spoken else self._chance
+        if not chance.any():
+            raise ValueError("nobody in this data set speaks to sound that SyncNet could hear: train without its loss")
+        people = min(self._people, np.count_nonzero(chance))
         parts = [
-            self._person(int(segment), augmented, bool(augmented and rng.random() < 0.5), bool(rng.random() < hinted))
-            for segment in segments
-        ]
+            self._person(
+                int(segment), self._targets_of(int(segment), spoken), augmented, bool(augmented and rng.random() < 0.5),
+                bool(rng.random() < hinted),
+            )
+            for segment in rng.choice(len(chance), people, replace=False, p=chance)
+        ]  # fmt: skip
         columns = [list(column) for column in zip(*parts, strict=True)]
-        crops, real, face, lips, hidden, codes, points = (torch.cat(column) for column in columns[:7])
-        references, reference_codes, reference_points = (torch.stack(column) for column in columns[7:])
+        crops, real, face, lips, hidden, codes, mel, points = (torch.cat(column) for column in columns[:8])
+        references, reference_codes, reference_points = (torch.stack(column) for column in columns[8:])
         placed, reference_placed = points[:, PLACED], reference_points[:, :, PLACED]
         if augmented:
             noise = UNSTEADY * rng.standard_normal(placed.shape).astype(np.float32)
             placed = placed + torch.from_numpy(noise)
         return Batch(
-            crops, real, face, lips, hidden, codes, references, reference_codes, points, reference_points, placed, reference_placed,
+            crops, real, face, lips, hidden, codes, mel, references, reference_codes, points, reference_points, placed, reference_placed,
         )  # fmt: skip
 
     def draw_covered(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,16 +188,29 @@ class Batches:
         pool = far if len(far) >= REFERENCES else index[np.argsort(-gap)[: 2 * REFERENCES]]
         pool = self._rng.choice(pool, min(CANDIDATES, len(pool)), replace=False)
         codes = self._codes[1 if mirrored else 0]
-        chosen = farthest_points(
-            codes[pool] * self._weights, REFERENCES, int(np.abs(codes[pool] * self._weights).sum(1).argmin())
-        )
+        if self._selective:
+            shapes = codes[pool] * self._weights
+            chosen = farthest_points(shapes, REFERENCES, int(np.abs(shapes).sum(1).argmin()))
+        else:
+            chosen = [k % len(pool) for k in range(REFERENCES)]
         return pool[chosen], codes[pool[chosen]]
 
-    def _person(self, segment: int, augmented: bool, mirrored: bool, hinted: bool) -> tuple[Tensor, ...]:
+    def _targets_of(self, segment: int, spoken: bool) -> npt.NDArray[np.int64]:
+        """Rows of a segment's targets."""
+        rows = self._data.rows(segment)
+        chance = _by_opening(self._data.openings[rows])
+        drawn = self._rng.choice(len(chance), 1 if spoken else self._targets, p=chance)
+        if spoken:
+            times, reach = self._data.time_s[rows], MOUTH_FRAMES // 2
+            middle = times[np.clip(drawn[0], reach, len(times) - reach - 1)]
+            wanted = middle + FRAME_S * np.arange(-reach, reach + 1)
+            drawn = np.abs(times[None] - wanted[:, None]).argmin(1)
+        return np.asarray(rows.start + drawn, np.int64)
+
+    def _person(
+        self, segment: int, index: npt.NDArray[np.int64], augmented: bool, mirrored: bool, hinted: bool
+    ) -> tuple[Tensor, ...]:
         rng, data = self._rng, self._data
-        rows = data.rows(segment)
-        chance = _by_opening(data.openings[rows])
-        index = rows.start + rng.choice(len(chance), self._targets, p=chance)
         chosen, reference_codes = self.references(segment, data.time_s[index], mirrored)
         if hinted:
             count = min(len(index), REFERENCES)
@@ -204,7 +238,7 @@ class Batches:
         points = (torch.from_numpy(_in_window(data.landmarks[rows], mirrored)) for rows in (index, chosen))
         own_points, reference_points = points
         return (
-            crops, real, *windows, hidden, torch.from_numpy(codes), own_points,
+            crops, real, *windows, hidden, torch.from_numpy(codes), torch.from_numpy(data.mel[index].astype(np.float32)), own_points,
             references, torch.from_numpy(reference_codes), reference_points,
         )  # fmt: skip
 
