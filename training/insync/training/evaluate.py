@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import av
 import cv2
@@ -23,12 +23,13 @@ import numpy.typing as npt
 from skimage.metrics import structural_similarity
 from tqdm import tqdm
 
-from insync.ensemble.chain import Chain
+from insync.ensemble.chain import Chain, Twin
 from insync.ensemble.face import FaceFinder, take_crop
 from insync.ensemble.head import head_of
 from insync.ensemble.mel import LogMel
 from insync.ensemble.mouth import OUTER_LIPS, MouthBasis, opening
 from insync.ensemble.spec import CROP_SIZE, MAX_REGISTRATION_FRAMES
+from insync.ensemble.store import Record
 from insync.ensemble.twin import register
 from insync.network import mask
 from insync.training import published
@@ -105,22 +106,35 @@ class Drawing(NamedTuple):
         return cls(real, real, np.zeros(real.shape[:3], np.uint8), np.full(len(real), NOTHING, np.float32))
 
 
+class Graphs(Protocol):
+    """What draws: `Chain`, or what stands in for it."""
+
+    def reference(self, record: Record) -> Twin:
+        """A twin's features."""
+        ...
+
+    def patch(self, crop: Floats, mel: Floats, head: Floats, twin: Twin) -> tuple[Picture, Floats]:
+        """One frame's patch uint8 [256, 256, 4] and mouth code float32 [12]; see `Chain.patch`."""
+        ...
+
+
 class Evaluation:
     """Draws clips anew with the served graphs and measures the result.
 
     Args:
         repository: the model repository.
         threads: CPU threads.
+        graphs: what draws; by default the repository's graphs.
     """
 
-    def __init__(self, repository: Path, threads: int = 2) -> None:
-        self._chain = Chain(repository, threads)
+    def __init__(self, repository: Path, threads: int = 2, graphs: Graphs | None = None) -> None:
+        self._chain = graphs or Chain(repository, threads)
         self._finder = FaceFinder(repository / "lipsync_face" / "1", threads)
         self._basis = MouthBasis.load(repository / "lipsync_twin" / "1" / "mouth_basis.npz")
         self._mel, self._sync, self._likeness = LogMel(), SyncJudge(), Likeness()
 
-    def read(self, path: Path, seconds: float) -> Footage:
-        """Reads the first `seconds` of a clip.
+    def read(self, path: Path, seconds: float, share: float = FOOTAGE_SHARE) -> Footage:
+        """Reads the first `seconds` of a clip, this share of which registers its twin.
 
         Raises:
             ValueError: too few frames show a face.
@@ -142,7 +156,7 @@ class Evaluation:
                 encoded.append(image)
         if len(crops) < MIN_FRAMES:
             raise ValueError(f"{path.name}: a face in {len(crops)} frames, at least {MIN_FRAMES} are needed")
-        first = max(1, round(FOOTAGE_SHARE * len(crops)))
+        first = max(1, round(share * len(crops)))
         step = -(-first // MAX_REGISTRATION_FRAMES)
         jpegs = [
             cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
@@ -257,6 +271,10 @@ class Evaluation:
         if sound is not None and sound.any():
             known = self._sync.figures(results, footage.times_s[footage.first :], sound)
         return (NOTHING,) * 3 if known is None else (known.lse_c, known.lse_d, float(known.offset))
+
+    def neutral(self, footage: Footage) -> Floats:
+        """The resting mouth of a clip's twin, float32 [44, 2]."""
+        return register(footage.frames, self._finder, self._basis).neutral
 
     def openings(self, results: Picture) -> Floats:
         """Opening of the mouth in every crop, NaN where no face is found: float32 [N]."""

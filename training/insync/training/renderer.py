@@ -59,6 +59,7 @@ class RendererOptions:
         selective: whether references are chosen over mouth shapes, as registration chooses them, or at random.
         sync: weight of the SyncNet loss (Prajwal et al., 2020): how badly five drawn frames in a row fit their sound. 0 leaves it out.
         sync_every: steps between batches of five frames in a row, which it needs.
+        trained: prefixes of the names of what learns; the rest stays as it begins.
         realism: pull of the discriminators on the last layer, as a share of the other losses' pull.
         r1: weight of the gradient penalty.
         lazy_every: steps between gradient penalties and between measurements of the pull.
@@ -77,6 +78,7 @@ class RendererOptions:
     selective: bool = True
     sync: float = 0.0
     sync_every: int = 2
+    trained: tuple[str, ...] = RENDERER_PARTS
     realism: float = 0.5
     r1: float = 0.05
     lazy_every: int = 16
@@ -213,7 +215,7 @@ class RendererTraining:
         reader.load_state_dict(_finished(out, "reader")["model"])
         self._judge = _Judge(channels_last(reader).to(self._device), basis)
         self._sync = SyncLoss().to(self._device) if options.sync > 0 else None
-        trained = [p for name in RENDERER_PARTS for p in getattr(self._network, name).parameters()]
+        trained = [p for name, p in self._network.named_parameters() if name.startswith(options.trained)]
         self._optimizer = torch.optim.Adam(trained, lr=options.learning_rate, betas=(0.5, 0.99))
         critics = [*self._local.parameters(), *self._global.parameters()]
         self._critic_optimizer = torch.optim.Adam(critics, lr=options.discriminator_rate, betas=(0.5, 0.99))
@@ -227,6 +229,11 @@ class RendererTraining:
             "network": self._network, "average": self._average, "local": self._local, "global": self._global,
             "optimizer": self._optimizer, "critic_optimizer": self._critic_optimizer,
         }  # fmt: skip
+
+    @property
+    def steps(self) -> int:
+        """Taken so far."""
+        return self._step
 
     def resume(self) -> None:
         """Goes on where an earlier run in the same folder stopped."""
