@@ -49,6 +49,10 @@ class RendererOptions:
     """Settings of a renderer training.
 
     Attributes:
+        selective: whether references are chosen over mouth shapes, as registration chooses them, or at random.
+        sync: weight of the SyncNet loss (Prajwal et al., 2020): how badly five drawn frames in a row fit their sound. 0 leaves it out.
+        sync_every: steps between batches of five frames in a row, which it needs.
+        trained: prefixes of the names of what learns; the rest stays as it begins.
         people: identities in a batch.
         targets: frames of each.
         learning_rate: of the generator, at its peak.
@@ -56,10 +60,6 @@ class RendererOptions:
         adversarial_from: share of the time after which the discriminators join.
         hinted: chance, at first, that a person's references include the answer; falls to 0.
         hinted_until: share of the time after which it is 0.
-        selective: whether references are chosen over mouth shapes, as registration chooses them, or at random.
-        sync: weight of the SyncNet loss (Prajwal et al., 2020): how badly five drawn frames in a row fit their sound. 0 leaves it out.
-        sync_every: steps between batches of five frames in a row, which it needs.
-        trained: prefixes of the names of what learns; the rest stays as it begins.
         realism: pull of the discriminators on the last layer, as a share of the other losses' pull.
         r1: weight of the gradient penalty.
         lazy_every: steps between gradient penalties and between measurements of the pull.
@@ -68,6 +68,10 @@ class RendererOptions:
         checkpoint_every: steps between checkpoints.
     """
 
+    selective: bool = True
+    sync: float = 0.0
+    sync_every: int = 2
+    trained: tuple[str, ...] = RENDERER_PARTS
     people: int = 3
     targets: int = 4
     learning_rate: float = 4e-4
@@ -75,10 +79,6 @@ class RendererOptions:
     adversarial_from: float = 0.12
     hinted: float = 0.7
     hinted_until: float = 0.3
-    selective: bool = True
-    sync: float = 0.0
-    sync_every: int = 2
-    trained: tuple[str, ...] = RENDERER_PARTS
     realism: float = 0.5
     r1: float = 0.05
     lazy_every: int = 16
@@ -329,11 +329,10 @@ class RendererTraining:
                 "colour": float(colour.detach()), "edges": float(edges.detach()), "perceptual": float(perceptual.detach()),
                 "code": float(reading.detach()), "copied": float(copied.detach()), "astray": float(astray.detach()),
                 "painted": float(painted_share.detach()),
-                "unsynced": 0.0, "matching": 0.0, "adversarial": 0.0, "pull": 0.0, "real": 0.0, "fake": 0.0,
+                "matching": 0.0, "adversarial": 0.0, "pull": 0.0, "real": 0.0, "fake": 0.0,
             }  # fmt: skip
-            if self._sync is not None and spoken:
-                heard = batch.mel.to(self._device)[MOUTH_FRAMES // 2 :: MOUTH_FRAMES]
-                unsynced = self._sync(local_view(shown).unflatten(0, (-1, MOUTH_FRAMES)), heard)
+            if self._sync is not None:
+                unsynced = self._unsynced(self._sync, shown, batch) if spoken else torch.zeros((), device=self._device)
                 loss = loss + self._options.sync * unsynced
                 self._figures["unsynced"] = float(unsynced.detach())
             if adversarial > 0:
@@ -363,6 +362,11 @@ class RendererTraining:
             now = min(10.0, self._options.realism * float(others) / (float(own) + 1e-8))
             self._pull = now if self._pull is None else 0.8 * self._pull + 0.2 * now
         return self._pull
+
+    def _unsynced(self, loss: SyncLoss, shown: Tensor, batch: Batch) -> Tensor:
+        heard = batch.mel.to(self._device)[MOUTH_FRAMES // 2 :: MOUTH_FRAMES]
+        value: Tensor = loss(local_view(shown).unflatten(0, (-1, MOUTH_FRAMES)), heard)
+        return value
 
     def _views(self, shown: Tensor, real: Tensor) -> tuple[tuple[Discriminator, Tensor], ...]:
         return (self._local, local_view(shown)), (self._global, global_view(real, shown))
