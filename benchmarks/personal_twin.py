@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -63,16 +64,23 @@ def beginning_of(clip: Path, seconds: float, out: Path) -> None:
 
 
 def teach(
-    dataset: Dataset, basis: MouthBasis, run: Path, start: Path, out: Path, options: RendererOptions, minutes: float
-) -> tuple[LipSync, int]:
-    """Trains a part of the network on a data set; returns it and the steps taken."""
-    out.mkdir(parents=True, exist_ok=True)
-    for stage in ("reader", "occlusion", "speech"):
-        shutil.copy(run / f"{stage}.pt", out)
-    torch.manual_seed(SEED)
-    training = RendererTraining(dataset, basis, out, options, dataset, start)
-    training.run(minutes, time.process_time)
-    return load_network(out), training.steps
+    data: Callable[[], Dataset],
+    basis: MouthBasis,
+    run: Path,
+    start: Path,
+    out: Path,
+    options: RendererOptions,
+    minutes: float,
+) -> LipSync:
+    """Trains a part of the network on a data set, unless that is done already, and returns it."""
+    if not (out / "renderer.pt").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        for stage in ("reader", "occlusion", "speech"):
+            shutil.copy(run / f"{stage}.pt", out)
+        torch.manual_seed(SEED)
+        dataset = data()
+        RendererTraining(dataset, basis, out, options, dataset, start).run(minutes, time.process_time)
+    return load_network(out)
 
 
 def judge(network: LipSync, name: str, way: str, footage: Footage, basis: MouthBasis) -> tuple[Figures, Picture]:
@@ -94,6 +102,51 @@ def shortened(footage: Footage, frames: int) -> Footage:
     return replace(footage, **parts)
 
 
+class Report:
+    """The table so far; written after every person."""
+
+    def __init__(self, path: Path, minutes: float) -> None:
+        self._path, self._minutes = path, minutes
+        self._rows: list[list[str]] = []
+        self._gains: dict[str, list[float]] = {}
+        self._filmed: list[Picture] = []
+        self._columns: dict[str, list[Picture]] = {}
+
+    def add(
+        self, clip: str, seen: bool, taught_s: float, real: Picture, drawn: dict[str, tuple[Figures, Picture]]
+    ) -> None:
+        """Adds a person's figures and pictures, those of the generic network first."""
+        generic = next(iter(drawn.values()))[0]
+        self._filmed.append(real)
+        for way, (figures, pictures) in drawn.items():
+            self._columns.setdefault(way, []).append(pictures)
+            self._gains.setdefault(way, []).append(figures.ssim - generic.ssim)
+            cells = [f"{getattr(figures, name):.3f}" for name in COLUMNS]
+            self._rows.append([clip, "yes" if seen else "no", f"{taught_s:.1f}", str(figures.frames), way, *cells])
+        self._write()
+
+    def _write(self) -> None:
+        head = ("clip", "seen before", "taught, s", "frames judged", "network", *COLUMNS)
+        gain = [
+            [way, *(f"{f(of):+.4f}" for f in (fmean, min, max))] for way, of in self._gains.items() if way != "generic"
+        ]
+        sheet(self._filmed, self._columns, self._path.with_suffix(".jpg"))
+        machine.write(
+            self._path, "Is a network of one's own worth it?",
+            "python -m benchmarks.personal_twin CLIPS --run RUN --everybody DATASET --work FOLDER",
+            [
+                f"A small part of the decoder learns one person, {self._minutes:g} minutes of processor time, one thread, on the first two thirds "
+                f"of a clip; the last third is judged, at most {JUDGED} frames in a row, drawn by the filmed mouths' own codes, with references "
+                "from the first two thirds. «Everybody»: the same part and time on all people of the training set, which tells learning a "
+                "person from learning on. Figures as in `insync evaluate`.",
+                machine.table(head, self._rows),
+                "What SSIM of the mouth gains over the generic network:",
+                machine.table(("network", "mean", "least", "most"), gain),
+                f"![Filmed, then a column for each network]({self._path.stem}.jpg)",
+            ],
+        )  # fmt: skip
+
+
 def main() -> int:
     """Teaches, judges and writes the report; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -105,71 +158,49 @@ def main() -> int:
         "--minutes", type=float, default=2.0, help="processor time for each person (default: %(default)s)"
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="of each clip, at most")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the runs; finished ones there are kept")
     parser.add_argument("-o", "--out", type=Path, default=machine.FOLDER / f"{REPORT}.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     basis = MouthBasis.load(REPOSITORY / "lipsync_twin" / "1" / "mouth_basis.npz")
     reader, start = Evaluation(REPOSITORY, 1), options.run / "renderer_last.pt"
-    gains: dict[str, list[float]] = {}
-    rows: list[list[str]] = []
-    filmed: list[Picture] = []
-    columns: dict[str, list[Picture]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        work = Path(scratch)
-        general = work / "generic"
-        shutil.copytree(options.run, general, ignore=shutil.ignore_patterns("sheets", "*_last.pt", "*.csv"))
-        state = load_checkpoint(start)
-        save_checkpoint(general / "renderer.pt", {"model": state["average"] if state else {}})
-        networks = {"generic": load_network(general)}
-        if options.everybody:
-            everybody = Dataset(options.everybody, "train")
-            for part, names in PARTS.items():
-                settings = replace(USUAL, people=3, targets=2, trained=names)
-                networks[f"{part}, everybody"], _ = teach(
-                    everybody, basis, options.run, start, work / f"{part} everybody", settings, options.minutes
-                )
-            del everybody
-        for clip in options.clips:
-            whole = reader.read(clip, options.seconds, TAUGHT)
-            footage = shortened(whole, JUDGED)
-            taught_s = float(whole.times_s[whole.first])
-            folder = work / clip.stem
+    report, work = Report(options.out, options.minutes), options.work
+    general = work / "generic"
+    shutil.copytree(
+        options.run, general, ignore=shutil.ignore_patterns("sheets", "*_last.pt", "*.csv"), dirs_exist_ok=True
+    )
+    state = load_checkpoint(start)
+    save_checkpoint(general / "renderer.pt", {"model": state["average"] if state else {}})
+    networks = {"generic": load_network(general)}
+    if options.everybody:
+        for part, names in PARTS.items():
+            settings, folder = replace(USUAL, people=3, targets=2, trained=names), work / f"{part} everybody"
+            networks[f"{part}, everybody"] = teach(
+                partial(Dataset, options.everybody, "train"),
+                basis,
+                options.run,
+                start,
+                folder,
+                settings,
+                options.minutes,
+            )
+    for clip in options.clips:
+        whole = reader.read(clip, options.seconds, TAUGHT)
+        footage, taught_s = shortened(whole, JUDGED), float(whole.times_s[whole.first])
+        folder = work / clip.stem
+        if not (folder / "data" / "frames.npz").exists():
             (folder / "clips").mkdir(parents=True)
             beginning_of(clip, taught_s, folder / "clips" / clip.name)
             curate(folder / "clips", folder / "data", REPOSITORY / "lipsync_face" / "1", basis.rigid)
-            dataset = Dataset(folder / "data")
-            own = {}
-            for part, names in PARTS.items():
-                own[part], steps = teach(
-                    dataset, basis, options.run, start, folder / part, replace(USUAL, trained=names), options.minutes
-                )
-            filmed.append(footage.crops[footage.first :])
-            base: Figures | None = None
-            for way, network in {**networks, **own}.items():
-                figures, pictures = judge(network, clip.name, way, footage, basis)
-                columns.setdefault(way, []).append(pictures)
-                base = base or figures
-                gains.setdefault(way, []).append(figures.ssim - base.ssim)
-                cells = [f"{getattr(figures, name):.3f}" for name in COLUMNS]
-                known = "yes" if clip.name in options.seen else "no"
-                rows.append([clip.name, known, f"{taught_s:.1f}", str(figures.frames), way, *cells])
-                print(rows[-1], steps, flush=True)  # noqa: T201
-    head = ("clip", "seen before", "taught, s", "frames judged", "network", *COLUMNS)
-    gain = [[way, *(f"{f(of):+.4f}" for f in (fmean, min, max))] for way, of in gains.items() if way != "generic"]
-    sheet(filmed, columns, options.out.with_suffix(".jpg"))
-    machine.write(
-        options.out, "Is a network of one's own worth it?",
-        "python -m benchmarks.personal_twin CLIPS --run RUN --everybody DATASET",
-        [
-            f"A small part of the decoder learns one person, {options.minutes:g} minutes of processor time, one thread, on the first two thirds of a "
-            f"clip; the last third is judged, at most {JUDGED} frames, drawn by the filmed mouths' own codes, with references from the first two "
-            "thirds. «Everybody»: the same part and time on all people of the training set, which tells learning a person from learning on.",
-            machine.table(head, rows),
-            "What SSIM of the mouth gains over the generic network:",
-            machine.table(("network", "mean", "least", "most"), gain),
-            f"![Filmed, then a column for each network]({options.out.stem}.jpg)",
-        ],
-    )  # fmt: skip
+        own = {
+            part: teach(
+                partial(Dataset, folder / "data"), basis, options.run, start, folder / part,
+                replace(USUAL, trained=names), options.minutes,
+            )
+            for part, names in PARTS.items()
+        }  # fmt: skip
+        drawn = {way: judge(network, clip.name, way, footage, basis) for way, network in {**networks, **own}.items()}
+        report.add(clip.name, clip.name in options.seen, taught_s, footage.crops[footage.first :], drawn)
     return 0
 
 

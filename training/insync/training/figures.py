@@ -12,6 +12,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 
 MAX_LAG = 5  # frames by which a clip's sound may lead or trail its picture
+WAYS = ("self", "shuffled", "silence", "cross", "untouched")  # in the order of the means; others follow
 COMPARED = ("ssim_crop", "ssim", "psnr_db", "lmd", "follows", "liveliness", "jitter")  # with a filmed mouth
 
 
@@ -85,7 +86,8 @@ def best_lag(a: Floats, b: Floats) -> int:
 def means(figures: list[Figures]) -> list[Figures]:
     """The mean over clips of every way, over the clips where a figure has a meaning."""
     result = []
-    for way in dict.fromkeys(one.way for one in figures):
+    known_ways = {one.way: None for one in figures}
+    for way in [*(way for way in WAYS if way in known_ways), *(way for way in known_ways if way not in WAYS)]:
         ones = [one for one in figures if one.way == way]
         values: dict[str, Any] = {"clip": "mean", "way": way, "frames": sum(one.frames for one in ones), "lag": 0}
         for field in fields(Figures):
