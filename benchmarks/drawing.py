@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,8 +82,8 @@ def sheet(filmed: list[Picture], columns: dict[str, list[Picture]], path: Path) 
     width = SHOWN_COLUMNS.stop - SHOWN_COLUMNS.start
     head = np.full((44, width * len(names), 3), 255, np.uint8)
     for number, name in enumerate(names):
-        for line, words in enumerate((name[:22], name[22:])):
+        for line, words in enumerate(textwrap.wrap(name, 22)[:2]):
             at = (width * number + 4, 18 + 18 * line)
-            cv2.putText(head, words.strip(), at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+            cv2.putText(head, words, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     picture = cv2.cvtColor(np.vstack([head, *lines]), cv2.COLOR_RGB2BGR)
     cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, 88])
