@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from insync.ensemble.mouth import MouthBasis
 from insync.ensemble.spec import FEATURE_HEIGHT, FEATURE_WIDTH, LIPS, MOUTH, WINDOW_COLUMNS, WINDOW_ROWS
+from insync.network.blocks import exact
 
 REACH = 3.0  # pixels within which a landmark alone decides
 STIFFNESS = 4.0  # square pixels of spread, from which on landmarks turn and stretch what lies between them
@@ -26,6 +27,7 @@ class Placing(nn.Module):
         """Takes over the shapes that mouth codes stand for."""
         self.lips.copy_(torch.from_numpy(basis.components * basis.deviation[:, None]))
 
+    @exact
     def forward(self, head: Tensor, neutral: Tensor, code: Tensor) -> Tensor:
         """Head [B, 75, 2], resting shape [B, 44, 2], mouth code [B, 12] → places [B, 73, 2]."""
         shape = neutral + torch.matmul(code, self.lips).reshape(-1, LIPS, 2)
@@ -45,6 +47,7 @@ class Flow(nn.Module):
         y, x = torch.meshgrid(_centres(FEATURE_HEIGHT), _centres(FEATURE_WIDTH), indexing="ij")
         self.register_buffer("grid", torch.stack([x, y], dim=-1).reshape(1, -1, 2), persistent=False)
 
+    @exact
     def forward(self, places: Tensor, others: Tensor) -> Tensor:
         """Where to fetch each cell of the features' grid.
 
