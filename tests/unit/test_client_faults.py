@@ -16,7 +16,16 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from benchmarks.network import Network
-from insync.client import BadInput, Client, InsyncError, Overloaded, ServerError, ServerTimeout, ServerUnavailable
+from insync.client import (
+    BadInput,
+    Client,
+    InsyncError,
+    NotFound,
+    Overloaded,
+    ServerError,
+    ServerTimeout,
+    ServerUnavailable,
+)
 from insync.client.pacer import Pacer
 from insync.client.stages import StageClock
 from insync.client.stream import SyncedFrame
@@ -131,6 +140,11 @@ def fails(numbers: Any, code: grpc.StatusCode, text: str) -> Callable[[int, Any]
         (grpc.StatusCode.CANCELLED, ""),
         (grpc.StatusCode.INTERNAL, "in ensemble 'lipsync_patch', Stub process 'lipsync_mixer_0_0' is not healthy."),
         (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'lipsync_patch' has no available versions"),
+        (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'lipsync_patch' is not found"),
+        (
+            grpc.StatusCode.NOT_FOUND,
+            "in ensemble 'lipsync_patch', Request for unknown model: 'lipsync_face' is not found",
+        ),
     ],
 )
 def test_what_a_recovering_server_says_is_asked_again(
@@ -148,6 +162,33 @@ def test_an_error_that_stays_is_told_at_once(address: str, fake: Fake) -> None:
     with pytest.raises(ServerError, match="onnx runtime error 6"):
         asyncio.run(collect(address))
     assert fake.frames_asked() < FRAMES
+
+
+def test_an_unknown_twin_is_told_at_once(address: str, fake: Fake) -> None:
+    fake.before = fails(range(5, 1000), grpc.StatusCode.NOT_FOUND, "in ensemble 'lipsync_patch', no twin has this id")
+    with pytest.raises(NotFound, match="no twin has this id"):
+        asyncio.run(collect(address))
+    assert fake.frames_asked() < FRAMES
+
+
+def test_a_model_that_never_comes_ends_patience(address: str, fake: Fake) -> None:
+    said = "Request for unknown model: 'lipsync_patch' is not found"
+    fake.before = fails(range(100_000), grpc.StatusCode.NOT_FOUND, said)
+    with pytest.raises(ServerUnavailable, match=r"frame 0: .* does not serve this model.*'lipsync_patch' is not found"):
+        asyncio.run(collect(address, client={"retry_s": 0.5}))
+    assert 2 < fake.frames_asked() < 200
+
+
+def test_a_stopping_servers_streams_go_on_at_another(fake: Fake) -> None:
+    other = Fake()
+    fake.before = fails(
+        range(9, 1000), grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'lipsync_patch' is not found"
+    )
+    clock = StageClock()
+    with serving(fake) as (first, _), serving(other) as (second, _):
+        assert whole(asyncio.run(collect([first, second], in_flight=4, clock=clock)))
+    assert clock.moved == 1
+    assert other.frames_asked() >= FRAMES - 9
 
 
 def test_patience_ends(address: str, fake: Fake) -> None:
