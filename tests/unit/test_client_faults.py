@@ -33,6 +33,7 @@ from insync.ensemble.errors import OverloadedError
 
 TWIN = "0123456789abcdef" * 2
 FULL = str(OverloadedError("the server is full", 0.05))
+ENDS = np.zeros(1, np.float32).tobytes()  # RATE at a stream's end
 PICTURE = np.full((64, 64, 3), 90, np.uint8)
 FRAMES = 30
 # Each frame hears another loudness: whose answer a frame got shows in its mouth code.
@@ -56,28 +57,38 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
         with self.lock:
             number = len(self.asked)
             self.asked.append({"model": request.model_name, **given})
+        if given.get("RATE") != ENDS:
+            self.before(number, context)
         if request.model_name == "lipsync_guard":
-            return service_pb2.ModelInferResponse(model_name="lipsync_guard")
-        self.before(number, context)
+            return _response(
+                request.model_name,
+                CHECKED_FRAME=np.zeros((1, 9), np.uint8),
+                CHECKED_AUDIO=np.zeros((1, 6400), np.float32),
+                CHECKED_TWIN=np.zeros((1, 32), np.uint8),
+            )
         loudness = np.frombuffer(given["AUDIO"], np.float32)[4480 + 320]
         time.sleep(self.slow.get(round((float(loudness) + 1) / 2 * (FRAMES - 1)), 0.0))
-        outputs: dict[str, np.ndarray[Any, Any]] = {
-            "PATCH": np.zeros((1, 256, 256, 4), np.uint8),
-            "TRANSFORM": np.eye(2, 3, dtype=np.float32)[None],
-            "CONFIDENCE": np.zeros((1, 1), np.float32),
-            "FACE": np.zeros((1, 4), np.float32),
-            "MOUTH": np.full((1, 12), loudness, np.float32),
-        }
-        response = service_pb2.ModelInferResponse(model_name=request.model_name)
-        for name, value in outputs.items():
-            tensor = response.outputs.add()
-            tensor.name, tensor.datatype = name, {"uint8": "UINT8", "float32": "FP32"}[str(value.dtype)]
-            tensor.shape.extend(value.shape)
-            response.raw_output_contents.append(value.tobytes())
-        return response
+        return _response(
+            request.model_name,
+            PATCH=np.zeros((1, 256, 256, 4), np.uint8),
+            TRANSFORM=np.eye(2, 3, dtype=np.float32)[None],
+            CONFIDENCE=np.zeros((1, 1), np.float32),
+            FACE=np.zeros((1, 4), np.float32),
+            MOUTH=np.full((1, 12), loudness, np.float32),
+        )
 
     def frames_asked(self) -> int:
         return sum(request["model"] == "lipsync_patch" for request in self.asked)
+
+
+def _response(model: str, **outputs: np.ndarray[Any, Any]) -> Any:
+    response = service_pb2.ModelInferResponse(model_name=model)
+    for name, value in outputs.items():
+        tensor = response.outputs.add()
+        tensor.name, tensor.datatype = name, {"uint8": "UINT8", "float32": "FP32"}[str(value.dtype)]
+        tensor.shape.extend(value.shape)
+        response.raw_output_contents.append(value.tobytes())
+    return response
 
 
 @contextmanager
@@ -304,11 +315,18 @@ def test_a_slow_network_changes_nothing(address: str) -> None:
 
 def test_a_full_server_refuses_a_live_stream_at_once(address: str, fake: Fake) -> None:
     fake.before = fails(range(1000), grpc.StatusCode.UNAVAILABLE, FULL)
-    with pytest.raises(Overloaded, match="is full") as caught:
-        asyncio.run(collect(address, deadline_s=1))
+    read: list[int] = []
+
+    def camera() -> Iterator[np.ndarray[Any, Any]]:
+        read.append(0)
+        yield PICTURE
+
+    with pytest.raises(Overloaded, match=r"asking for room: .* is full") as caught:
+        asyncio.run(collect(address, camera(), deadline_s=1))
     assert caught.value.retryable
     assert caught.value.retry_after_s == 0.05
-    assert fake.frames_asked() == 1
+    assert not read  # nothing was prepared in vain
+    assert [request["model"] for request in fake.asked] == ["lipsync_guard"]
 
 
 def test_another_server_has_room(fake: Fake) -> None:
@@ -316,7 +334,7 @@ def test_another_server_has_room(fake: Fake) -> None:
     fake.before = fails(range(1000), grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
     with serving(fake) as (first, _), serving(other) as (second, _):
         assert whole(asyncio.run(collect([first, second], deadline_s=1)))
-    assert fake.frames_asked() == 1
+    assert fake.frames_asked() == 0
 
 
 def test_a_job_waits_for_room(address: str, fake: Fake) -> None:
@@ -331,9 +349,10 @@ def test_a_job_waits_for_room(address: str, fake: Fake) -> None:
 
 def test_a_live_stream_names_itself_and_says_when_it_ends(address: str, fake: Fake) -> None:
     asyncio.run(collect(address, deadline_s=5, fps=12.5))
-    *frames, end = fake.asked
+    claim, *frames, end = fake.asked
+    assert claim["model"] == "lipsync_guard"
     assert len({request["STREAM"] for request in fake.asked}) == 1
-    assert {float(np.frombuffer(request["RATE"], np.float32)[0]) for request in frames} == {12.5}
+    assert {float(np.frombuffer(request["RATE"], np.float32)[0]) for request in (claim, *frames)} == {12.5}
     assert end["model"] == "lipsync_guard"
     assert np.frombuffer(end["RATE"], np.float32)[0] == 0
     fake.asked.clear()
