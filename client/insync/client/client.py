@@ -261,7 +261,8 @@ class Client:
             deadline_s: makes the stream a live one, paced at `fps`: each frame is wanted so many seconds after it and its
                 audio have come. The server keeps room for a live stream, or refuses it at once.
             late: what becomes of a live stream's frame that is not there in time. "wait": it comes late. "skip": it is left
-                out. "repeat": the synced frame before it comes again. SyncedFrame and the clock say so.
+                out. "repeat": the synced frame before it comes again. SyncedFrame and the clock say so. While frames come
+                late, fewer are sent: as many as come back in time.
             clock: takes the times of the stages.
 
         Yields:
