@@ -110,6 +110,7 @@ async def _crowd(address: str, twin: str, asked: Crowd) -> Got:
                     frames, speech, twin=twin, fps=asked.fps, deadline_s=asked.deadline_s, late="skip", in_flight=8
                 ):
                     latencies.append(one.latency_s)
+                return
             except Overloaded as exc:
                 refused += 1
                 hints += exc.retry_after_s is not None
