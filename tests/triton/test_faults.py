@@ -225,6 +225,25 @@ def test_one_server_of_two_is_killed(run: Run, pair: tuple[Kept, Kept], undistur
     assert whole(run(first.server.grpc_url, {})[0], undisturbed)
 
 
+def test_one_server_of_two_is_stopped(run: Run, pair: tuple[Kept, Kept], undisturbed: NDArray[np.float32]) -> None:
+    """It unloads its models while it still listens. Then there is only the one that has come back."""
+    first, second = pair
+
+    def terminated(kept: Kept) -> None:
+        assert kept.server.pid is not None
+        os.kill(kept.server.pid, signal.SIGTERM)
+
+    restarted = first.supervisor.restarted
+    addresses = f"{first.server.grpc_url},{second.server.grpc_url}"
+    synced, clock = run(addresses, {5: lambda: terminated(first)})
+    assert whole(synced, undisturbed)
+    assert clock.moved >= 1
+    until(lambda: first.supervisor.restarted > restarted)
+    synced, clock = run(first.server.grpc_url, {5: lambda: terminated(first)})
+    assert whole(synced, undisturbed)
+    assert clock.resent > 0
+
+
 def test_a_probe_tells_a_dead_model_only_by_a_canary(
     pair: tuple[Kept, Kept], capsys: pytest.CaptureFixture[str]
 ) -> None:
