@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import av
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from insync.client.cli import main
-from insync.training.evaluate import Evaluation, Footage, best_lag, clips_of, correlation, evaluate, lagged, means
+from insync.ensemble.spec import SAMPLE_RATE_HZ
+from insync.training import published
+from insync.training.evaluate import Drawing, Evaluation, Footage, clips_of, evaluate
+from insync.training.figures import COMPARED, Figures, best_lag, correlation, lagged, means, table
 from insync.training.frechet import Networks, distances, frechet_distance
+from insync.training.likeness import Likeness
+from insync.training.sound import read_speech
 
 
 @pytest.fixture(scope="module")
@@ -37,47 +45,130 @@ def test_lags() -> None:
 
 def test_the_filmed_frames_themselves_are_perfect(evaluation: Evaluation, footage: Footage) -> None:
     real = footage.crops[footage.first :]
-    perfect = evaluation.measure("a", "untouched", footage, real, real, None, 0)
+    perfect = evaluation.measure("a", "untouched", footage, Drawing.untouched(real))
     assert perfect.ssim == pytest.approx(1)
     assert perfect.seam == pytest.approx(1)
     assert perfect.psnr_db == pytest.approx(10 * np.log10(255**2 / 1e-2))
     assert (perfect.lmd, perfect.follows) == pytest.approx((0, 1))
     assert (perfect.liveliness, perfect.jitter) == pytest.approx((1, 1))
+    assert (perfect.leaks, perfect.identity) == pytest.approx((1, 1))
     blurred = np.stack([np.full_like(crop, crop.mean()) for crop in real])
-    grey = evaluation.measure("a", "grey", footage, blurred, real, None, 0)
+    whole = np.full(real.shape[:3], 255, np.uint8)
+    grey = evaluation.measure("a", "grey", footage, Drawing(blurred, real, whole, np.zeros(len(real), np.float32)))
     assert grey.ssim < 0.7
     assert grey.psnr_db < 25
     assert grey.seam < 0.2
     assert np.isnan(grey.lmd)  # nobody is there
+    assert grey.leaks == 0
+    assert grey.identity < 0.5
 
 
 def test_only_the_mouth_is_drawn_anew(evaluation: Evaluation, footage: Footage) -> None:
-    results, sources, predicted = evaluation.draw(footage, footage.sound)
-    assert len(results) == len(sources) == len(predicted) == len(footage.crops) - footage.first
+    results, sources, alphas, predicted = evaluation.draw(footage, footage.sound)
+    assert len(results) == len(sources) == len(alphas) == len(predicted) == len(footage.crops) - footage.first
+    assert (alphas[:, :112] == 0).all()
     assert np.array_equal(results[:, :112], sources[:, :112])
     assert (results[:, 150:230, 90:170] != sources[:, 150:230, 90:170]).any(axis=(1, 2, 3)).all()
 
 
-def test_a_folder_is_judged_and_what_cannot_be_is_named(repository: Path, sample_clip: Path, tmp_path: Path) -> None:
+SILENT_WAYS = ["cross", "silence", "untouched", "darkened", "covered", "moving"]
+
+
+def test_a_folder_is_judged_and_what_cannot_be_is_named(
+    repository: Path, sample_clip: Path, sample_speech: Path, tmp_path: Path
+) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "good.mp4").write_bytes(sample_clip.read_bytes())
     (tmp_path / "clips" / "text.mp4").write_text("not a video")
     out = tmp_path / "out"
-    figures = evaluate(clips_of([tmp_path / "clips"]), out, repository, seconds=1.2)
-    ways = [one.way for one in figures]
-    assert ways == ["self", "shuffled", "silence", "untouched", "darkened", "covered", "moving"]
-    assert [one.way for one in means(figures)] == ways
+    with pytest.raises(ValueError, match=r"good\.mp4: it has no sound: give it speech"):
+        evaluate(clips_of([tmp_path / "clips"]), out, repository, seconds=1.2)
+    figures = evaluate(clips_of([tmp_path / "clips"]), out, repository, seconds=1.2, speech=sample_speech)
+    assert [one.way for one in figures] == SILENT_WAYS
+    assert [one.way for one in means(figures)] == ["silence", "cross", *SILENT_WAYS[2:]]
+    # The photograph says nothing that a drawn mouth could be held against, but its person and the sound are known.
+    assert all(np.isnan(getattr(one, name)) for one in figures for name in COMPARED)
+    assert all(0 <= one.leaks <= 1 and -1 <= one.identity <= 1 for one in figures)
+    assert figures[0].identity > 0.8
     document = json.loads((out / "evaluation.json").read_text())
-    assert len(document["figures"]) == len(ways)
+    assert len(document["figures"]) == len(SILENT_WAYS)
     assert list(document["refused"]) == ["text.mp4"]
     assert document["frechet"] == {}
-    page = (out / "evaluation.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == page.count("data:video/mp4;base64,") == 1
-    assert "http" not in page
-    assert "text.mp4" in page
+    web = (out / "evaluation.html").read_text()
+    assert web.count("data:image/jpeg;base64,") == web.count("data:video/mp4;base64,") == 1
+    assert "http" not in web
+    assert "text.mp4" in web
     report = (out / "evaluation.md").read_text()
-    assert sum(line.startswith("|") for line in report.splitlines()) == 2 + 2 * len(ways)
-    assert all("published feature networks do not come with InSync" in text for text in (page, report))
+    lines = [line for line in report.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 2 * len(SILENT_WAYS) + 2 + len(published.ROWS) + 1
+    for text in (web, report):
+        assert "published feature networks do not come with InSync" in text
+        assert "Measured elsewhere, on other data" in text
+
+
+def test_a_clip_that_speaks_is_held_against_itself(
+    evaluation: Evaluation, repository: Path, sample_clip: Path, sample_speech: Path, tmp_path: Path
+) -> None:
+    talk = tmp_path / "talk.mkv"
+    _spoken(repository, sample_clip, sample_speech, talk)
+    assert evaluation.read(talk, 2).speaks
+    ways = ["self", "shuffled", "silence", "untouched", "darkened", "covered", "moving"]
+    figures = evaluate([talk], tmp_path / "own", repository, seconds=2)
+    assert [one.way for one in figures] == ways
+    assert all(np.isfinite(getattr(one, name)) for one in figures for name in COMPARED)
+    crossed = evaluate([talk], tmp_path / "crossed", repository, seconds=2, speech=sample_speech)
+    assert [one.way for one in crossed] == [*ways[:3], "cross", *ways[3:]]
+    assert all(np.isnan(getattr(crossed[3], name)) for name in COMPARED)
+    assert (crossed[0].ssim, crossed[0].identity) == pytest.approx((figures[0].ssim, figures[0].identity))
+
+
+def _spoken(repository: Path, clip: Path, speech: Path, out: Path) -> None:
+    """The sample speaking, with the speech as its sound, drawn by the served graphs."""
+    drawer = Evaluation(repository)
+    footage = drawer.read(clip, 2)
+    sound = read_speech(speech)
+    assert sound is not None
+    with av.open(str(out), "w") as sink:
+        stream = sink.add_stream("libx264", rate=25, options={"crf": "15"})
+        stream.width = stream.height = 384
+        stream.pix_fmt = "yuv420p"
+        track = sink.add_stream("pcm_s16le", rate=SAMPLE_RATE_HZ)
+        for crop in drawer.draw(replace(footage, first=0), sound).results:
+            framed = cv2.copyMakeBorder(crop, 64, 64, 64, 64, cv2.BORDER_REPLICATE)
+            sink.mux(stream.encode(av.VideoFrame.from_ndarray(framed, "rgb24")))
+        sink.mux(stream.encode())
+        frame = av.AudioFrame.from_ndarray((sound * 32767).astype(np.int16)[None], "s16", "mono")
+        frame.sample_rate = SAMPLE_RATE_HZ
+        sink.mux(track.encode(frame))
+        sink.mux(track.encode())
+
+
+def test_the_table_leaves_out_what_has_no_meaning() -> None:
+    unknown = {
+        name: float("nan") for name in Figures.__dataclass_fields__ if name not in ("clip", "way", "frames", "lag")
+    }
+    one = Figures(clip="a", way="cross", frames=3, lag=0, **unknown)
+    head, _, row, mean = table([one])
+    cells = dict(zip(head, row, strict=True))
+    assert {cells.pop(name) for name in ("clip", "way", "frames")} == {"a", "cross", "3"}
+    assert set(cells.values()) == {"–"}
+    assert mean[:2] == ["mean", "cross"]
+
+
+def test_what_others_published_stands_apart() -> None:
+    head, _, *rows = published.table(published.Published("ours", None, 0.9, 0.3))
+    assert rows[0] == [published.TALK, "–", "–", "–"]  # nobody knows them: no figure is made up
+    assert rows[-1] == ["ours", "–", "0.90", "0.30"]
+    assert all(len(row) == len(head) for row in rows)
+
+
+def test_likeness_knows_its_own(footage: Footage) -> None:
+    likeness = Likeness()
+    first, last = footage.crops[:8], footage.crops[-8:]
+    assert likeness.alike(first, first) == pytest.approx(1)
+    assert likeness.alike(first, last) > 0.9
+    redder = np.round(first * np.array([1.0, 0.6, 0.5])).astype(np.uint8)
+    assert likeness.alike(first, redder) < likeness.alike(first, last)
 
 
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,12 +184,13 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_sync_is_measured_where_there_is_sound(evaluation: Evaluation, footage: Footage) -> None:
     real = footage.crops[footage.first :]
     noise = np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32)
-    known = evaluation.measure("a", "untouched", footage, real, real, None, 0, noise)
+    filmed = Drawing.untouched(real)
+    known = evaluation.measure("a", "untouched", footage, filmed, sound=noise)
     assert 0 <= known.lse_c < 0.5  # a resting mouth fits no noise
     assert 0.5 < known.lse_d < 2
     assert abs(known.offset) <= 15
     for nothing in (None, np.zeros_like(noise)):
-        unknown = evaluation.measure("a", "untouched", footage, real, real, None, 0, nothing)
+        unknown = evaluation.measure("a", "untouched", footage, filmed, sound=nothing)
         assert np.isnan([unknown.lse_c, unknown.lse_d, unknown.offset]).all()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,6 +130,43 @@ def test_references_avoid_the_targets_and_spread_over_mouth_shapes(data: Path, b
     assert any(torch.equal(batch.codes[0], code) for code in batch.reference_codes[0])
 
 
+def test_random_references_are_those_that_are_not_chosen(data: Path, basis: MouthBasis) -> None:
+    dataset = Dataset(data)
+    spreads = []
+    for selective in (True, False):
+        batches = Batches(dataset, basis, 1, 2, seed=0, selective=selective)
+        codes = np.stack([batches.references(0, dataset.time_s[:1])[1] for _ in range(8)])
+        spreads.append(float(codes.std(1).mean()))
+    assert spreads[0] > 1.1 * spreads[1]
+
+
+def test_spoken_batches_are_frames_in_a_row_with_their_sound(data: Path, basis: MouthBasis, tmp_path: Path) -> None:
+    dataset = Dataset(data)
+    dataset.speaks = [False] * len(dataset.segments)
+    with pytest.raises(ValueError, match="nobody in this data set speaks"):
+        Batches(dataset, basis, 1, 2, seed=0).draw(spoken=True)
+    dataset.speaks = [True] * len(dataset.segments)
+    for _ in range(3):
+        batch = Batches(dataset, basis, 1, 2, seed=0).draw(augmented=False, spoken=True)
+        assert batch.codes.shape == (5, MOUTH)
+        assert batch.mel.shape == (5, 80, 40)
+        heard = torch.from_numpy(dataset.mel.astype(np.float32))
+        rows = [int((heard - mel).abs().sum((1, 2)).argmin()) for mel in batch.mel]
+        assert np.diff(dataset.time_s[rows]) == pytest.approx(0.04, abs=0.005)
+        assert torch.equal(batch.real[2].mul(255).round().byte(), _planes(dataset.crops[rows[2]]))
+    train_reader(dataset, basis, tmp_path, 0.02)
+    train_occlusion(dataset, basis, tmp_path, 0.02, start=None)
+    options = replace(RendererOptions(), people=1, targets=2, adversarial_from=1.0, sync=1.0, sync_every=1)
+    train_renderer(dataset, basis, tmp_path, 0.03, dataset, options)
+    names, *lines = (tmp_path / "renderer.csv").read_text().splitlines()
+    assert lines
+    assert all(0 < float(dict(zip(names.split(","), line.split(","), strict=True))["unsynced"]) < 2 for line in lines)
+
+
+def _planes(crop: np.ndarray[Any, np.dtype[np.uint8]]) -> torch.Tensor:
+    return torch.from_numpy(crop).permute(2, 0, 1)
+
+
 def test_occluders_cover_what_they_say(data: Path, basis: MouthBasis) -> None:
     batches = Batches(Dataset(data), basis, 1, 4, seed=1)
     changed_somewhere = 0
@@ -136,9 +174,9 @@ def test_occluders_cover_what_they_say(data: Path, basis: MouthBasis) -> None:
         batch = batches.draw()
         changed_somewhere += int(((batch.crops - batch.real).abs() > 0.05).flatten(1).any(1).sum())
     assert 2 < changed_somewhere < 40
-    crops, bare = batches.draw_covered(40)
+    crops, bare, lips = batches.draw_covered(40)
     assert crops.shape == (40, 3, 256, 256)
-    assert bare.shape == (40, 1, *mask.window(crops).shape[2:])
+    assert bare.shape == lips.shape == (40, 1, *mask.window(crops).shape[2:])
     centre = bare[:, 0, 60:80, 70:90].amin((1, 2))  # the mouth is bare, unless something covers it
     assert 2 < int((centre < 0.1).sum()) < 30
     assert int((centre > 0.9).sum()) > 10

@@ -24,7 +24,8 @@ from insync.ensemble import settings
 from insync.ensemble.plans import GRAPHS
 from insync.ensemble.spec import WINDOW_COLUMNS, WINDOW_ROWS
 from insync.export.rounding import PRECISIONS, rounded_graph
-from insync.training.evaluate import Evaluation, Footage, best_lag, correlation, lagged
+from insync.training.evaluate import Evaluation, Footage
+from insync.training.figures import best_lag, correlation, lagged
 
 BLOCK = 16  # pixels
 REPORT = "precision.json"
@@ -175,7 +176,7 @@ def _rounded_repository(repository: Path, folder: Path, precision: str) -> Path:
 
 def _draw(way: Evaluation, exact: Evaluation, footage: Footage, sound: Floats) -> _Drawn:
     with np.errstate(all="ignore"):  # what overflows is seen in the picture
-        crops, _, predicted = way.draw(footage, sound)
+        crops, _, _, predicted = way.draw(footage, sound)
     return _Drawn(crops, exact.openings(crops), predicted)
 
 

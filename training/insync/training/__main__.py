@@ -48,11 +48,13 @@ def main(argv: list[str] | None = None) -> int:
         stage.add_argument("data", type=Path)
         stage.add_argument("run", type=Path)
         stage.add_argument("--minutes", type=float, required=True, help="training time, earlier runs in RUN counted in")
+        if name in ("renderer", "occlusion"):
+            last = "renderer_last.pt" if name == "renderer" else "occlusion.pt"
+            stage.add_argument("--start", type=Path, help=f"begin with the networks of this `{last}`")
         if name == "renderer":
             stage.add_argument(
                 "--validation", type=Path, help="data set for the sample sheets (default: the training set)"
             )
-            stage.add_argument("--start", type=Path, help="begin with the networks of this `renderer_last.pt`")
     everything = stages.add_parser("all", help="every stage, one after the other")
     everything.add_argument("clips", type=Path)
     everything.add_argument("run", type=Path)
@@ -108,7 +110,7 @@ def _run(options: argparse.Namespace) -> None:
         elif options.stage == "reader":
             train_reader(dataset, basis, options.run, options.minutes, options.seed)
         elif options.stage == "occlusion":
-            train_occlusion(dataset, basis, options.run, options.minutes, options.seed)
+            train_occlusion(dataset, basis, options.run, options.minutes, options.seed, options.start)
         else:
             validation = Dataset(options.validation) if options.validation else dataset
             settings = RendererOptions() if options.start is None else RendererOptions(hinted=0, adversarial_from=0.03)

@@ -8,12 +8,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from insync.ensemble.head import PLACED, in_window
 from insync.ensemble.mouth import FACE_OVAL, OUTER_LIPS, MouthBasis
 from insync.ensemble.spec import CROP_SIZE, REFERENCES
 from insync.network import mask
+from insync.network.syncnet import FRAME_S, MOUTH_FRAMES
 from insync.training.dataset import Dataset
 
 Floats = npt.NDArray[np.float32]
@@ -23,6 +25,11 @@ CANDIDATES = 24  # frames from which the references are chosen, as registration 
 APART_S = 0.4  # references lie at least this far from every target, so that none of them is the answer
 OCCLUDED_SHARE = 0.3  # of the renderer's frames
 COVERED_SHARE = 0.6  # of those that teach what an occluder is
+COVERED_CAST = (
+    0.12  # of them: standard deviation of each colour's gain, so that no lips are too red and no teeth too yellow
+)
+SMALL_SHARE = 0.3  # of them look as if the face were …
+SMALL = (0.25, 0.7)  # … that many times smaller
 PHOTO_SHARE = 0.4  # of people are twins of one photo: five times the same reference
 NEUTRAL_PHOTO_SHARE = 0.5  # of those, show the mouth at rest, as most photos do
 CHIN_REACH = 14  # pixels of the crop by which a chin goes down
@@ -46,6 +53,7 @@ class Batch:
         lips: [B, 1, 144, 160], 1 around the lips.
         hidden: [B, 1, 256, 256], 1 where the encoder must not see.
         codes: [B, 12].
+        mel: [B, 80, 40], the sound of each frame.
         references: [G, 5, 3, 256, 256].
         reference_codes: [G, 5, 12].
         points: [B, 468, 2], all landmarks, in x and y with the window's outer edges at ±1.
@@ -60,6 +68,7 @@ class Batch:
     lips: Tensor
     hidden: Tensor
     codes: Tensor
+    mel: Tensor
     references: Tensor
     reference_codes: Tensor
     points: Tensor
@@ -92,58 +101,81 @@ class Batches:
         people: G.
         targets: frames of each person.
         seed: of the draw.
+        selective: whether references are chosen over mouth shapes, as registration chooses a twin's, or at random.
     """
 
-    def __init__(self, dataset: Dataset, basis: MouthBasis, people: int, targets: int, seed: int) -> None:
-        self._data, self._people, self._targets = dataset, people, targets
+    def __init__(
+        self, dataset: Dataset, basis: MouthBasis, people: int, targets: int, seed: int, selective: bool = True
+    ) -> None:
+        self._data, self._people, self._targets, self._selective = dataset, people, targets, selective
         self._codes = dataset.codes(basis)
         self._weights = basis.deviation / basis.deviation[0]
         sizes = np.sqrt([segment.frames for segment in dataset.segments])
         self._chance = sizes / sizes.sum()
+        speaking = sizes * [
+            speaks and segment.frames >= MOUTH_FRAMES
+            for speaks, segment in zip(dataset.speaks, dataset.segments, strict=True)
+        ]
+        self._spoken = speaking / max(speaking.sum(), 1e-9)
         self._rng = np.random.default_rng(seed)
 
-    def draw(self, augmented: bool = True, hinted: float = 0.0) -> Batch:
+    def draw(self, augmented: bool = True, hinted: float = 0.0, spoken: bool = False) -> Batch:
         """A batch of random people and frames.
 
         Args:
             augmented: with other light, mirror images and occluders.
             hinted: chance that a person's references include the answers themselves: so copying is learned before anything else.
+            spoken: people who speak, each in five frames 40 ms apart, in place of random ones: what SyncNet judges.
+
+        Raises:
+            ValueError: spoken, and nobody speaks.
         """
         rng = self._rng
-        segments = rng.choice(len(self._chance), self._people, replace=False, p=self._chance)
+        chance = self._spoken if spoken else self._chance
+        if not chance.any():
+            raise ValueError("nobody in this data set speaks to sound that SyncNet could hear: train without its loss")
+        people = min(self._people, np.count_nonzero(chance))
         parts = [
-            self._person(int(segment), augmented, bool(augmented and rng.random() < 0.5), bool(rng.random() < hinted))
-            for segment in segments
-        ]
+            self._person(
+                int(segment), self._targets_of(int(segment), spoken), augmented, bool(augmented and rng.random() < 0.5),
+                bool(rng.random() < hinted),
+            )
+            for segment in rng.choice(len(chance), people, replace=False, p=chance)
+        ]  # fmt: skip
         columns = [list(column) for column in zip(*parts, strict=True)]
-        crops, real, face, lips, hidden, codes, points = (torch.cat(column) for column in columns[:7])
-        references, reference_codes, reference_points = (torch.stack(column) for column in columns[7:])
+        crops, real, face, lips, hidden, codes, mel, points = (torch.cat(column) for column in columns[:8])
+        references, reference_codes, reference_points = (torch.stack(column) for column in columns[8:])
         placed, reference_placed = points[:, PLACED], reference_points[:, :, PLACED]
         if augmented:
             noise = UNSTEADY * rng.standard_normal(placed.shape).astype(np.float32)
             placed = placed + torch.from_numpy(noise)
         return Batch(
-            crops, real, face, lips, hidden, codes, references, reference_codes, points, reference_points, placed, reference_placed,
+            crops, real, face, lips, hidden, codes, mel, references, reference_codes, points, reference_points, placed, reference_placed,
         )  # fmt: skip
 
-    def draw_covered(self, count: int) -> tuple[Tensor, Tensor]:
-        """Frames of any people, some with something before the mouth.
+    def draw_covered(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames of any people, open mouths as often as closed ones, some with something before the mouth.
 
         Returns:
-            Crops [count, 3, 256, 256] in [0, 1]; [count, 1, 144, 160], 1 where the window shows the bare face.
+            Crops [count, 3, 256, 256] in [0, 1]; [count, 1, 144, 160], 1 where the window shows the bare face; the same, 1 around the lips.
         """
-        crops, bare = [], []
-        for segment in self._rng.choice(len(self._chance), count, p=self._chance):
+        rng, crops, bare, lips = self._rng, [], [], []
+        for segment in rng.choice(len(self._chance), count, p=self._chance):
             rows = self._data.rows(int(segment))
-            row = int(self._rng.integers(rows.start, rows.stop))
-            picture = Light(self._rng)(to_tensor(self._data.crops[row])[None])[0]
-            face = torch.from_numpy(_speaking_area(self._data.landmarks[row]))[None]
-            if self._rng.random() < 0.5:
-                picture, face = picture.flip(-1), face.flip(-1)
-            covered, free = self._occlude(picture, COVERED_SHARE)
+            chance = _by_opening(self._data.openings[rows])
+            row = rows.start + int(rng.choice(len(chance), p=chance))
+            picture = Light(rng, cast=COVERED_CAST)(to_tensor(self._data.crops[row])[None])
+            if rng.random() < SMALL_SHARE:
+                picture = _as_if_small(picture, float(rng.uniform(*SMALL)))
+            landmarks = self._data.landmarks[row]
+            parts = [picture[0], *(torch.from_numpy(area(landmarks))[None] for area in (_speaking_area, _lips))]
+            if rng.random() < 0.5:
+                parts = [part.flip(-1) for part in parts]
+            covered, free = self._occlude(parts[0], COVERED_SHARE)
             crops.append(covered)
-            bare.append(mask.window(free * face))
-        return torch.stack(crops), torch.stack(bare)
+            bare.append(mask.window(free * parts[1]))
+            lips.append(mask.window(parts[2]))
+        return torch.stack(crops), torch.stack(bare), torch.stack(lips)
 
     def references(
         self, segment: int, away_from: Floats, mirrored: bool = False
@@ -156,18 +188,29 @@ class Batches:
         pool = far if len(far) >= REFERENCES else index[np.argsort(-gap)[: 2 * REFERENCES]]
         pool = self._rng.choice(pool, min(CANDIDATES, len(pool)), replace=False)
         codes = self._codes[1 if mirrored else 0]
-        chosen = farthest_points(
-            codes[pool] * self._weights, REFERENCES, int(np.abs(codes[pool] * self._weights).sum(1).argmin())
-        )
+        if self._selective:
+            shapes = codes[pool] * self._weights
+            chosen = farthest_points(shapes, REFERENCES, int(np.abs(shapes).sum(1).argmin()))
+        else:
+            chosen = [k % len(pool) for k in range(REFERENCES)]
         return pool[chosen], codes[pool[chosen]]
 
-    def _person(self, segment: int, augmented: bool, mirrored: bool, hinted: bool) -> tuple[Tensor, ...]:
+    def _targets_of(self, segment: int, spoken: bool) -> npt.NDArray[np.int64]:
+        """Rows of a segment's targets."""
+        rows = self._data.rows(segment)
+        chance = _by_opening(self._data.openings[rows])
+        drawn = self._rng.choice(len(chance), 1 if spoken else self._targets, p=chance)
+        if spoken:
+            times, reach = self._data.time_s[rows], MOUTH_FRAMES // 2
+            middle = times[np.clip(drawn[0], reach, len(times) - reach - 1)]
+            wanted = middle + FRAME_S * np.arange(-reach, reach + 1)
+            drawn = np.abs(times[None] - wanted[:, None]).argmin(1)
+        return np.asarray(rows.start + drawn, np.int64)
+
+    def _person(
+        self, segment: int, index: npt.NDArray[np.int64], augmented: bool, mirrored: bool, hinted: bool
+    ) -> tuple[Tensor, ...]:
         rng, data = self._rng, self._data
-        rows = data.rows(segment)
-        # Open mouths are rarer than closed ones: half of the targets are drawn by opening.
-        openings = data.openings[rows] + 0.02
-        chance = 0.5 / len(openings) + 0.5 * np.maximum(openings, 0.005) / np.maximum(openings, 0.005).sum()
-        index = rows.start + rng.choice(len(openings), self._targets, p=chance / chance.sum())
         chosen, reference_codes = self.references(segment, data.time_s[index], mirrored)
         if hinted:
             count = min(len(index), REFERENCES)
@@ -195,7 +238,7 @@ class Batches:
         points = (torch.from_numpy(_in_window(data.landmarks[rows], mirrored)) for rows in (index, chosen))
         own_points, reference_points = points
         return (
-            crops, real, *windows, hidden, torch.from_numpy(codes), own_points,
+            crops, real, *windows, hidden, torch.from_numpy(codes), torch.from_numpy(data.mel[index].astype(np.float32)), own_points,
             references, torch.from_numpy(reference_codes), reference_points,
         )  # fmt: skip
 
@@ -240,6 +283,20 @@ class Batches:
         return (picture * (1 - soft) + texture.clamp(0, 1) * soft), 1 - soft
 
 
+def _by_opening(openings: Floats) -> npt.NDArray[np.float64]:
+    """Chances to draw frames with these openings float32 [N]: open mouths are rarer than closed ones, so half is drawn by opening."""
+    wide = np.maximum(openings + 0.02, 0.005).astype(np.float64)
+    chance = 0.5 / len(wide) + 0.5 * wide / wide.sum()
+    return np.asarray(chance / chance.sum())
+
+
+def _as_if_small(pictures: Tensor, share: float) -> Tensor:
+    """Pictures [B, 3, H, W] as they are of a face that many times smaller."""
+    size = (round(pictures.shape[-2] * share), round(pictures.shape[-1] * share))
+    small = F.interpolate(pictures, size=size, mode="bilinear", antialias=True)
+    return F.interpolate(small, size=pictures.shape[-2:], mode="bilinear")
+
+
 def _in_window(landmarks: Floats, mirrored: bool) -> Floats:
     """Landmarks float32 [..., 468, 2] in pixels of the crop → with the window's outer edges at ±1."""
     if mirrored:
@@ -271,10 +328,16 @@ def _lips(landmarks: Floats) -> Floats:
 
 
 class Light:
-    """A random change of exposure, contrast, saturation and white balance, the same for all pictures that it is applied to."""
+    """A random change of exposure, contrast, saturation and white balance, the same for all pictures that it is applied to.
 
-    def __init__(self, rng: Rng, strength: float = 1.0) -> None:
-        gain = rng.uniform(1 - 0.6 * strength, 1 + 0.2 * strength) * (1 + strength * rng.normal(0, 0.04, (3, 1, 1)))
+    Args:
+        rng: draws it.
+        strength: of all of it; 0 changes nothing.
+        cast: standard deviation of each colour's gain.
+    """
+
+    def __init__(self, rng: Rng, strength: float = 1.0, cast: float = 0.04) -> None:
+        gain = rng.uniform(1 - 0.6 * strength, 1 + 0.2 * strength) * (1 + strength * rng.normal(0, cast, (3, 1, 1)))
         self._gain = torch.from_numpy(gain.astype(np.float32))
         self._bend = float(np.clip(rng.normal(0, 0.2 * strength), -0.5, 0.5))
         self._saturation = float(rng.uniform(1 - 0.4 * strength, 1 + 0.2 * strength))

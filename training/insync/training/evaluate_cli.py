@@ -16,11 +16,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="insync evaluate",
         description="Registers twins from the first two fifths of each clip, draws the rest anew with the served graphs, and measures: "
-        "with the clip's own sound, with a shifted one, with silence, untouched, and darkened, covered or moving.",
+        "with the clip's own sound, with a shifted one, with silence, with other speech, untouched, and darkened, covered or moving.",
     )
     parser.add_argument("clips", metavar="CLIPS", type=Path, nargs="+", help="videos, or folders of them")
     parser.add_argument(
         "-o", "--out", metavar="FOLDER", type=Path, required=True, help="gets evaluation.{json,md,html}"
+    )
+    parser.add_argument(
+        "--speech",
+        metavar="FILE",
+        type=Path,
+        help="dub every clip with the sound of this file too; clips without sound or with a still mouth need it",
     )
     parser.add_argument("--repository", type=Path, help="model repository (default: the one that insync serve finds)")
     parser.add_argument("--seconds", type=float, default=12.0, help="of each clip (default: %(default)s)")
@@ -41,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             options.seconds,
             options.threads,
             Networks(options.fid_network, options.fvd_network),
+            options.speech,
         )
     except (OSError, ValueError) as error:
         print(f"insync evaluate: {error}", file=sys.stderr)  # noqa: T201

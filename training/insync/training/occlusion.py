@@ -13,20 +13,40 @@ import torch.nn.functional as F
 
 from insync.ensemble.mouth import MouthBasis
 from insync.network import mask
+from insync.network.blocks import channels_last
 from insync.network.model import LipSync
 from insync.training.batches import Batches
 from insync.training.checkpoint import OCCLUSION_PARTS
 from insync.training.dataset import Dataset
-from insync.training.progress import Budget, Log, cosine, load_checkpoint, save_checkpoint
+from insync.training.progress import Budget, Log, cosine, load_checkpoint, mixed_precision, save_checkpoint
 
 BATCH = 16
 BARE_WEIGHT = 2.0
+LIPS_WEIGHT = (
+    2.0  # more: teeth, tongue and moustaches look like objects, and a filmed mouth that shows through spoils everything
+)
 LEARNING_RATE = 2e-3
 
 
-def train_occlusion(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float, seed: int = 0) -> None:
-    """Trains until the minutes are used up; writes `occlusion.pt` and `occlusion.csv` into out, and goes on with an unfinished run there."""
-    network = LipSync()
+def train_occlusion(
+    dataset: Dataset, basis: MouthBasis, out: Path, minutes: float, seed: int = 0, start: Path | None = None
+) -> None:
+    """Trains until the minutes are used up; writes `occlusion.pt` and `occlusion.csv` into out, and goes on with an unfinished run there.
+
+    Args:
+        dataset: the footage.
+        basis: its mouth basis.
+        out: run folder.
+        minutes: training time, earlier runs in out counted in.
+        seed: of the draw.
+        start: another run's `occlusion.pt`, to begin with.
+    """
+    network = channels_last(LipSync())
+    if start is not None:
+        beginning = load_checkpoint(start)
+        if beginning is None:
+            raise FileNotFoundError(f"{start} does not exist")
+        network.load_state_dict(beginning["model"], strict=False)
     trained = {name: p for name, p in network.named_parameters() if name.startswith(OCCLUSION_PARTS)}
     optimizer = torch.optim.Adam(trained.values(), lr=LEARNING_RATE)
     last = load_checkpoint(out / "occlusion_last.pt")
@@ -41,11 +61,13 @@ def train_occlusion(dataset: Dataset, basis: MouthBasis, out: Path, minutes: flo
     for step, bar in budget.steps(first, "occlusion"):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * cosine(budget.share)
-        crops, bare = batches.draw_covered(BATCH)
-        bare_64 = mask.feature_window(network.source.occluders(crops))
+        crops, bare, lips = batches.draw_covered(BATCH)
+        with mixed_precision(torch.device("cpu")):
+            everywhere = network.source.occluders(crops.contiguous(memory_format=torch.channels_last))
+        bare_64 = mask.feature_window(everywhere.float())
         logits = F.interpolate(bare_64, scale_factor=4.0, mode="bilinear", align_corners=False)
         # A beard taken for a hand spoils more than a hand that is painted over.
-        weight = hole * (1 + (BARE_WEIGHT - 1) * bare)
+        weight = hole * (1 + (BARE_WEIGHT - 1 + LIPS_WEIGHT * lips) * bare)
         loss = (F.binary_cross_entropy_with_logits(logits, bare, reduction="none") * weight).sum() / (
             hole.sum() * BATCH
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ from insync.network.discriminators import Discriminator, global_view, local_view
 from insync.network.inpainter import Painted
 from insync.network.model import LipSync
 from insync.network.mouth_reader import MouthReader
+from insync.network.syncnet import MOUTH_FRAMES
 from insync.training.batches import Batch, Batches
 from insync.training.checkpoint import OCCLUSION_PARTS, RENDERER_PARTS
 from insync.training.dataset import Dataset
-from insync.training.progress import Budget, Log, cosine, load_checkpoint, mixed_precision, save_checkpoint
+from insync.training.progress import Budget, Clock, Log, cosine, load_checkpoint, mixed_precision, save_checkpoint
+from insync.training.sync import SyncLoss
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,10 @@ class RendererOptions:
     """Settings of a renderer training.
 
     Attributes:
+        selective: whether references are chosen over mouth shapes, as registration chooses them, or at random.
+        sync: weight of the SyncNet loss (Prajwal et al., 2020): how badly five drawn frames in a row fit their sound. 0 leaves it out.
+        sync_every: steps between batches of five frames in a row, which it needs.
+        trained: prefixes of the names of what learns; the rest stays as it begins.
         people: identities in a batch.
         targets: frames of each.
         learning_rate: of the generator, at its peak.
@@ -67,6 +74,10 @@ class RendererOptions:
         checkpoint_every: steps between checkpoints.
     """
 
+    selective: bool = True
+    sync: float = 0.0
+    sync_every: int = 2
+    trained: tuple[str, ...] = RENDERER_PARTS
     people: int = 3
     targets: int = 4
     learning_rate: float = 4e-4
@@ -209,7 +220,8 @@ class RendererTraining:
     ) -> None:
         self._out, self._options, self._basis = out, options, basis
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._batches = Batches(dataset, basis, options.people, options.targets, seed=torch.initial_seed() % 2**31)
+        seed = torch.initial_seed() % 2**31
+        self._batches = Batches(dataset, basis, options.people, options.targets, seed, options.selective)
         self._shown = Batches(validation, basis, min(8, len(validation.segments)), 1, seed=1)
         self._network = channels_last(LipSync()).to(self._device)
         self._local, self._global = (channels_last(Discriminator()).to(self._device) for _ in range(2))
@@ -227,7 +239,8 @@ class RendererTraining:
         reader = MouthReader()
         reader.load_state_dict(_finished(out, "reader")["model"])
         self._judge = _Judge(channels_last(reader).to(self._device), basis)
-        trained = [p for name in RENDERER_PARTS for p in getattr(self._network, name).parameters()]
+        self._sync = SyncLoss().to(self._device) if options.sync > 0 else None
+        trained = [p for name, p in self._network.named_parameters() if name.startswith(options.trained)]
         self._optimizer = torch.optim.Adam(trained, lr=options.learning_rate, betas=(0.5, 0.99))
         critics = [*self._local.parameters(), *self._global.parameters()]
         self._critic_optimizer = torch.optim.Adam(critics, lr=options.discriminator_rate, betas=(0.5, 0.99))
@@ -242,6 +255,11 @@ class RendererTraining:
             "optimizer": self._optimizer, "critic_optimizer": self._critic_optimizer,
         }  # fmt: skip
 
+    @property
+    def steps(self) -> int:
+        """Taken so far."""
+        return self._step
+
     def resume(self) -> None:
         """Goes on where an earlier run in the same folder stopped."""
         state = load_checkpoint(self._out / "renderer_last.pt")
@@ -251,9 +269,9 @@ class RendererTraining:
             self._step, self._spent_s = int(state["step"]), float(state["spent_s"])
             log.info("resumed at step %d", self._step)
 
-    def run(self, minutes: float) -> None:
-        """Trains until `minutes` of training, earlier runs included, are used up; then writes `renderer.pt`."""
-        budget, figures = Budget(minutes, self._spent_s), Log(self._out / "renderer.csv")
+    def run(self, minutes: float, clock: Clock = time.monotonic) -> None:
+        """Trains until `minutes` of training by this clock, earlier runs included, are used up; then writes `renderer.pt`."""
+        budget, figures = Budget(minutes, self._spent_s, clock), Log(self._out / "renderer.csv")
         for step, bar in budget.steps(self._step, "renderer"):
             self._step = step
             factor = cosine(budget.share)
@@ -309,7 +327,8 @@ class RendererTraining:
         return Painted(*(part.float() for part in painted))
 
     def _train_step(self, adversarial: float) -> None:
-        batch = self._batches.draw(hinted=self._hinted)
+        spoken = self._sync is not None and self._step % self._options.sync_every == 0
+        batch = self._batches.draw(hinted=self._hinted, spoken=spoken)
         codes, real = batch.codes.to(self._device), batch.real.to(self._device)
         window = real[..., slice(*mask.ROWS), slice(*mask.COLUMNS)]
         lips = batch.lips.to(self._device)
@@ -339,6 +358,10 @@ class RendererTraining:
                 "keeping": float(keeping.detach()), "painted": float((weight * (1 - kept)).sum() / weight.sum()),
                 "matching": 0.0, "adversarial": 0.0, "pull": 0.0, "real": 0.0, "fake": 0.0,
             }  # fmt: skip
+            if self._sync is not None:
+                unsynced = self._unsynced(self._sync, shown, batch) if spoken else torch.zeros((), device=self._device)
+                loss = loss + self._options.sync * unsynced
+                self._figures["unsynced"] = float(unsynced.detach())
             if adversarial > 0:
                 matching, fooled = self._fool(shown, window, real, codes)
                 pull = self._measured_pull(loss, fooled, colours)
@@ -365,6 +388,11 @@ class RendererTraining:
             now = min(10.0, self._options.realism * float(others) / (float(own) + 1e-8))
             self._pull = now if self._pull is None else 0.8 * self._pull + 0.2 * now
         return self._pull
+
+    def _unsynced(self, loss: SyncLoss, shown: Tensor, batch: Batch) -> Tensor:
+        heard = batch.mel.to(self._device)[MOUTH_FRAMES // 2 :: MOUTH_FRAMES]
+        value: Tensor = loss(local_view(shown).unflatten(0, (-1, MOUTH_FRAMES)), heard)
+        return value
 
     def _views(self, shown: Tensor, real: Tensor) -> tuple[tuple[Discriminator, Tensor], ...]:
         return (self._local, local_view(shown)), (self._global, global_view(real, shown))

@@ -7,6 +7,7 @@ no offset at all are dropped, and the real training starts anew on what was mend
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from insync.ensemble.mouth import MouthBasis
 from insync.network.audio_mapping import AudioMapping
 from insync.network.audio_projection import AudioProjection
 from insync.training.dataset import Dataset
-from insync.training.progress import Budget, Log, cosine, load_checkpoint, save_checkpoint
+from insync.training.progress import Budget, Clock, Log, cosine, load_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ def find_offsets(
     return result
 
 
-def train_speech(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float) -> None:
+def train_speech(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float, clock: Clock = time.monotonic) -> None:
     """Trains on a data set; writes `speech.pt` (projection and mapping), `offsets.csv` and `speech.csv` into out.
 
     Args:
@@ -178,6 +179,7 @@ def train_speech(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float)
         basis: its mouth basis.
         out: run folder; an unfinished run there goes on.
         minutes: training time; a quarter of it is added to find the offsets, where the data set has no manifest that tells them.
+        clock: that counts them.
     """
     plain, mirror = dataset.codes(basis)
     # The sound does not tell left from right: the mean of both is what it can predict.
@@ -195,7 +197,7 @@ def train_speech(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float)
                 torch.from_numpy(dataset.mel[sounds]),
                 torch.from_numpy(codes[pictures]),
                 basis,
-                Budget(minutes / 8),
+                Budget(minutes / 8, clock=clock),
                 None,
                 None,
             )
@@ -220,7 +222,7 @@ def train_speech(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float)
         torch.from_numpy(dataset.mel[sounds]),
         torch.from_numpy(codes[pictures]),
         basis,
-        Budget(minutes, spent),
+        Budget(minutes, spent, clock),
         last,
         out,
     )
