@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from insync.ensemble import spec
 from insync.ensemble.head import places
-from insync.ensemble.mouth import MouthBasis
+from insync.ensemble.mouth import INNER_LIPS, OUTER_LIPS, MouthBasis
 from insync.ensemble.spec import MODELS, MOUTH, POSE, REFERENCES, SEEN_CHANNELS, SPEECH
 from insync.network import mask
 from insync.network.adaat import adaat
@@ -22,7 +22,7 @@ from insync.network.discriminators import Discriminator, global_view, local_view
 from insync.network.inpainter import FINE
 from insync.network.model import DecoderGraph, EncoderGraph, LipSync, MixerGraph, ReferenceGraph, parameters_mb
 from insync.network.mouth_reader import MouthReader
-from insync.network.placing import Flow, Placing
+from insync.network.placing import Flow, Inside, Placing
 from insync.network.syncnet import MOUTH_FRAMES, SyncNet
 
 BATCH = 2
@@ -165,7 +165,7 @@ def test_what_is_copied_lies_where_the_places_say(network: LipSync) -> None:
     there = here[:, None].repeat(1, REFERENCES, 1, 1) + torch.tensor(
         [0.1, 0.0]
     )  # a twentieth of the window further right
-    copied, chosen, origin = copying(merged, each, weights, ramps, there, here)
+    copied, chosen, origin, _ = copying(merged, each, weights, ramps, there, here)
     light = F.interpolate(copying.colour(F.avg_pool2d(merged, LIGHT)), size=(height, width), mode="bilinear")
     gain, shift = light.chunk(2, dim=1)
     back = (copied - shift) * torch.exp(-gain)
@@ -173,6 +173,48 @@ def test_what_is_copied_lies_where_the_places_say(network: LipSync) -> None:
     torch.testing.assert_close(back[0, :2][inside], origin[0, 0][inside], rtol=0, atol=0.02)
     assert chosen[0, 0].tolist() == [1, 0, 0, 0, 0]
     assert float((origin[0, 0, 0] - x).mean()) == pytest.approx(0.1, abs=0.05)
+
+
+def _mouth(opening: float) -> Tensor:
+    """Places of a mouth 64 pixels wide around the window's centre, its inner lips so many pixels apart in the middle."""
+    places = torch.zeros(spec.PLACES.shape)
+    turn = torch.pi * (1 + 2 * torch.arange(len(INNER_LIPS)) / len(INNER_LIPS))  # from the left corner around below
+    half = torch.tensor([spec.PIXELS.shape[2] / 2, spec.PIXELS.shape[1] / 2])
+    inner = torch.stack([32 * torch.cos(turn), -opening / 2 * torch.sin(turn)], dim=1)
+    places[len(OUTER_LIPS) : len(OUTER_LIPS) + len(INNER_LIPS)] = inner / half
+    return places
+
+
+def test_inside_lies_between_the_lips_and_closed_lips_show_none() -> None:
+    wide, closed, half_open = _mouth(30), _mouth(0.5), _mouth(20)
+    inside, shown = Inside()(wide[None], torch.stack([closed, half_open])[None])
+    height, width = inside.shape[2:]
+    rows, columns = torch.meshgrid(
+        torch.arange(height) + 0.5 - height / 2, torch.arange(width) + 0.5 - width / 2, indexing="ij"
+    )
+    reach = (columns / 32) ** 2 + (rows / 15) ** 2
+    assert float(inside[0, 0][reach < 0.7].min()) == 1
+    assert float(inside[0, 0][reach > 1.2].max()) == 0
+    middle = slice(width // 2 - 16, width // 2 + 16)
+    assert float(shown[0, 0, 0, middle].max()) < 0.1
+    assert float(shown[0, 1, 0, middle].min()) > 0.95
+    for lips in (closed, closed * torch.tensor([-1.0, 1.0])):  # as filmed, and mirrored
+        assert float(Inside()(lips[None], wide[None, None])[0].max()) < 0.5
+
+
+@torch.no_grad()
+def test_a_mouth_s_inside_that_no_reference_shows_is_painted(network: LipSync) -> None:
+    source, aligned, style, pixels, _, _ = (_random(tensor) for tensor in MODELS["lipsync_decoder"].inputs)
+    wide = _mouth(30)[None].expand(BATCH, -1, -1)
+    kept = [
+        network.inpainter(
+            source, aligned, style, pixels.float() / 255, _mouth(opening).expand(BATCH, REFERENCES, -1, -1), wide
+        )
+        .kept[..., 70:74, 70:90]
+        .mean()
+        for opening in (30, 0)
+    ]
+    assert kept[1] < 0.1 * kept[0]
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from insync.ensemble.spec import CROP_SIZE, REFERENCE_CHANNELS, REFERENCES
 from insync.network import mask
 from insync.network.blocks import activation, conv, exact
-from insync.network.placing import Flow
+from insync.network.placing import Flow, Inside
 
 WIDTH = 32
 ENLARGE = float(CROP_SIZE // 64)  # from the features' grid to pixels
@@ -29,6 +29,7 @@ class Copying(nn.Module):
     def __init__(self, features: int) -> None:
         super().__init__()
         self.landmarks = Flow()
+        self.inside = Inside()
         self.flow = nn.Sequential(
             conv(features + REFERENCE_CHANNELS + 2, WIDTH, kernel=1),
             activation(),
@@ -42,7 +43,7 @@ class Copying(nn.Module):
 
     def forward(
         self, merged: Tensor, each: Tensor, weights: Tensor, pixels: Tensor, reference_places: Tensor, places: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Copies.
 
         Args:
@@ -55,7 +56,8 @@ class Copying(nn.Module):
 
         Returns:
             The copy [B, 3, 144, 160], in the light of the target; which references it is made of, [B, 2, 5], one 1 in each row; where in each
-            its pixels come from, [B, 2, 2, 144, 160], in x and y with the window's outer edges at ±1.
+            its pixels come from, [B, 2, 2, 144, 160], in x and y with the window's outer edges at ±1; [B, 1, 144, 160], 1 where closed
+            lips are drawn apart: there the copy has no mouth's inside to show.
         """
         batch, _, height, width = merged.shape
         chosen, weights = _likest(weights)
@@ -85,11 +87,14 @@ class Copying(nn.Module):
             align_corners=False,
         ).reshape(pixels.shape)
         copied = torch.lerp(fetched[:, 1], fetched[:, 0], first)
+        inside, shown = self.inside(places, reference_places)
+        missing = inside * (1 - torch.lerp(shown[:, 1:], shown[:, :1], first))
         # Light changes slowly over a face: what is finer than this grid would darken teeth instead of lighting the skin.
         light = self.colour(F.avg_pool2d(merged, LIGHT))
         light = F.interpolate(light, size=pixels.shape[3:], mode="bilinear", align_corners=False)
         gain, shift = light.chunk(2, dim=1)
-        return copied * torch.exp(gain) + shift, chosen, fetched_from.reshape(batch, COPIED, 2, *pixels.shape[3:])
+        origin = fetched_from.reshape(batch, COPIED, 2, *pixels.shape[3:])
+        return copied * torch.exp(gain) + shift, chosen, origin, missing
 
 
 def _likest(weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -108,11 +108,14 @@ class Inpainter(nn.Module):
         coarse = self.coarse(self.act(self.down(fine)), style)
         risen = F.interpolate(self.up(coarse), scale_factor=2.0, mode="nearest")
         merged = self.merged(self.act(fine + risen), style)
-        copied, which, origin = self.copying(merged, each, style[:, :REFERENCES], pixels, reference_places, places)
+        copied, which, origin, missing = self.copying(
+            merged, each, style[:, :REFERENCES], pixels, reference_places, places
+        )
         half = self.to_half(torch.cat([merged, chosen], dim=1))
         half = self.half_body(self.beside(torch.cat([half, self.unshuffle(copied)], dim=1)))
-        painted = torch.sigmoid(self.to_full(half))
-        own, kept = painted[:, :3], painted[:, 3:]
+        painted = self.to_full(half)
+        own = torch.sigmoid(painted[:, :3])
+        kept = torch.sigmoid(painted[:, 3:]) * (1 - missing)
         colours = (kept * copied + (1 - kept) * own).clamp(0, 1)
         bare = F.interpolate(source[:, SEEN_CHANNELS:], scale_factor=4.0, mode="bilinear", align_corners=False)
         return Painted(colours, torch.sigmoid(bare) * self.feather, bare, own, copied, kept, which, origin)
