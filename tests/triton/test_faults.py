@@ -86,7 +86,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def hang(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file that makes the next request of `lipsync_adaat` last for ever, once."""
+    """A file that makes the next request of `lipsync_adaat` last for ever, once, in the server whose process id it holds."""
     return tmp_path_factory.mktemp("hang") / "hang"
 
 
@@ -97,11 +97,11 @@ def hanging(repository: Path, hang: Path, tmp_path_factory: pytest.TempPathFacto
     shutil.copytree(repository, folder)
     with (folder / "lipsync_adaat" / "1" / "model.py").open("a") as file:
         file.write(
-            "\nimport time\nfrom pathlib import Path\n"
+            "\nimport os\nimport time\nfrom pathlib import Path\n"
             "_works = TritonPythonModel.execute\n"
             "def _hangs(self, requests):\n"
             f"    hang = Path({str(hang)!r})\n"
-            "    if hang.exists():\n"
+            "    if hang.exists() and hang.read_text() == str(os.getppid()):\n"
             "        hang.unlink()\n"
             "        time.sleep(3600)\n"
             "    return _works(self, requests)\n"
@@ -203,7 +203,7 @@ def test_a_model_that_hangs_is_replaced(
     for model in MODELS:
         if MODELS[model].backend != "ensemble":
             kept.server.management().answers(model, PATIENCE_S)
-    synced, clock = run(kept.server.grpc_url, {5: hang.touch})
+    synced, clock = run(kept.server.grpc_url, {5: lambda: hang.write_text(str(kept.server.pid))})
     assert whole(synced, undisturbed)
     assert clock.resent > 0
     assert any("lipsync_adaat hung" in line for line in kept.said), kept.said
