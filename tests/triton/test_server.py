@@ -247,4 +247,4 @@ def test_regions_of_shared_memory_hardly_have_to_grow(server: EmbeddedServer) ->
         pytest.skip("/dev/shm is small: regions have Triton's own size")
     sizes = [(SHARED_MEMORY / name).stat().st_size for name in regions(server.shared_memory_prefix)]
     assert sizes
-    assert all(size % (8 * 2**20) == 0 for size in sizes)
+    assert all(size % (16 * 2**20) == 0 for size in sizes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import itertools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,6 +14,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -165,6 +168,35 @@ def test_what_a_recovering_server_says_is_asked_again(
     assert whole(asyncio.run(collect(address, clock=clock)))
     assert clock.resent == 9
     assert clock.moved == 0
+
+
+def test_a_cancelled_stream_leaves_no_connection_behind(address: str) -> None:
+    """Not even until the garbage collector comes, which is long on a quiet machine."""
+
+    async def cut_off() -> None:
+        user = asyncio.create_task(collect(address, itertools.repeat(PICTURE)))
+        await asyncio.sleep(0.1)
+        user.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await user
+
+    def connections() -> int:
+        return len(psutil.Process().net_connections("tcp"))
+
+    async def run() -> None:
+        before = connections()
+        for _ in range(5):
+            await cut_off()
+        until_s = time.monotonic() + 10
+        while connections() > before and time.monotonic() < until_s:  # the server closes its side a moment later
+            await asyncio.sleep(0.05)
+        assert connections() <= before
+
+    gc.disable()
+    try:
+        asyncio.run(run())
+    finally:
+        gc.enable()
 
 
 def test_an_error_that_stays_is_told_at_once(address: str, fake: Fake) -> None:

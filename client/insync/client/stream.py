@@ -197,6 +197,10 @@ class Stream:
             for task_ in pending:
                 task_.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
+            while (
+                not self._queue.empty()
+            ):  # their errors hold this stream, and calls the connection: no ring may be left
+                self._queue.get_nowait()
             await self._frames.close()
             await self._audio.close()
             self._threads.shutdown(wait=False)

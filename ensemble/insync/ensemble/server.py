@@ -37,7 +37,7 @@ LOOPBACK = "127.0.0.1"
 _POLL_S = 0.05
 # Of each Python model's region, at its start and at each growth: Triton keeps every mapping that a region has outgrown, so
 # one that grows by Triton's own 1 MiB steps shows as many times its size in the server's resident memory.
-_REGION_BYTES = 8 * 2**20
+_REGION_BYTES = 16 * 2**20
 _SHARED_MEMORY = Path("/dev/shm")
 
 
