@@ -39,6 +39,7 @@ bench: $(VENV)/.all
 	$(BIN)/python -m benchmarks.dub_speed
 	$(BIN)/python -m benchmarks.ensemble_share
 	$(BIN)/python -m benchmarks.adaat_speed
+	$(BIN)/python -m benchmarks.runtime_speed
 	$(BIN)/insync export precision samples/sample.mp4 --speech samples/speech.wav --seconds 5 -o benchmarks/precision
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.overload

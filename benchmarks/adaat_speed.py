@@ -26,6 +26,7 @@ from insync.ensemble.adaat import adaat
 from insync.ensemble.adaat_cuda import AdaatKernel, pack
 from insync.ensemble.errors import ServerError
 from insync.ensemble.spec import CHANNELS, FEATURE_HEIGHT, FEATURE_WIDTH
+from insync.loadtest.machine import cores
 from insync.network.adaat import adaat as with_grid_sample
 
 Floats = NDArray[np.float32]
@@ -73,7 +74,7 @@ def _time_ms(call: Callable[[], object], seconds: float) -> float:
 def on_cpu(batches: Sequence[int], rounds: int, seconds: float) -> list[Row]:
     """Our numba kernel against PyTorch, with equally many threads."""
     rows = []
-    for threads in sorted({1, machine.cores()}):
+    for threads in sorted({1, cores()}):
         torch.set_num_threads(threads)
         for batch in batches:
             reference, affine = inputs(batch)

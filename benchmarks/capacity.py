@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks import machine
 from insync.loadtest import cli, plots, report
+from insync.loadtest.machine import cores
 
 COMMAND = "python -m benchmarks.capacity"
 HEADER = (
@@ -73,9 +74,9 @@ def models(search: Mapping[str, Any]) -> str:
 def warning(searches: Sequence[Mapping[str, Any]]) -> str:
     """For the report, where other work took the cores meanwhile; else an empty string."""
     most = max(step["usage"]["other_cores"] for search in searches for step in search["steps"])
-    if most < 0.25 * machine.cores():
+    if most < 0.25 * cores():
         return ""
-    return f"**Other work took up to {most:.1f} of {machine.cores()} cores meanwhile: figures are too low.**"
+    return f"**Other work took up to {most:.1f} of {cores()} cores meanwhile: figures are too low.**"
 
 
 def main() -> int:

@@ -36,6 +36,7 @@ from insync.client.dub import dub
 from insync.ensemble import spec
 from insync.ensemble.access import admin_headers
 from insync.ensemble.server import EmbeddedServer
+from insync.loadtest.machine import describe
 
 METHOD = (
     "`insync dub` on the clip ({frames} frames) at its size and scaled, up to {runs} timed jobs each after one to warm up, against an embedded "
@@ -191,7 +192,7 @@ def saved(commit: str, cases: list[Case], stream: live.Live | None) -> dict[str,
     return {
         "date": datetime.date.today().isoformat(),
         "commit": commit,
-        "machine": machine.describe(),
+        "machine": describe(),
         "cases": {
             case.name: {
                 "fps": [run.stages.frames / run.wall_s for run in case.runs],

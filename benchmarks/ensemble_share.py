@@ -34,6 +34,7 @@ from insync.ensemble.face import FaceFinder, take_crop
 from insync.ensemble.head import head_of
 from insync.ensemble.mel import LogMel
 from insync.ensemble.server import EmbeddedServer
+from insync.loadtest.machine import cores
 
 Floats = NDArray[np.float32]
 
@@ -156,17 +157,17 @@ def _rate(work: list[Any], call: Callable[[], object]) -> float:
 def measure(options: argparse.Namespace) -> tuple[dict[str, list[float]], float]:
     """Run the rounds; returns frames per second of each way and round, and the mean difference of the patches."""
     work = jobs(options.clip, options.speech, options.frames, options.height)
-    cores = machine.cores()
+    threads = cores()
     with tempfile.TemporaryDirectory() as folder, EmbeddedServer(twin_store=Path(folder)) as server:
         with grpc.InferenceServerClient(server.grpc_url) as client:
             twin, features = register(client, work)
-        alone = InProcess(features, cores)
-        several = [InProcess(features, 1) for _ in range(cores)]
+        alone = InProcess(features, threads)
+        several = [InProcess(features, 1) for _ in range(threads)]
         prepared = [alone.prepare(job) for job in work]
 
         def spread() -> None:
-            with ThreadPoolExecutor(cores) as pool:
-                parts = [work[index::cores] for index in range(cores)]
+            with ThreadPoolExecutor(threads) as pool:
+                parts = [work[index::threads] for index in range(threads)]
                 list(pool.map(lambda pair: [pair[0](job) for job in pair[1]], zip(several, parts, strict=True)))
 
         def served() -> list[NDArray[np.uint8]]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
 
@@ -80,6 +83,15 @@ def png_with(width: int, height: int, data: bytes, more: bytes = b"") -> bytes:
 def chunk(kind: bytes, data: bytes) -> bytes:
     """A PNG's chunk."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+EXTREMES = (0.0, -1.0, 1e9, -1e9, 1e30, 3.4e38, 1e-40, np.nan, np.inf, -np.inf)
+LABELS = (b"", b"hostile", b"a" * 65, b"\xff\xfe", b"\0" * 8, b"a" * 100_000, b"canary", b"%s%n")  # of live streams
+
+
+def pick(rng: Generator, items: Sequence[Any]) -> Any:
+    """One of them, by lot."""
+    return items[int(rng.integers(len(items)))]
 
 
 class Kit:

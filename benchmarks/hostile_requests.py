@@ -6,48 +6,56 @@ Every class is a function of a random generator and a `Kit` of well-formed reque
 
 from __future__ import annotations
 
-import json
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 
-from benchmarks.hostile_kit import Call, Http, Infer, Kit, Raw, Sent, Tcp, chunk, png_with, request, strings
+from benchmarks.hostile_http import management, web
+from benchmarks.hostile_kit import (
+    EXTREMES,
+    LABELS,
+    Call,
+    Infer,
+    Kit,
+    Raw,
+    Sent,
+    Tcp,
+    chunk,
+    pick,
+    png_with,
+    request,
+    strings,
+)
 from insync.ensemble import spec
 
 PUBLIC = ("lipsync", "lipsync_patch", "lipsync_twin")
 INNER = tuple(name for name in spec.MODELS if name not in PUBLIC)
 TYPES = ("BOOL", "UINT8", "UINT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES", "BF16", "NONSENSE", "")
-EXTREMES = (0.0, -1.0, 1e9, -1e9, 1e30, 3.4e38, 1e-40, np.nan, np.inf, -np.inf)
-
-
-def _pick(rng: Generator, items: Sequence[Any]) -> Any:
-    return items[int(rng.integers(len(items)))]
 
 
 def _model(rng: Generator) -> str:
-    return str(_pick(rng, PUBLIC if rng.random() < 0.6 else INNER))
+    return str(pick(rng, PUBLIC if rng.random() < 0.6 else INNER))
 
 
 def _ensemble(rng: Generator) -> str:
-    return str(_pick(rng, PUBLIC[:2]))
+    return str(pick(rng, PUBLIC[:2]))
 
 
 def _spoiled(rng: Generator, kit: Kit, change: Callable[[Sent], Sent]) -> Call:
     model = _model(rng)
     inputs = kit.good(model)
-    name = _pick(rng, list(inputs))
+    name = pick(rng, list(inputs))
     return Infer(request(model, {**inputs, name: change(inputs[name])}))
 
 
 def _framed(rng: Generator, kit: Kit, data: bytes) -> Call:
     """A picture for whatever takes pictures."""
-    model = _pick(rng, (*PUBLIC, "lipsync_guard", "lipsync_preprocess"))
+    model = pick(rng, (*PUBLIC, "lipsync_guard", "lipsync_preprocess"))
     inputs = kit.good(model)
     if model == "lipsync_twin":
         good = [kit.jpeg] * int(rng.integers(3))
@@ -57,7 +65,7 @@ def _framed(rng: Generator, kit: Kit, data: bytes) -> Call:
 
 def wrong_type(rng: Generator, kit: Kit) -> Call:
     """Another data type than the model's, with or without as many bytes as that takes."""
-    kind = str(_pick(rng, TYPES))
+    kind = str(pick(rng, TYPES))
     length = {"BOOL": 1, "UINT8": 1, "UINT16": 2, "FP16": 2, "BF16": 2, "INT64": 8, "FP64": 8}.get(kind, 4)
 
     def change(sent: Sent) -> Sent:
@@ -79,7 +87,7 @@ def wrong_shape(rng: Generator, kit: Kit) -> Call:
         elif way == 1:
             shape.insert(at, int(rng.integers(0, 4)))
         elif way == 2:
-            shape[at] = int(_pick(rng, (0, -1, -(2**31), -(2**63), 2**31, 2**32 + 1, 2**62, 2**63 - 1)))
+            shape[at] = int(pick(rng, (0, -1, -(2**31), -(2**63), 2**31, 2**32 + 1, 2**62, 2**63 - 1)))
         elif way == 3:
             shape[at] = max(0, shape[at] + int(rng.integers(-2, 3)))
         elif way == 4:
@@ -95,12 +103,12 @@ def tensors(rng: Generator, kit: Kit) -> Call:
     """Missing, extra, twice, misnamed."""
     model = _model(rng)
     inputs = kit.good(model)
-    name = str(_pick(rng, list(inputs)))
+    name = str(pick(rng, list(inputs)))
     way = int(rng.integers(5))
     if way == 0:
         del inputs[name]
     elif way == 1:
-        inputs[_pick(rng, ("EXTRA", "", "SYNCED", "frame", "F" * 10_000))] = inputs[name]
+        inputs[pick(rng, ("EXTRA", "", "SYNCED", "frame", "F" * 10_000))] = inputs[name]
     elif way == 2:
         inputs = {key + ("?" if key == name else ""): value for key, value in inputs.items()}
     elif way == 3:
@@ -131,18 +139,18 @@ def byte_counts(rng: Generator, kit: Kit) -> Call:
     else:
         del made.raw_input_contents[:]
         for entry in made.inputs:
-            values = _pick(rng, ("fp32_contents", "uint_contents", "int64_contents"))
+            values = pick(rng, ("fp32_contents", "uint_contents", "int64_contents"))
             getattr(entry.contents, values).extend([1] * int(rng.integers(0, 50)))
     return Infer(made)
 
 
 def string_lengths(rng: Generator, kit: Kit) -> Call:
     """Strings whose own length prefixes lie."""
-    model = str(_pick(rng, (*PUBLIC, "lipsync_guard")))
+    model = str(pick(rng, (*PUBLIC, "lipsync_guard")))
     name = "FRAMES" if model == "lipsync_twin" else "TWIN"
     value = strings(kit.twin)
-    length = _pick(rng, (0, 1, 31, 33, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000))
-    data = _pick(
+    length = pick(rng, (0, 1, 31, 33, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000))
+    data = pick(
         rng, (struct.pack("<I", length) + kit.twin, value[:3], value + b"\0", value + value, b"", rng.bytes(36))
     )
     return Infer(request(model, {**kit.good(model), name: Sent("BYTES", kit.good(model)[name].shape, data)}))
@@ -151,21 +159,21 @@ def string_lengths(rng: Generator, kit: Kit) -> Call:
 def soup(rng: Generator, kit: Kit) -> Call:
     """Random bytes in place of a picture, some behind a true beginning and before a true end."""
     body = rng.bytes(int(rng.integers(0, 4000)))
-    start = _pick(rng, (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", kit.jpeg[:400], kit.png[:41], b"GIF89a", b"RIFF"))
-    end = _pick(rng, (b"", b"\xff\xd9", kit.png[-12:]))
+    start = pick(rng, (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", kit.jpeg[:400], kit.png[:41], b"GIF89a", b"RIFF"))
+    end = pick(rng, (b"", b"\xff\xd9", kit.png[-12:]))
     return _framed(rng, kit, start + body + end)
 
 
 def truncated(rng: Generator, kit: Kit) -> Call:
     """Pictures that were cut off, some with their end mark put back."""
-    whole = _pick(rng, (kit.jpeg, kit.png, kit.progressive))
+    whole = pick(rng, (kit.jpeg, kit.png, kit.progressive))
     cut = whole[: int(rng.integers(len(whole)))]
     return _framed(rng, kit, cut + (b"" if rng.random() < 0.5 else whole[-2:] if whole is not kit.png else whole[-12:]))
 
 
 def flipped(rng: Generator, kit: Kit) -> Call:
     """Pictures with some bits turned, in the header as often as in the pixels."""
-    data = bytearray(_pick(rng, (kit.jpeg, kit.png, kit.progressive)))
+    data = bytearray(pick(rng, (kit.jpeg, kit.png, kit.progressive)))
     reach = 700 if rng.random() < 0.5 else len(data)
     for _ in range(int(rng.integers(1, 12))):
         data[int(rng.integers(min(reach, len(data))))] ^= 1 << int(rng.integers(8))
@@ -175,7 +183,7 @@ def flipped(rng: Generator, kit: Kit) -> Call:
 def bombs(rng: Generator, kit: Kit) -> Call:
     """Small files that become large, or take long: sizes that lie, scans and chunks without end, deep compression."""
     way = int(rng.integers(9))
-    side = int(_pick(rng, (5000, 20_000, 65_535, 2**31 - 1, 2**32 - 1)))
+    side = int(pick(rng, (5000, 20_000, 65_535, 2**31 - 1, 2**32 - 1)))
     if way == 0:
         data = png_with(side, side, zlib.compress(bytes(1000)))
     elif way == 1:
@@ -188,13 +196,13 @@ def bombs(rng: Generator, kit: Kit) -> Call:
         data = png_with(64, 64, zlib.compress(bytes(50_000_000), 9))
     elif way == 4:
         text = b"k\0\0" + zlib.compress(bytes(50_000_000), 9)
-        data = png_with(64, 64, zlib.compress(bytes(65 * 64)), chunk(_pick(rng, (b"zTXt", b"iCCP")), text))
+        data = png_with(64, 64, zlib.compress(bytes(65 * 64)), chunk(pick(rng, (b"zTXt", b"iCCP")), text))
     elif way == 5:
         data = png_with(64, 64, zlib.compress(bytes(65 * 64)), chunk(b"tEXt", b"") * 30_000)
     elif way == 6:
         data = b"\xff\xd8" + b"\xff" * int(rng.integers(1000, 300_000)) + b"\xd9"
     elif way == 7:
-        data = png_with(int(_pick(rng, (0, 1, 15, 2**24))), int(_pick(rng, (0, 1, 16))), zlib.compress(b"\0\0"))
+        data = png_with(int(pick(rng, (0, 1, 15, 2**24))), int(pick(rng, (0, 1, 16))), zlib.compress(b"\0\0"))
     else:
         data = kit.bomb if rng.random() < 0.2 else png_with(4096, 4097, zlib.compress(bytes(100)))
     return _framed(rng, kit, data)
@@ -202,13 +210,13 @@ def bombs(rng: Generator, kit: Kit) -> Call:
 
 def sound(rng: Generator, kit: Kit) -> Call:
     """Audio that is not finite, far too loud, or not audio."""
-    model = str(_pick(rng, (*PUBLIC[:2], "lipsync_guard")))
+    model = str(pick(rng, (*PUBLIC[:2], "lipsync_guard")))
     audio = kit.audio.copy()
     way = int(rng.integers(4))
     if way == 0:
-        audio[int(rng.integers(len(audio)))] = _pick(rng, (np.nan, np.inf, -np.inf, 1e30))
+        audio[int(rng.integers(len(audio)))] = pick(rng, (np.nan, np.inf, -np.inf, 1e30))
     elif way == 1:
-        audio[:] = _pick(rng, EXTREMES)
+        audio[:] = pick(rng, EXTREMES)
     elif way == 2:
         audio = audio * np.float32(32768)
     else:
@@ -225,7 +233,7 @@ def ids(rng: Generator, kit: Kit) -> Call:
     at = int(rng.integers(len(near)))
     near[at] = digits[(digits.index(near[at]) + int(rng.integers(1, 16))) % 16]
     value = bytes(
-        _pick(
+        pick(
             rng,
             (
                 near, near, twin.upper() if twin.upper() != twin else near, twin[:-1], twin + b"0", twin + b"\n",
@@ -245,17 +253,22 @@ def ids(rng: Generator, kit: Kit) -> Call:
 
 
 def hints(rng: Generator, kit: Kit) -> Call:
-    """Boxes that are none."""
-    box = np.array([_pick(rng, (*EXTREMES, 5.0, 100.0, 319.0)) for _ in range(4)], np.float32)
+    """Boxes that are none; names and rates that no live stream has."""
+    box = np.array([pick(rng, (*EXTREMES, 5.0, 100.0, 319.0)) for _ in range(4)], np.float32)
+    sent = {"FACE_HINT": Sent("FP32", (1, 4), box.tobytes())}
+    if rng.random() < 0.5:
+        rate = np.array([pick(rng, (*EXTREMES, 0.99, 25.0, 240.1))], np.float32)
+        name = strings(pick(rng, (*LABELS, rng.bytes(20))))
+        sent = {"STREAM": Sent("BYTES", (1, 1), name), "RATE": Sent("FP32", (1, 1), rate.tobytes())}
     model = _ensemble(rng)
-    return Infer(request(model, {**kit.good(model), "FACE_HINT": Sent("FP32", (1, 4), box.tobytes())}))
+    return Infer(request(model, {**kit.good(model), **sent}))
 
 
 def batches(rng: Generator, kit: Kit) -> Call:
     """Batches beyond the limit, of zero, or of another length in each tensor."""
     model = _model(rng)
     inputs = kit.good(model)
-    count = int(_pick(rng, (0, 2, 8, 9, 64, 200)))
+    count = int(pick(rng, (0, 2, 8, 9, 64, 200)))
     for name, sent in list(inputs.items()):
         own = count if rng.random() < 0.9 else count + 1
         if len(sent.data) * own < 2**24:
@@ -268,10 +281,10 @@ def names(rng: Generator, kit: Kit) -> Call:
     good = _model(rng)
     if rng.random() < 0.5:
         # Triton reads "1.0" as 1, which is there.
-        version = str(_pick(rng, ("0", "2", "-1", "9" * 30, "one", "../1", "\0", "v1")))
+        version = str(pick(rng, ("0", "2", "-1", "9" * 30, "one", "../1", "\0", "v1")))
         return Infer(request(good, kit.good(good), version))
     model = str(
-        _pick(rng, ("", "lipsync2", "LIPSYNC", "../lipsync", "lipsync/1", "\0", "l" * 100_000, "lipsync\n", "*"))
+        pick(rng, ("", "lipsync2", "LIPSYNC", "../lipsync", "lipsync/1", "\0", "l" * 100_000, "lipsync\n", "*"))
     )
     return Infer(request(model, kit.good(good)))
 
@@ -296,7 +309,7 @@ def registrations(rng: Generator, kit: Kit) -> Call:
 
 def inner(rng: Generator, kit: Kit) -> Call:
     """Well-formed tensors of absurd numbers for the models between the guard and the answer."""
-    model = str(_pick(rng, INNER))
+    model = str(pick(rng, INNER))
     inputs = kit.good(model)
     for name, sent in inputs.items():
         if rng.random() < 0.3:
@@ -304,12 +317,12 @@ def inner(rng: Generator, kit: Kit) -> Call:
         if sent.datatype == "FP32":
             values = np.frombuffer(sent.data, np.float32).copy()
             if rng.random() < 0.5:
-                values[:] = _pick(rng, EXTREMES)
+                values[:] = pick(rng, EXTREMES)
             else:
-                values[int(rng.integers(len(values)))] = _pick(rng, EXTREMES)
+                values[int(rng.integers(len(values)))] = pick(rng, EXTREMES)
             inputs[name] = replace(sent, data=values.tobytes())
         elif name == "IMAGE":
-            height, width = (int(_pick(rng, (0, 1, 2, 15, 64, 1000))) for _ in range(2))
+            height, width = (int(pick(rng, (0, 1, 2, 15, 64, 1000))) for _ in range(2))
             inputs[name] = Sent("UINT8", (1, height, width, 3), bytes(height * width * 3))
         elif name == "PATCH":
             inputs[name] = replace(sent, data=rng.bytes(len(sent.data)))
@@ -324,37 +337,37 @@ def options(rng: Generator, kit: Kit) -> Call:
     made = request(model, kit.good(model))
     way = int(rng.integers(9))
     if way == 0:
-        made.outputs.add(name=_pick(rng, ("NOTHING", "", "FRAME", "N" * 10_000)))
+        made.outputs.add(name=pick(rng, ("NOTHING", "", "FRAME", "N" * 10_000)))
     elif way == 1:
         for tensor in spec.MODELS[model].outputs[: int(rng.integers(1, 3))]:
             made.outputs.add(name=tensor.name)
     elif way == 2:
         output = made.outputs.add(name=spec.MODELS[model].outputs[0].name)
-        output.parameters["classification"].int64_param = int(_pick(rng, (-1, 0, 1, 5, 2**40)))
+        output.parameters["classification"].int64_param = int(pick(rng, (-1, 0, 1, 5, 2**40)))
     elif way == 3:
         side = made.inputs[0] if rng.random() < 0.5 else made.outputs.add(name=spec.MODELS[model].outputs[0].name)
-        side.parameters["shared_memory_region"].string_param = _pick(rng, ("", "x", "insync", "../..", "/dev/shm"))
-        side.parameters["shared_memory_byte_size"].int64_param = int(_pick(rng, (0, -1, 100, 2**62)))
-        side.parameters["shared_memory_offset"].int64_param = int(_pick(rng, (0, -1, 2**62)))
+        side.parameters["shared_memory_region"].string_param = pick(rng, ("", "x", "insync", "../..", "/dev/shm"))
+        side.parameters["shared_memory_byte_size"].int64_param = int(pick(rng, (0, -1, 100, 2**62)))
+        side.parameters["shared_memory_offset"].int64_param = int(pick(rng, (0, -1, 2**62)))
     elif way == 4:
         made.parameters["sequence_id"].int64_param = int(rng.integers(-5, 5))
         made.parameters["sequence_start"].bool_param = True
     elif way == 5:
-        made.parameters["priority"].int64_param = int(_pick(rng, (-1, 0, 7, 2**40)))
+        made.parameters["priority"].int64_param = int(pick(rng, (-1, 0, 7, 2**40)))
     elif way == 6:
-        made.parameters["timeout"].int64_param = int(_pick(rng, (-1, 0, 1, 2**62)))
+        made.parameters["timeout"].int64_param = int(pick(rng, (-1, 0, 1, 2**62)))
     elif way == 7:
-        made.id = "i" * int(_pick(rng, (1, 1000, 100_000)))
+        made.id = "i" * int(pick(rng, (1, 1000, 100_000)))
     else:
         for _ in range(int(rng.integers(1, 40))):
             made.parameters[rng.bytes(6).hex()].string_param = "v" * int(rng.integers(200))
-        made.parameters[_pick(rng, ("triton_enable_empty_final_response", "binary_data_output"))].bool_param = True
+        made.parameters[pick(rng, ("triton_enable_empty_final_response", "binary_data_output"))].bool_param = True
     return Infer(made)
 
 
 def protobuf(rng: Generator, kit: Kit) -> Call:
     """Bytes that are no message, and messages with some bytes changed."""
-    method = str(_pick(rng, ("ModelInfer", "ModelInfer", "ModelReady", "ModelMetadata", "ServerLive", "ModelConfig")))
+    method = str(pick(rng, ("ModelInfer", "ModelInfer", "ModelReady", "ModelMetadata", "ServerLive", "ModelConfig")))
     if rng.random() < 0.4:
         return Raw(method, rng.bytes(int(rng.integers(0, 2000))))
     model = _model(rng)
@@ -370,7 +383,7 @@ def streams(rng: Generator, kit: Kit) -> Call:
     model = _model(rng)
     inputs = kit.good(model)
     if rng.random() < 0.5:
-        inputs.pop(str(_pick(rng, list(inputs))))
+        inputs.pop(str(pick(rng, list(inputs))))
     count = int(rng.integers(0, 5))
     cancel = float(rng.random() * 0.05) if rng.random() < 0.6 else None
     return Infer(request(model, inputs), count, cancel if count or cancel is not None else 0.01)
@@ -380,7 +393,7 @@ def connections(rng: Generator, kit: Kit) -> Call:
     """Half a handshake, half a request, another protocol, noise; then the line goes dead."""
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5)
     post = b"POST /v2/models/lipsync/infer HTTP/1.1\r\nHost: x\r\nContent-Length: "
-    data = _pick(
+    data = pick(
         rng,
         (
             preface[: int(rng.integers(len(preface)))],
@@ -395,63 +408,7 @@ def connections(rng: Generator, kit: Kit) -> Call:
             b"",
         ),
     )
-    return Tcp(str(_pick(rng, ("grpc", "http"))), data)
-
-
-def web(rng: Generator, kit: Kit) -> Call:
-    """The HTTP port: JSON that is none, lengths that lie, paths that lead elsewhere."""
-    model = _ensemble(rng)
-    path = f"/v2/models/{model}/infer"
-    entry = {"name": "AUDIO", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}
-    way = int(rng.integers(8))
-    if way == 0:
-        return Http("POST", path, rng.bytes(int(rng.integers(0, 500))))
-    if way == 1:
-        spoiled = {**entry, str(_pick(rng, list(entry))): _pick(rng, (None, -1, "x", [], {}, 1e400, [[[]]], 2**70))}
-        return Http("POST", path, json.dumps({"inputs": [spoiled]}).encode())
-    if way == 2:
-        header = json.dumps(
-            {"inputs": [{**entry, "parameters": {"binary_data_size": int(_pick(rng, (-1, 0, 16, 2**40)))}}]}
-        )
-        length = str(_pick(rng, (len(header), 0, -1, 10**12, "x")))
-        return Http("POST", path, header.encode() + bytes(16), {"Inference-Header-Content-Length": length})
-    if way == 3:
-        # Not tens of thousands deep: that is left to `benchmarks.hostile`, which says what becomes of it.
-        return Http("POST", path, b"[" * int(rng.integers(1, 200)))
-    if way == 4:
-        found = (
-            "/../../etc/passwd",
-            "/v2/models/..%2f..%2fetc/infer",
-            "/v2/models//infer",
-            "/twins",
-            "/v2/twins",
-            "/%00",
-        )
-        return Http(str(_pick(rng, ("GET", "POST", "PUT", "DELETE"))), str(_pick(rng, found)), b"")
-    if way == 5:
-        return Http("POST", path, json.dumps({"inputs": []}).encode(), {"Content-Encoding": "gzip"})
-    if way == 6:
-        return Http("POST", path, b"{}", {"X-Long": "y" * int(rng.integers(1, 60_000))})
-    return Http("POST", path, json.dumps({"inputs": [entry] * int(rng.integers(1, 500))}).encode())
-
-
-def management(rng: Generator, kit: Kit) -> Call:
-    """What only the owner may do, without the owner's key or with a wrong one."""
-    paths = (
-        ("POST", "/v2/repository/index"), ("POST", "/v2/repository/models/lipsync/unload"),
-        ("POST", "/v2/repository/models/lipsync/load"), ("GET", "/v2/models/stats"), ("GET", "/v2/logging"),
-        ("POST", "/v2/logging"), ("GET", "/v2/trace/setting"), ("GET", "/v2/systemsharedmemory/status"),
-        ("POST", "/v2/systemsharedmemory/region/x/register"), ("GET", "/v2/cudasharedmemory/status"),
-    )  # fmt: skip
-    if rng.random() < 0.5:
-        method, path = _pick(rng, paths)
-        key = _pick(rng, ({}, {"insync-admin": ""}, {"insync-admin": rng.bytes(32).hex()}))
-        return Http(method, path, b'{"key":"/x","offset":0,"byte_size":64}', dict(key))
-    methods = (
-        "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload", "ModelStatistics", "LogSettings",
-        "TraceSetting", "SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "CudaSharedMemoryStatus",
-    )  # fmt: skip
-    return Raw(str(_pick(rng, methods)), b"")
+    return Tcp(str(pick(rng, ("grpc", "http"))), data)
 
 
 @dataclass(frozen=True)
@@ -483,7 +440,7 @@ KINDS = (
     Kind("decompression bombs", bombs, 3, True),
     Kind("NaN, infinite and huge audio", sound, 6, True),
     Kind("twin ids: traversal, guesses, binary", ids, 7, False),
-    Kind("absurd hints", hints, 3, True),
+    Kind("absurd hints, names and rates of streams", hints, 6, True),
     Kind("batches beyond limits", batches, 3, True),
     Kind("models and versions that are not there", names, 3, False),
     Kind("registrations that cannot be", registrations, 3, False),

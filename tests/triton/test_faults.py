@@ -86,7 +86,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def hang(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file that makes the next request of `lipsync_adaat` last for ever, once."""
+    """A file that makes the next request of `lipsync_adaat` last for ever, once, in the server whose process id it holds."""
     return tmp_path_factory.mktemp("hang") / "hang"
 
 
@@ -97,11 +97,11 @@ def hanging(repository: Path, hang: Path, tmp_path_factory: pytest.TempPathFacto
     shutil.copytree(repository, folder)
     with (folder / "lipsync_adaat" / "1" / "model.py").open("a") as file:
         file.write(
-            "\nimport time\nfrom pathlib import Path\n"
+            "\nimport os\nimport time\nfrom pathlib import Path\n"
             "_works = TritonPythonModel.execute\n"
             "def _hangs(self, requests):\n"
             f"    hang = Path({str(hang)!r})\n"
-            "    if hang.exists():\n"
+            "    if hang.exists() and hang.read_text() == str(os.getppid()):\n"
             "        hang.unlink()\n"
             "        time.sleep(3600)\n"
             "    return _works(self, requests)\n"
@@ -203,7 +203,7 @@ def test_a_model_that_hangs_is_replaced(
     for model in MODELS:
         if MODELS[model].backend != "ensemble":
             kept.server.management().answers(model, PATIENCE_S)
-    synced, clock = run(kept.server.grpc_url, {5: hang.touch})
+    synced, clock = run(kept.server.grpc_url, {5: lambda: hang.write_text(str(kept.server.pid))})
     assert whole(synced, undisturbed)
     assert clock.resent > 0
     assert any("lipsync_adaat hung" in line for line in kept.said), kept.said
@@ -223,6 +223,25 @@ def test_one_server_of_two_is_killed(run: Run, pair: tuple[Kept, Kept], undistur
     assert clock.moved >= 1
     until(lambda: first.supervisor.restarted > restarted)
     assert whole(run(first.server.grpc_url, {})[0], undisturbed)
+
+
+def test_one_server_of_two_is_stopped(run: Run, pair: tuple[Kept, Kept], undisturbed: NDArray[np.float32]) -> None:
+    """It unloads its models while it still listens. Then there is only the one that has come back."""
+    first, second = pair
+
+    def terminated(kept: Kept) -> None:
+        assert kept.server.pid is not None
+        os.kill(kept.server.pid, signal.SIGTERM)
+
+    restarted = first.supervisor.restarted
+    addresses = f"{first.server.grpc_url},{second.server.grpc_url}"
+    synced, clock = run(addresses, {5: lambda: terminated(first)})
+    assert whole(synced, undisturbed)
+    assert clock.moved >= 1
+    until(lambda: first.supervisor.restarted > restarted)
+    synced, clock = run(first.server.grpc_url, {5: lambda: terminated(first)})
+    assert whole(synced, undisturbed)
+    assert clock.resent > 0
 
 
 def test_a_probe_tells_a_dead_model_only_by_a_canary(

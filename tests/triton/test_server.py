@@ -239,3 +239,12 @@ def test_a_twin_store_that_cannot_be_written(tmp_path: Path) -> None:
 )
 def test_the_log_is_read_for_its_reason(log: str, reason: str) -> None:
     assert failure_reason(log).startswith(reason)
+
+
+def test_regions_of_shared_memory_hardly_have_to_grow(server: EmbeddedServer) -> None:
+    """Triton keeps what they outgrow mapped: in steps of its own 1 MiB, this would fill its memory for long."""
+    if shutil.disk_usage(SHARED_MEMORY).free < 2**30:
+        pytest.skip("/dev/shm is small: regions have Triton's own size")
+    sizes = [(SHARED_MEMORY / name).stat().st_size for name in regions(server.shared_memory_prefix)]
+    assert sizes
+    assert all(size % (16 * 2**20) == 0 for size in sizes)

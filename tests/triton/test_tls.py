@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,30 @@ def test_the_command_line(
     assert main(["probe", *common[4:]]) == 1
     assert main(["twin", "create", str(photo), "--tls-ca", str(ca.cert)]) == 1
     assert "TLS options need --server" in capsys.readouterr().err
+
+
+def test_a_load_test(
+    mutual: EmbeddedServer, ca: Authority, person: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*tls: str) -> int:
+        users = ["--users", "live=1", "--fps", "2", "--height", "180", "--deadline", "60000", "--run-time", "12s"]
+        return main(["loadtest", "-q", "--host", mutual.grpc_url, *users, *tls, "-o", str(tmp_path)])
+
+    assert load("--tls-ca", str(ca.cert), "--tls-cert", str(person.cert), "--tls-key", str(person.key)) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["summary"]["frames"] > 0
+    assert not report["errors"]
+    assert report["server"] == f"{mutual.grpc_url}, over TLS"
+    assert "tls" not in report["users"]
+    assert load() == 0  # which counts errors, and goes on
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["summary"]["frames"] == 0
+    assert any("the server speaks TLS" in error for error in report["errors"])
+    capsys.readouterr()
+    assert load("--tls-ca", str(tmp_path / "none.pem")) == 1
+    assert "there is no file" in capsys.readouterr().err
+    assert main(["loadtest", "--tls"]) == 1
+    assert "TLS options need --host" in capsys.readouterr().err
 
 
 def test_files_that_are_no_certificates(pair: Pair, person: Pair, tmp_path: Path) -> None:

@@ -35,8 +35,14 @@ def test_each_status_gives_its_error_from_the_original(code: grpc.StatusCode) ->
 
 
 def test_an_unknown_model_is_no_unknown_twin() -> None:
-    with pytest.raises(errors.ProtocolError, match="does not serve InSync's models"), mapped_errors("x", "host:1"):
-        raise InferenceServerException("Request for unknown model: 'lipsync'", status="StatusCode.NOT_FOUND")
+    """It is a server that stops, or serves other models: worth asking again, for a while."""
+    said = "Request for unknown model: 'lipsync' is not found"
+    expected = pytest.raises(errors.ServerUnavailable, match="does not serve this model")
+    with expected as caught, mapped_errors("x", "host:1"):
+        raise InferenceServerException(said, status="StatusCode.NOT_FOUND")
+    assert caught.value.retryable
+    with pytest.raises(errors.NotFound), mapped_errors("x", "host:1"):
+        raise InferenceServerException(f"TWIN is {said!r}", status="StatusCode.NOT_FOUND")
 
 
 def test_complaints_of_tritonclient_itself() -> None:

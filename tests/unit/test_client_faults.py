@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import itertools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,18 +14,28 @@ from typing import Any
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from benchmarks.network import Network
-from insync.client import BadInput, Client, InsyncError, Overloaded, ServerError, ServerTimeout, ServerUnavailable
-from insync.client.pacer import Pacer
+from insync.client import (
+    BadInput,
+    Client,
+    InsyncError,
+    NotFound,
+    Overloaded,
+    ServerError,
+    ServerTimeout,
+    ServerUnavailable,
+)
 from insync.client.stages import StageClock
 from insync.client.stream import SyncedFrame
 from insync.ensemble.errors import OverloadedError
 
 TWIN = "0123456789abcdef" * 2
 FULL = str(OverloadedError("the server is full", 0.05))
+ENDS = np.zeros(1, np.float32).tobytes()  # RATE at a stream's end
 PICTURE = np.full((64, 64, 3), 90, np.uint8)
 FRAMES = 30
 # Each frame hears another loudness: whose answer a frame got shows in its mouth code.
@@ -47,28 +59,38 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
         with self.lock:
             number = len(self.asked)
             self.asked.append({"model": request.model_name, **given})
+        if given.get("RATE") != ENDS:
+            self.before(number, context)
         if request.model_name == "lipsync_guard":
-            return service_pb2.ModelInferResponse(model_name="lipsync_guard")
-        self.before(number, context)
+            return _response(
+                request.model_name,
+                CHECKED_FRAME=np.zeros((1, 9), np.uint8),
+                CHECKED_AUDIO=np.zeros((1, 6400), np.float32),
+                CHECKED_TWIN=np.zeros((1, 32), np.uint8),
+            )
         loudness = np.frombuffer(given["AUDIO"], np.float32)[4480 + 320]
         time.sleep(self.slow.get(round((float(loudness) + 1) / 2 * (FRAMES - 1)), 0.0))
-        outputs: dict[str, np.ndarray[Any, Any]] = {
-            "PATCH": np.zeros((1, 256, 256, 4), np.uint8),
-            "TRANSFORM": np.eye(2, 3, dtype=np.float32)[None],
-            "CONFIDENCE": np.zeros((1, 1), np.float32),
-            "FACE": np.zeros((1, 4), np.float32),
-            "MOUTH": np.full((1, 12), loudness, np.float32),
-        }
-        response = service_pb2.ModelInferResponse(model_name=request.model_name)
-        for name, value in outputs.items():
-            tensor = response.outputs.add()
-            tensor.name, tensor.datatype = name, {"uint8": "UINT8", "float32": "FP32"}[str(value.dtype)]
-            tensor.shape.extend(value.shape)
-            response.raw_output_contents.append(value.tobytes())
-        return response
+        return _response(
+            request.model_name,
+            PATCH=np.zeros((1, 256, 256, 4), np.uint8),
+            TRANSFORM=np.eye(2, 3, dtype=np.float32)[None],
+            CONFIDENCE=np.zeros((1, 1), np.float32),
+            FACE=np.zeros((1, 4), np.float32),
+            MOUTH=np.full((1, 12), loudness, np.float32),
+        )
 
     def frames_asked(self) -> int:
         return sum(request["model"] == "lipsync_patch" for request in self.asked)
+
+
+def _response(model: str, **outputs: np.ndarray[Any, Any]) -> Any:
+    response = service_pb2.ModelInferResponse(model_name=model)
+    for name, value in outputs.items():
+        tensor = response.outputs.add()
+        tensor.name, tensor.datatype = name, {"uint8": "UINT8", "float32": "FP32"}[str(value.dtype)]
+        tensor.shape.extend(value.shape)
+        response.raw_output_contents.append(value.tobytes())
+    return response
 
 
 @contextmanager
@@ -131,6 +153,11 @@ def fails(numbers: Any, code: grpc.StatusCode, text: str) -> Callable[[int, Any]
         (grpc.StatusCode.CANCELLED, ""),
         (grpc.StatusCode.INTERNAL, "in ensemble 'lipsync_patch', Stub process 'lipsync_mixer_0_0' is not healthy."),
         (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'lipsync_patch' has no available versions"),
+        (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'lipsync_patch' is not found"),
+        (
+            grpc.StatusCode.NOT_FOUND,
+            "in ensemble 'lipsync_patch', Request for unknown model: 'lipsync_face' is not found",
+        ),
     ],
 )
 def test_what_a_recovering_server_says_is_asked_again(
@@ -143,11 +170,67 @@ def test_what_a_recovering_server_says_is_asked_again(
     assert clock.moved == 0
 
 
+def test_a_cancelled_stream_leaves_no_connection_behind(address: str) -> None:
+    """Not even until the garbage collector comes, which is long on a quiet machine."""
+
+    async def cut_off() -> None:
+        user = asyncio.create_task(collect(address, itertools.repeat(PICTURE)))
+        await asyncio.sleep(0.1)
+        user.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await user
+
+    def connections() -> int:
+        return len(psutil.Process().net_connections("tcp"))
+
+    async def run() -> None:
+        before = connections()
+        for _ in range(5):
+            await cut_off()
+        until_s = time.monotonic() + 10
+        while connections() > before and time.monotonic() < until_s:  # the server closes its side a moment later
+            await asyncio.sleep(0.05)
+        assert connections() <= before
+
+    gc.disable()
+    try:
+        asyncio.run(run())
+    finally:
+        gc.enable()
+
+
 def test_an_error_that_stays_is_told_at_once(address: str, fake: Fake) -> None:
     fake.before = fails(range(5, 1000), grpc.StatusCode.INTERNAL, "onnx runtime error 6")
     with pytest.raises(ServerError, match="onnx runtime error 6"):
         asyncio.run(collect(address))
     assert fake.frames_asked() < FRAMES
+
+
+def test_an_unknown_twin_is_told_at_once(address: str, fake: Fake) -> None:
+    fake.before = fails(range(5, 1000), grpc.StatusCode.NOT_FOUND, "in ensemble 'lipsync_patch', no twin has this id")
+    with pytest.raises(NotFound, match="no twin has this id"):
+        asyncio.run(collect(address))
+    assert fake.frames_asked() < FRAMES
+
+
+def test_a_model_that_never_comes_ends_patience(address: str, fake: Fake) -> None:
+    said = "Request for unknown model: 'lipsync_patch' is not found"
+    fake.before = fails(range(100_000), grpc.StatusCode.NOT_FOUND, said)
+    with pytest.raises(ServerUnavailable, match=r"frame 0: .* does not serve this model.*'lipsync_patch' is not found"):
+        asyncio.run(collect(address, client={"retry_s": 0.5}))
+    assert 2 < fake.frames_asked() < 200
+
+
+def test_a_stopping_servers_streams_go_on_at_another(fake: Fake) -> None:
+    other = Fake()
+    fake.before = fails(
+        range(9, 1000), grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'lipsync_patch' is not found"
+    )
+    clock = StageClock()
+    with serving(fake) as (first, _), serving(other) as (second, _):
+        assert whole(asyncio.run(collect([first, second], in_flight=4, clock=clock)))
+    assert clock.moved == 1
+    assert other.frames_asked() >= FRAMES - 9
 
 
 def test_patience_ends(address: str, fake: Fake) -> None:
@@ -263,11 +346,18 @@ def test_a_slow_network_changes_nothing(address: str) -> None:
 
 def test_a_full_server_refuses_a_live_stream_at_once(address: str, fake: Fake) -> None:
     fake.before = fails(range(1000), grpc.StatusCode.UNAVAILABLE, FULL)
-    with pytest.raises(Overloaded, match="is full") as caught:
-        asyncio.run(collect(address, deadline_s=1))
+    read: list[int] = []
+
+    def camera() -> Iterator[np.ndarray[Any, Any]]:
+        read.append(0)
+        yield PICTURE
+
+    with pytest.raises(Overloaded, match=r"asking for room: .* is full") as caught:
+        asyncio.run(collect(address, camera(), deadline_s=1))
     assert caught.value.retryable
     assert caught.value.retry_after_s == 0.05
-    assert fake.frames_asked() == 1
+    assert not read  # nothing was prepared in vain
+    assert [request["model"] for request in fake.asked] == ["lipsync_guard"]
 
 
 def test_another_server_has_room(fake: Fake) -> None:
@@ -275,7 +365,7 @@ def test_another_server_has_room(fake: Fake) -> None:
     fake.before = fails(range(1000), grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
     with serving(fake) as (first, _), serving(other) as (second, _):
         assert whole(asyncio.run(collect([first, second], deadline_s=1)))
-    assert fake.frames_asked() == 1
+    assert fake.frames_asked() == 0
 
 
 def test_a_job_waits_for_room(address: str, fake: Fake) -> None:
@@ -290,9 +380,10 @@ def test_a_job_waits_for_room(address: str, fake: Fake) -> None:
 
 def test_a_live_stream_names_itself_and_says_when_it_ends(address: str, fake: Fake) -> None:
     asyncio.run(collect(address, deadline_s=5, fps=12.5))
-    *frames, end = fake.asked
+    claim, *frames, end = fake.asked
+    assert claim["model"] == "lipsync_guard"
     assert len({request["STREAM"] for request in fake.asked}) == 1
-    assert {float(np.frombuffer(request["RATE"], np.float32)[0]) for request in frames} == {12.5}
+    assert {float(np.frombuffer(request["RATE"], np.float32)[0]) for request in (claim, *frames)} == {12.5}
     assert end["model"] == "lipsync_guard"
     assert np.frombuffer(end["RATE"], np.float32)[0] == 0
     fake.asked.clear()
@@ -389,21 +480,3 @@ def test_a_live_stream_does_not_stand_still_for_ever(address: str) -> None:
 def test_options_that_are_not_allowed(address: str, options: dict[str, Any], text: str) -> None:
     with pytest.raises(BadInput, match=text):
         asyncio.run(collect(address, **options))
-
-
-def test_the_pacer_is_free_until_refused_and_finds_the_rate() -> None:
-    pacer, now_s = Pacer(), 50.0
-    assert [pacer.slot(now_s) for _ in range(5)] == [now_s] * 5
-    # A server that takes 10 frames/s, one at a time.
-    room_s, taken, refused = now_s, 0, 0
-    while now_s < 150:
-        now_s = pacer.slot(now_s)
-        if now_s >= room_s:
-            room_s = max(room_s, now_s - 0.1) + 0.1
-            taken += 1
-            pacer.passed()
-        else:
-            refused += 1
-            pacer.refused(now_s, room_s - now_s)
-    assert taken > 850
-    assert refused < taken

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from insync.ensemble.spec import MODELS
 from insync.export.cli import main
-from insync.export.onnx import GRAPHS, MANIFEST, ParityError, _check, _feeds, export_onnx, read_weights, real_crops
+from insync.export.onnx import GRAPHS, MANIFEST, ParityError, _check, export_onnx, feeds_of, read_weights, real_crops
 from insync.network.model import LipSync
 
 
@@ -76,7 +76,7 @@ def test_changed_weight_is_refused(
     weight = next(i for i in proto.graph.initializer if i.name == "alignment.style.weight")
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.05), weight.name))
     onnx.save(proto, str(tmp_path / "changed.onnx"))
-    feeds = _feeds(network, real_crops(root / "samples" / "sample.mp4", repository / "lipsync_face" / "1", 8))
+    feeds = feeds_of(network, real_crops(root / "samples" / "sample.mp4", repository / "lipsync_face" / "1", 8))
     errors = _check(
         out / "lipsync_mixer" / "1" / "model.onnx",
         "lipsync_mixer",

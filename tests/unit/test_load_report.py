@@ -58,8 +58,8 @@ def data(kind: str) -> report.Data:
         report.add_search(made, shape, Limits(), 25)
     if kind == "soak":
         growth = [
-            Growth("server, memory", "MiB", 256.0, 257.0, True),
-            Growth("models' processes, memory", "MiB", 1000.0, 1200.0, False),
+            Growth("server, memory of its own", "MiB", 256.0, 257.0, True),
+            Growth("models' processes, memory of their own", "MiB", 1000.0, 1200.0, False),
         ]
         report.add_growth(made, growth, 2.5)
     return made
@@ -89,7 +89,7 @@ def test_report_says_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Live streams held: 1 of 25 frames/s each" in report.page(found)
     assert report.held({**found["searches"][0], "cut": True}) == "at least 1 of 25 frames/s"
     grew = data("soak")
-    grew["ended"] = "grew after warm-up: models' processes, memory"
+    grew["ended"] = "grew after warm-up: models' processes, memory of their own"
     assert "+20.0 %" in report.page(grew)
     assert "grew after warm-up" in report.page(grew)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import random
 import time
@@ -207,7 +208,7 @@ def test_growth_is_judged_after_warm_up(grows: Any, flat: bool) -> None:
     values = [grows(k) + noise.uniform(-5, 5) + (300 if k == 70 else 0) for k in range(200)]
     values[:50] = list(np.linspace(100, 500, 50))
     verdict = {one.name: one for one in soak.judge(samples(values), 50, 200)}
-    assert verdict["server, memory"].flat == flat
+    assert verdict[soak.SERVER_MEMORY].flat == flat
     assert verdict["server and models, file handles"].flat
     assert "clients, memory" not in verdict  # there were none
 
@@ -244,6 +245,10 @@ def test_a_process_is_measured() -> None:
     group = resources.measure(psutil.Process())
     assert group.processes == 1
     assert group.rss_bytes > 10 * 2**20
+    with mmap.mmap(-1, 8 * 2**20) as shared:  # anonymous, for processes that share it
+        shared.write(bytes(8 * 2**20))
+        grown = resources.measure(psutil.Process())
+    assert grown.shared_bytes - group.shared_bytes >= 8 * 2**20
     assert group.handles > 2
     assert resources.server_groups(None) == (Group(), Group())
     assert resources.shared_memory("no-such-prefix-") == (0, 0)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from insync.client import NotFound, ServerUnavailable
+from insync.client import NotFound, ServerUnavailable, TlsOptions
 from insync.loadtest import events, sessions
 from insync.loadtest.errors import LoadTestError
 from insync.loadtest.events import Event
@@ -67,8 +67,8 @@ class Server:
         self.failures: list[Exception] = []
         self.swapped = False
 
-    def client(self, server: str) -> Server:
-        assert server == "server:8001"
+    def client(self, server: str, tls: TlsOptions | None) -> Server:
+        assert (server, tls) == ("server:8001", None)
         return self
 
     async def __aenter__(self) -> Server:
@@ -263,6 +263,8 @@ def test_events_and_options_travel() -> None:
     assert line.count(b"\n") == 1
     assert events.decode(line) == sent
     options = UserOptions("s", "v", "a", session_s=(1.0, 2.0), height=270)
+    assert UserOptions.from_json(options.to_json()) == options
+    options = UserOptions("s", "v", "a", tls=TlsOptions("ca.pem", server_name="insync.test"))
     assert UserOptions.from_json(options.to_json()) == options
 
 

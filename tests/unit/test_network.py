@@ -13,15 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from insync.ensemble import spec
 from insync.ensemble.head import places
-from insync.ensemble.mouth import MouthBasis
+from insync.ensemble.mouth import INNER_LIPS, OUTER_LIPS, MouthBasis
 from insync.ensemble.spec import MODELS, MOUTH, POSE, REFERENCES, SEEN_CHANNELS, SPEECH
 from insync.network import mask
 from insync.network.adaat import adaat
+from insync.network.copying import LIGHT, taken
 from insync.network.discriminators import Discriminator, global_view, local_view
 from insync.network.inpainter import FINE
 from insync.network.model import DecoderGraph, EncoderGraph, LipSync, MixerGraph, ReferenceGraph, parameters_mb
 from insync.network.mouth_reader import MouthReader
-from insync.network.placing import Flow, Placing
+from insync.network.placing import Flow, Inside, Placing
 from insync.network.syncnet import MOUTH_FRAMES, SyncNet
 
 BATCH = 2
@@ -139,6 +140,19 @@ def test_flow_is_right_where_landmarks_lie_and_turns_with_them() -> None:
 
 
 @torch.no_grad()
+def test_positions_stay_exact_in_mixed_precision(network: LipSync) -> None:
+    """In bfloat16 the flow divides by spreads that round to nothing, and sampling at what comes of it reads beyond the picture."""
+    flow, here = Flow(), _random(spec.PLACES)
+    there, values = _random(spec.REFERENCE_PLACES), _random(spec.PIXELS).reshape(BATCH, REFERENCES, -1).float()
+    chosen = torch.eye(REFERENCES)[:2].expand(BATCH, -1, -1)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, exactly, pixels = here @ here.mT, flow(here, there), taken(chosen, values)
+    assert rounded.dtype == torch.bfloat16
+    assert torch.equal(exactly, flow(here, there))
+    assert torch.equal(pixels, values[:, :2])
+
+
+@torch.no_grad()
 def test_what_is_copied_lies_where_the_places_say(network: LipSync) -> None:
     copying = network.inpainter.copying
     merged, each = torch.rand(1, FINE, *spec.ALIGNED.shape[1:]), torch.rand(1, REFERENCES, 32, *spec.ALIGNED.shape[1:])
@@ -151,13 +165,56 @@ def test_what_is_copied_lies_where_the_places_say(network: LipSync) -> None:
     there = here[:, None].repeat(1, REFERENCES, 1, 1) + torch.tensor(
         [0.1, 0.0]
     )  # a twentieth of the window further right
-    copied, chosen, origin = copying(merged, each, weights, ramps, there, here)
-    gain, shift = F.interpolate(copying.colour(merged), scale_factor=4.0, mode="bilinear").chunk(2, dim=1)
+    copied, chosen, origin, _ = copying(merged, each, weights, ramps, there, here)
+    light = F.interpolate(copying.colour(F.avg_pool2d(merged, LIGHT)), size=(height, width), mode="bilinear")
+    gain, shift = light.chunk(2, dim=1)
     back = (copied - shift) * torch.exp(-gain)
     inside = (slice(None), slice(10, -10), slice(10, -20))
     torch.testing.assert_close(back[0, :2][inside], origin[0, 0][inside], rtol=0, atol=0.02)
     assert chosen[0, 0].tolist() == [1, 0, 0, 0, 0]
     assert float((origin[0, 0, 0] - x).mean()) == pytest.approx(0.1, abs=0.05)
+
+
+def _mouth(opening: float) -> Tensor:
+    """Places of a mouth 64 pixels wide around the window's centre, its inner lips so many pixels apart in the middle."""
+    places = torch.zeros(spec.PLACES.shape)
+    turn = torch.pi * (1 + 2 * torch.arange(len(INNER_LIPS)) / len(INNER_LIPS))  # from the left corner around below
+    half = torch.tensor([spec.PIXELS.shape[2] / 2, spec.PIXELS.shape[1] / 2])
+    inner = torch.stack([32 * torch.cos(turn), -opening / 2 * torch.sin(turn)], dim=1)
+    places[len(OUTER_LIPS) : len(OUTER_LIPS) + len(INNER_LIPS)] = inner / half
+    return places
+
+
+def test_inside_lies_between_the_lips_and_closed_lips_show_none() -> None:
+    wide, closed, half_open = _mouth(30), _mouth(0.5), _mouth(20)
+    inside, shown = Inside()(wide[None], torch.stack([closed, half_open])[None])
+    height, width = inside.shape[2:]
+    rows, columns = torch.meshgrid(
+        torch.arange(height) + 0.5 - height / 2, torch.arange(width) + 0.5 - width / 2, indexing="ij"
+    )
+    reach = (columns / 32) ** 2 + (rows / 15) ** 2
+    assert float(inside[0, 0][reach < 0.7].min()) == 1
+    assert float(inside[0, 0][reach > 1.2].max()) == 0
+    middle = slice(width // 2 - 16, width // 2 + 16)
+    assert float(shown[0, 0, 0, middle].max()) < 0.1
+    assert float(shown[0, 1, 0, middle].min()) > 0.95
+    for lips in (closed, closed * torch.tensor([-1.0, 1.0])):  # as filmed, and mirrored
+        assert float(Inside()(lips[None], wide[None, None])[0].max()) < 0.5
+
+
+@torch.no_grad()
+def test_a_mouth_s_inside_that_no_reference_shows_is_painted(network: LipSync) -> None:
+    source, aligned, style, pixels, _, _ = (_random(tensor) for tensor in MODELS["lipsync_decoder"].inputs)
+    wide = _mouth(30)[None].expand(BATCH, -1, -1)
+    kept = [
+        network.inpainter(
+            source, aligned, style, pixels.float() / 255, _mouth(opening).expand(BATCH, REFERENCES, -1, -1), wide
+        )
+        .kept[..., 70:74, 70:90]
+        .mean()
+        for opening in (30, 0)
+    ]
+    assert kept[1] < 0.1 * kept[0]
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from insync.client.errors import BadInput, InsyncError, MissingExtra
+from insync.client.tls import add_tls_options, tls_options
 
 __all__ = ["main"]
 
@@ -169,7 +170,7 @@ def _add_twin(commands: Any) -> None:
             action.add_argument(
                 "--server", metavar="HOST:PORT", help="of this server's store (default: this machine's)"
             )
-            _add_tls(action)
+            add_tls_options(action)
         if name == "show":
             action.add_argument("-o", "--out", metavar="PNG", type=Path, help="default: ID.png in this folder")
         action.add_argument("--twins", metavar="FOLDER", type=Path, help="twin store (default: $INSYNC_TWINS)")
@@ -228,7 +229,7 @@ def _add_probe(commands: Any) -> None:
     probe.add_argument(
         "--timeout", metavar="S", type=float, default=5.0, help="seconds for each answer (default: %(default)s)"
     )
-    _add_tls(probe)
+    add_tls_options(probe)
     probe.add_argument("--debug", action="store_true", help="show tracebacks")
     probe.set_defaults(run=_probe)
 
@@ -240,29 +241,8 @@ def _add_server(command: argparse.ArgumentParser) -> None:
         help="gRPC endpoint; several with commas between them, where one goes on when another fails; default: a server "
         "on this machine, for this command alone",
     )
-    _add_tls(command)
+    add_tls_options(command)
     command.add_argument("--debug", action="store_true", help="show tracebacks")
-
-
-def _add_tls(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--tls", action="store_true", help="speak TLS, trusting the certificates that gRPC brings")
-    command.add_argument("--tls-ca", metavar="PEM", type=Path, help="speak TLS, trusting this CA")
-    command.add_argument("--tls-cert", metavar="PEM", type=Path, help="this client's certificate, for mutual TLS")
-    command.add_argument("--tls-key", metavar="PEM", type=Path, help="its key")
-    command.add_argument(
-        "--tls-name", metavar="HOST", help="the name in the server's certificate, if not the address's"
-    )
-
-
-def _tls(options: argparse.Namespace) -> Any:
-    from insync.client.tls import TlsOptions
-
-    given = TlsOptions(options.tls_ca, options.tls_cert, options.tls_key, options.tls_name)
-    if not options.tls and given == TlsOptions():
-        return None
-    if options.server is None:
-        raise BadInput("TLS options need --server: a server of this command's own listens on loopback, without TLS")
-    return given
 
 
 def _dub(options: argparse.Namespace) -> int:
@@ -280,7 +260,7 @@ def _dub(options: argparse.Namespace) -> int:
         in_flight=options.in_flight,
         region=not options.whole_frames,
         progress=not options.quiet,
-        tls=_tls(options),
+        tls=tls_options(options, options.server),
         provenance=not options.no_provenance,
         deadline_s=options.deadline,
         late=options.late,
@@ -326,7 +306,7 @@ def _twin_create(options: argparse.Namespace) -> int:
     videos = [VideoFile(path) for path in options.sources]
 
     async def register(address: str) -> Twin:
-        async with Client(address, tls=_tls(options)) as client:
+        async with Client(address, tls=tls_options(options, options.server)) as client:
             return await client.register(itertools.chain.from_iterable(registration_pictures(v) for v in videos))
 
     with nullcontext(options.server) if options.server is not None else embedded_server() as address:
@@ -374,7 +354,7 @@ def _twin_show(options: argparse.Namespace) -> int:
 
 
 def _twin_rm(options: argparse.Namespace) -> int:
-    if options.server is None and _tls(options) is None:
+    if options.server is None and tls_options(options, options.server) is None:
         try:
             _store(options).remove(options.twin)
         except OSError as exc:
@@ -383,7 +363,7 @@ def _twin_rm(options: argparse.Namespace) -> int:
     from insync.client.client import Client
 
     async def forget() -> None:
-        async with Client(options.server, tls=_tls(options)) as client:
+        async with Client(options.server, tls=tls_options(options, options.server)) as client:
             await client.forget(options.twin)
 
     asyncio.run(forget())
@@ -422,7 +402,11 @@ def _serve(options: argparse.Namespace) -> int:
 def _probe(options: argparse.Namespace) -> int:
     from insync.client.probe import probe
 
-    asyncio.run(probe(options.server, canary=options.canary, timeout_s=options.timeout, tls=_tls(options)))
+    asyncio.run(
+        probe(
+            options.server, canary=options.canary, timeout_s=options.timeout, tls=tls_options(options, options.server)
+        )
+    )
     print(f"{options.server} serves")  # noqa: T201
     return 0
 

@@ -259,9 +259,10 @@ class Client:
             region: send only the face's surroundings.
             composite: "client" blends on the caller's own pixels; "server" gets finished JPEGs from the server.
             deadline_s: makes the stream a live one, paced at `fps`: each frame is wanted so many seconds after it and its
-                audio have come. The server keeps room for a live stream, or refuses its first frame at once.
+                audio have come. The server keeps room for a live stream, or refuses it at once.
             late: what becomes of a live stream's frame that is not there in time. "wait": it comes late. "skip": it is left
-                out. "repeat": the synced frame before it comes again. SyncedFrame and the clock say so.
+                out. "repeat": the synced frame before it comes again. SyncedFrame and the clock say so. While frames come
+                late, fewer are sent: as many as come back in time.
             clock: takes the times of the stages.
 
         Yields:
@@ -278,20 +279,23 @@ class Client:
         route = Route(live=deadline_s is not None)
         # Frames of a live stream carry its name and rate: any server can let it in, whatever became of the one before.
         name = np.array([secrets.token_hex(16).encode()], np.object_)
-        tag = {"STREAM": name, "RATE": np.array([max(1.0, float(fps))], np.float32)} if route.live else {}
+        rate = max(1.0, float(fps))
+        tag = {"STREAM": name, "RATE": np.array([rate], np.float32)} if route.live else {}
 
         async def infer(model: str, arrays: dict[str, NDArray[Any]], doing: str) -> dict[str, NDArray[Any]]:
             return await self._infer(model, {**arrays, **tag}, doing, route=route)
 
-        run = self._routed(Stream(infer, frames, audio, twin, options, clock), route, name, clock)
+        run = self._routed(Stream(infer, frames, audio, twin, options, clock), route, name, rate, clock)
         self._streams.add(run)
         return run
 
     async def _routed(
-        self, stream: Stream, route: Route, name: NDArray[Any], clock: StageClock
+        self, stream: Stream, route: Route, name: NDArray[Any], rate: float, clock: StageClock
     ) -> AsyncGenerator[SyncedFrame, None]:
         frames = stream.run()
         try:
+            if route.live:  # before anything is read of its frames, which a full server would have prepared in vain
+                await self._claim(name, rate, "asking for room", route)
             async for synced in frames:
                 yield synced
         finally:
@@ -299,17 +303,20 @@ class Client:
             clock.resent, clock.moved, clock.refused = route.resent, route.moved, route.refused
             if route.live and route.admitted and route.trouble_s is None and self._connected:
                 # RATE 0 gives the stream's room to another now; unsaid, silence does the same seconds later.
-                end: dict[str, NDArray[Any]] = {
-                    "FRAME": np.frombuffer(to_jpeg(np.zeros((16, 16, 3), np.uint8), 50), np.uint8),
-                    "AUDIO": np.zeros(spec.WINDOW_SAMPLES, np.float32),
-                    "TWIN": np.array([spec.CANARY.encode()], np.object_),
-                    "STREAM": name,
-                    "RATE": np.zeros(1, np.float32),
-                }
                 with contextlib.suppress(InsyncError, asyncio.TimeoutError):
-                    ending = self._infer("lipsync_guard", end, "ending the stream", route=route)
-                    await asyncio.wait_for(ending, _END_TIMEOUT_S)
+                    await asyncio.wait_for(self._claim(name, 0.0, "ending the stream", route), _END_TIMEOUT_S)
             self._servers.leave(route)
+
+    async def _claim(self, name: NDArray[Any], rate: float, doing: str, route: Route) -> None:
+        """Tells a server how many frames/s a live stream wants, with the smallest frame that there is."""
+        arrays: dict[str, NDArray[Any]] = {
+            "FRAME": np.frombuffer(to_jpeg(np.zeros((16, 16, 3), np.uint8), 50), np.uint8),
+            "AUDIO": np.zeros(spec.WINDOW_SAMPLES, np.float32),
+            "TWIN": np.array([spec.CANARY.encode()], np.object_),
+            "STREAM": name,
+            "RATE": np.array([rate], np.float32),
+        }
+        await self._infer("lipsync_guard", arrays, doing, route=route)
 
     async def _infer(
         self,

@@ -147,6 +147,8 @@ STATUSES: dict[grpc.StatusCode, tuple[type[InsyncError], bool]] = {
 }
 # What a server says while a model's process is dead, or is being replaced: minutes later at most all is well.
 _RECOVERING = re.compile(r"is not healthy|has no available versions|is not ready|not (?:yet )?loaded|unloading")
+# A server that stops takes its models out of service while it still listens; of a twin, it is our own words that say so.
+_NO_MODEL = re.compile(r"(?:in ensemble '\w+', )?Request for unknown model\b")
 _TOO_LARGE = re.compile(r"larger than max")  # gRPC's limit of a message has the same status as a full server
 _HINT = re.compile(r"retry after (\d+(?:\.\d+)?) s\b")
 _BY_NAME = {str(code): code for code in grpc.StatusCode}
@@ -194,10 +196,10 @@ def _mapped(code: grpc.StatusCode | None, message: str, doing: str, server: str)
         full = Overloaded(f"{doing}: {server} is full: {message}")
         full.retry_after_s = retry_hint_s(message)
         return full
-    if kind is NotFound and "has no available versions" in message:
-        return ServerUnavailable(f"{doing}: {server} is not ready: {message}")
-    if kind is NotFound and "unknown model" in message:
-        return ProtocolError(f"{doing}: {server} does not serve InSync's models ({message})")
+    if kind is NotFound and _NO_MODEL.match(message):
+        return ServerUnavailable(
+            f"{doing}: {server} does not serve this model: it is stopping, or serves others ({message})"
+        )
     if _RECOVERING.search(message) and (kind is ServerError or kind is ServerUnavailable):
         return ServerUnavailable(f"{doing}: {server} is not ready: {message}")
     if kind is ServerUnavailable:

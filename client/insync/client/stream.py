@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from insync.client.audio import AudioWindows, slices
 from insync.client.errors import BadInput, ProtocolError
+from insync.client.pacer import Thinner
 from insync.client.picture import Image, Picture, RgbPicture, TimedFrame, decode_image, open_picture, to_jpeg
 from insync.client.region import Region, RegionTracker
 from insync.client.source import Source
@@ -84,7 +85,7 @@ class SyncedFrame:
         latency_s: from having the frame and its audio to the finished frame.
         sent_bytes: length of the pictures sent for it.
         encoded: the finished frame's JPEG (or untouched source bytes), where the server composited.
-        late: its answer did not come within the stream's deadline.
+        late: its answer did not come within the stream's deadline, or was not asked for, as those before it came late.
         repeated: nothing came in time: picture, face, mouth and transform are those of the frame before.
         skipped: late frames left out between the frame before and this one.
     """
@@ -124,12 +125,13 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Ticket:
-    """A frame under way. `ready_s` is when it and its audio were there, on the clock of time.perf_counter."""
+    """A frame under way, or without a task one that is not sent. `ready_s` is when it and its audio were there, on the clock
+    of time.perf_counter."""
 
     index: int
     time_s: float
     ready_s: float
-    task: asyncio.Task[SyncedFrame]
+    task: asyncio.Task[SyncedFrame] | None
 
 
 Infer = Callable[[str, dict[str, NDArray[Any]], str], Awaitable[dict[str, NDArray[Any]]]]
@@ -172,6 +174,8 @@ class Stream:
         self._tasks: set[asyncio.Task[SyncedFrame]] = set()
         self._last: SyncedFrame | None = None  # given to the consumer
         self._skipped = 0  # since then
+        lossy = options.deadline_s is not None and options.late != "wait"
+        self._thinner = Thinner(float(options.fps), options.deadline_s or 0.0) if lossy else None
 
     async def run(self) -> AsyncGenerator[SyncedFrame, None]:
         """The synced frames, in order. Closing it early cancels what is under way."""
@@ -193,6 +197,10 @@ class Stream:
             for task_ in pending:
                 task_.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
+            while (
+                not self._queue.empty()
+            ):  # their errors hold this stream, and calls the connection: no ring may be left
+                self._queue.get_nowait()
             await self._frames.close()
             await self._audio.close()
             self._threads.shutdown(wait=False)
@@ -200,12 +208,16 @@ class Stream:
     async def _in_time(self, ticket: _Ticket) -> SyncedFrame | None:
         """The ticket's frame, or what the stream has instead of a late one; None: nothing."""
         options, task = self._options, ticket.task
-        # The first frame is waited for: nothing could be repeated, and whether there is room shows with it.
-        if options.deadline_s is not None and options.late != "wait" and self._last is not None and not task.done():
-            left_s = ticket.ready_s + options.deadline_s - time.perf_counter()
-            await asyncio.wait({task}, timeout=max(0.0, left_s))
-            if not task.done():
-                task.cancel()
+        # The first frame is waited for: nothing could be repeated.
+        if options.deadline_s is not None and self._thinner is not None and self._last is not None:
+            if task is not None and not task.done():
+                left_s = ticket.ready_s + options.deadline_s - time.perf_counter()
+                await asyncio.wait({task}, timeout=max(0.0, left_s))
+                if not task.done():
+                    task.cancel()
+                    self._thinner.late(time.perf_counter())
+                    task = None
+            if task is None:
                 self._clock.late += 1
                 if options.late == "skip":
                     self._clock.skipped += 1
@@ -222,9 +234,15 @@ class Stream:
                     repeated=True,
                     skipped=0,
                 )
+        assert task is not None  # which only a stream that has a thinner leaves out
         synced = await task
         late = options.deadline_s is not None and synced.latency_s > options.deadline_s
         self._clock.late += late
+        if self._thinner is not None:
+            if late:
+                self._thinner.late(time.perf_counter())
+            else:
+                self._thinner.in_time()
         return replace(synced, late=late, skipped=self._skipped) if late or self._skipped else synced
 
     def _ended(self, task: asyncio.Task[SyncedFrame]) -> None:
@@ -254,11 +272,13 @@ class Stream:
                 await self._hear(time_s)
                 window = self._windows.window_at(time_s)
                 ready_s = time.perf_counter()
-                task = asyncio.create_task(self._sync(index, time_s, picture, window))
-                self._tasks.add(task)
-                task.add_done_callback(self._ended)
+                task = None
+                if index == 0 or self._thinner is None or self._thinner.due(ready_s):
+                    task = asyncio.create_task(self._sync(index, time_s, picture, window))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._ended)
                 self._queue.put_nowait(_Ticket(index, float(time_s), ready_s, task))
-                if index == 0:
+                if index == 0 and task is not None:
                     # Where the face is decides what to send of every later frame; it pays to wait for it once.
                     await asyncio.wait({task})
                 index += 1

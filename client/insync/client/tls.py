@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import socket
 import ssl
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import grpc
 
 from insync.client.errors import BadInput
 
-__all__ = ["TlsOptions", "diagnosis"]
+__all__ = ["TlsOptions", "add_tls_options", "diagnosis", "tls_options"]
 
 _READ_S = 0.5  # how long a server may take to refuse a client's certificate after the handshake
 
@@ -68,6 +69,34 @@ class TlsOptions:
                 ) from exc
         context.set_alpn_protocols(["h2"])
         return context
+
+
+def add_tls_options(parser: argparse._ActionsContainer) -> None:
+    """Adds what a command that talks to a server may be told of TLS."""
+    parser.add_argument("--tls", action="store_true", help="speak TLS, trusting the certificates that gRPC brings")
+    parser.add_argument("--tls-ca", metavar="PEM", type=Path, help="speak TLS, trusting this CA")
+    parser.add_argument("--tls-cert", metavar="PEM", type=Path, help="this client's certificate, for mutual TLS")
+    parser.add_argument("--tls-key", metavar="PEM", type=Path, help="its key")
+    parser.add_argument("--tls-name", metavar="HOST", help="the name in the server's certificate, if not the address's")
+
+
+def tls_options(options: argparse.Namespace, server: str | None, option: str = "--server") -> TlsOptions | None:
+    """What a command was told of TLS; None: to speak without.
+
+    Args:
+        options: parsed, of a parser that `add_tls_options` was given.
+        server: that the command was told to talk to.
+        option: which tells it.
+
+    Raises:
+        BadInput: it was told of TLS and of no server.
+    """
+    given = TlsOptions(options.tls_ca, options.tls_cert, options.tls_key, options.tls_name)
+    if not options.tls and given == TlsOptions():
+        return None
+    if server is None:
+        raise BadInput(f"TLS options need {option}: a server of this command's own listens on loopback, without TLS")
+    return given
 
 
 def diagnosis(host: str, port: int, tls: TlsOptions | None, timeout_s: float) -> str | None:

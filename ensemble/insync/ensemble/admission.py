@@ -11,6 +11,7 @@ what it needs to ask anew. Rates are held by the generic cell rate algorithm (IT
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -116,7 +117,8 @@ class Admission:
                 raise OverloadedError(
                     f"the server is full: {len(self._leases)} streams hold {self.leased_fps:g} of its "
                     f"{self.capacity_fps:g} frames/s, this one asks for {rate:g}",
-                    LEASE_S,
+                    # Spread out: all who were refused together would come back together, in front of admitted frames.
+                    random.uniform(LEASE_S / 2, LEASE_S),
                 )
             lease = self._leases.setdefault(stream, _Lease(rate, now_s))
         lease.rate, lease.seen_s = rate, now_s

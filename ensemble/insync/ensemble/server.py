@@ -35,6 +35,10 @@ from insync.ensemble.spec import MODELS
 STOP_TIMEOUT_S = 10.0
 LOOPBACK = "127.0.0.1"
 _POLL_S = 0.05
+# Of each Python model's region, at its start and at each growth: Triton keeps every mapping that a region has outgrown, so
+# one that grows by Triton's own 1 MiB steps shows as many times its size in the server's resident memory.
+_REGION_BYTES = 16 * 2**20
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 def default_repository() -> Path:
@@ -229,6 +233,7 @@ class EmbeddedServer:
             f"--model-repository={self.repository}",
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self.shared_memory_prefix}",
+            *_region_options(),
             "--model-control-mode=explicit",  # a supervisor may load a model anew
             "--load-model=*",
             "--disable-auto-complete-config",  # our configs are whole, and completing starts every Python model twice
@@ -238,6 +243,7 @@ class EmbeddedServer:
             f"--http-port={http}",
             f"--metrics-address={self._plain_host}",
             f"--metrics-port={metrics}",
+            "--grpc-infer-allocation-pool-size=0",  # kept for reuse, a request keeps the memory of its largest message
             "--exit-timeout-secs=5",
             *restrictions(self.admin_key),
             *(self._tls.options() if self._tls is not None else ()),
@@ -284,6 +290,17 @@ class EmbeddedServer:
         if log is None or not log.is_file():
             return "it left no log"
         return failure_reason(log.read_text(errors="replace"))
+
+
+def _region_options() -> list[str]:
+    """How large the models' regions of shared memory are; Triton's own choice where this machine has little of it."""
+    try:
+        room = shutil.disk_usage(_SHARED_MEMORY).free
+    except OSError:
+        return []
+    if room < 4 * len(MODELS) * _REGION_BYTES:
+        return []
+    return [f"--backend-config=python,shm-{when}-byte-size={_REGION_BYTES}" for when in ("default", "growth")]
 
 
 def _check_gpu(installation: Installation) -> None:

@@ -96,7 +96,7 @@ def export_onnx(network: LipSync, repository: Path, video: Path, face_models: Pa
         ValueError: The video shows no face.
     """
     network = network.eval()
-    feeds = _feeds(network, real_crops(video, face_models, 8))
+    feeds = feeds_of(network, real_crops(video, face_models, 8))
     records: dict[str, GraphRecord] = {}
     with tempfile.TemporaryDirectory() as scratch:
         files: dict[str, bytes] = {}
@@ -120,7 +120,7 @@ def export_onnx(network: LipSync, repository: Path, video: Path, face_models: Pa
 
 
 @torch.no_grad()
-def _feeds(network: LipSync, crops: npt.NDArray[np.float32]) -> dict[str, Arrays]:
+def feeds_of(network: LipSync, crops: npt.NDArray[np.float32]) -> dict[str, Arrays]:
     """Each graph's inputs, made by the graphs before it from real crops: the values that it will meet."""
     rng = np.random.default_rng(0)
     batch = 3

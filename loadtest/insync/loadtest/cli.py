@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from insync.client.errors import InsyncError
+from insync.client.tls import add_tls_options, tls_options
 from insync.loadtest import footage
 from insync.loadtest.capacity import Limits
 from insync.loadtest.jobs import Job, find_capacity, load, soak
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         video, audio = footage.sample() if None in (options.video, options.audio) else (options.video, options.audio)
         if options.soak and options.host is None:
             os.environ.setdefault("INSYNC_TWIN_CACHE", SOAK_TWIN_CACHE)
+        tls = tls_options(options, options.host, "--host")
+        if tls is not None:
+            tls.credentials()  # here, and not in each load process: what is wrong with its files
         with target(options.host, options.metrics) as server:
             job = Job(
                 options=UserOptions(
@@ -53,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     job_frames=options.job_frames,
                     new_connection=options.reconnect,
                     seed=options.seed,
+                    tls=tls,
                 ),
                 target=server,
                 users=options.users,
@@ -106,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="of Triton's metrics page (default: port 8002 of the same host, if there)",
     )
+    add_tls_options(server)
 
     what = parser.add_argument_group("what to run")
     modes = what.add_mutually_exclusive_group()

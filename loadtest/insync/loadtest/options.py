@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from insync.client.tls import TlsOptions
 from insync.loadtest.errors import LoadTestError
 
 __all__ = ["ROLES", "UserOptions"]
@@ -31,6 +32,7 @@ class UserOptions:
         job_frames: of one dubbing job.
         new_connection: share of sessions that begin with a new connection and registration, 0 to 1.
         seed: of lengths and pauses.
+        tls: how to speak TLS with the server; None: without.
     """
 
     server: str
@@ -46,6 +48,7 @@ class UserOptions:
     job_frames: int = 150
     new_connection: float = 0.0
     seed: int = 0
+    tls: TlsOptions | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -67,11 +70,12 @@ class UserOptions:
 
     def to_json(self) -> str:
         """One line."""
-        return json.dumps(asdict(self))
+        return json.dumps(asdict(self), default=str)
 
     @classmethod
     def from_json(cls, text: str) -> UserOptions:
         """What `to_json` wrote."""
         fields = json.loads(text)
         shortest, longest = fields["session_s"]
-        return cls(**{**fields, "session_s": (float(shortest), float(longest))})
+        tls = TlsOptions(**fields["tls"]) if fields["tls"] else None
+        return cls(**{**fields, "session_s": (float(shortest), float(longest)), "tls": tls})

@@ -11,6 +11,8 @@ import matplotlib as mpl
 import matplotlib.ticker
 from matplotlib.figure import Figure
 
+from insync.loadtest.soak import MODELS_MEMORY, SERVER_MEMORY
+
 __all__ = ["figures", "png"]
 
 _WIDTH, _HEIGHT = 10.0, 3.4  # inches
@@ -186,7 +188,7 @@ def _machine(data: dict[str, Any]) -> Figure:
     cpu, memory = figure.subplots(1, 2)
     for part, title in (("server", "tritonserver"), ("stubs", "models' processes"), ("clients", "clients")):
         cpu.plot(times, [sample[f"{part}_cores"] for sample in samples], lw=1, label=title)
-    for name in ("server, memory", "models' processes, memory", "clients, memory", "shared memory"):
+    for name in (SERVER_MEMORY, MODELS_MEMORY, "clients, memory", "shared memory"):
         memory.plot(times, [sample[name] for sample in samples], lw=1, label=name)
     cpu.set(title="Processor", xlabel=unit, ylabel="cores in use")
     memory.set(title="Memory", xlabel=unit, ylabel="MiB")

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import datetime
 import html
-import importlib.metadata
 import itertools
 import json
 import math
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any
 from insync.loadtest import plots
 from insync.loadtest.capacity import CapacityShape, Limits, usage
 from insync.loadtest.conductor import Record
+from insync.loadtest.machine import describe
 from insync.loadtest.metrics import between
 from insync.loadtest.options import UserOptions
 from insync.loadtest.resources import Sample
@@ -25,41 +23,26 @@ from insync.loadtest.soak import ALLOWED_GROWTH, SERIES, Growth
 from insync.loadtest.tally import Summary
 from insync.loadtest.target import Target
 
-__all__ = ["Data", "add_growth", "add_search", "gather", "held", "machine", "write"]
+__all__ = ["Data", "add_growth", "add_search", "gather", "held", "write"]
 
 Data = dict[str, Any]
 _POINTS = 600  # of a timeline, at most
-_PACKAGES = ("insync", "tritonclient", "grpcio", "locust", "nvidia-pytriton", "onnxruntime")
-
-
-def machine() -> str:
-    """This machine in words, without its name."""
-    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    versions = []
-    for name in _PACKAGES:
-        try:
-            versions.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    cores = len(os.sched_getaffinity(0))
-    return (
-        f"{platform.machine()}, {cores} cores, {gib:.0f} GiB; Python {platform.python_version()}, {', '.join(versions)}"
-    )
 
 
 def gather(kind: str, record: Record, options: UserOptions, target: Target, command: str) -> Data:
     """A run's data: everything that JSON can hold, in seconds since its start."""
     length = max((second for second, _ in record.users), default=0.0)
     step_s = max(1, math.ceil(length / _POINTS))
-    told = {name: value for name, value in asdict(options).items() if name not in ("server", "video", "audio")}
+    told = {name: value for name, value in asdict(options).items() if name not in ("server", "video", "audio", "tls")}
+    server = options.server + (", over TLS" if options.tls else "")
     samples = record.samples
     seconds = samples[-1].at_s - samples[0].at_s if samples else 0.0
     return {
         "kind": kind,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": command,
-        "machine": machine(),
-        "server": "embedded, on the same machine" if target.embedded else options.server,
+        "machine": describe(),
+        "server": "embedded, on the same machine" if target.embedded else server,
         "metrics": target.metrics is not None,
         "users": told,
         "footage": [Path(options.video).name, Path(options.audio).name],

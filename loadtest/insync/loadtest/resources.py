@@ -26,7 +26,7 @@ class Group:
     Attributes:
         processes: how many.
         rss_bytes: resident memory, with what they share counted in each.
-        private_bytes: resident memory that is nobody else's; 0 where the machine does not tell.
+        shared_bytes: of it, pages of shared memory that the processes have touched; each of them counts its own.
         cpu_s: processor time since their start.
         handles: open files, sockets and pipes.
         threads: how many.
@@ -34,7 +34,7 @@ class Group:
 
     processes: int = 0
     rss_bytes: int = 0
-    private_bytes: int = 0
+    shared_bytes: int = 0
     cpu_s: float = 0.0
     handles: int = 0
     threads: int = 0
@@ -103,13 +103,22 @@ def measure(process: psutil.Process) -> Group:
             return Group(
                 processes=1,
                 rss_bytes=memory.rss,
-                private_bytes=max(0, memory.rss - getattr(memory, "shared", memory.rss)),
+                shared_bytes=_touched(process.pid),
                 cpu_s=cpu.user + cpu.system,
                 handles=process.num_fds(),
                 threads=process.num_threads(),
             )
     except psutil.Error:
         return Group()
+
+
+def _touched(pid: int) -> int:
+    """Bytes of shared memory that a process has touched; 0 where the machine does not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssShmem:")), 0)
 
 
 def server_groups(pid: int | None) -> tuple[Group, Group]:

@@ -54,7 +54,7 @@ class SimulatedUser:
         wait_s = _BACK_OFF_S[0]
         while True:
             try:
-                async with Client(self._options.server) as client:
+                async with Client(self._options.server, tls=self._options.tls) as client:
                     twin = await self._registered(client)
                     wait_s = _BACK_OFF_S[0]
                     while True:

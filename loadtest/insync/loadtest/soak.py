@@ -9,16 +9,19 @@ from statistics import median
 from insync.loadtest.errors import LoadTestError
 from insync.loadtest.resources import Sample
 
-__all__ = ["ALLOWED_GROWTH", "SERIES", "Growth", "judge", "warm_up_s"]
+__all__ = ["ALLOWED_GROWTH", "MODELS_MEMORY", "SERIES", "SERVER_MEMORY", "Growth", "judge", "warm_up_s"]
 
 ALLOWED_GROWTH = 0.05  # of the value after warm-up
 _SHARE = 0.15  # of the time after warm-up: compared are the medians of its first and last such part
 _FEW = 2  # of things that are counted: users who come and go have some of them open at any moment
 _MIB = 2**20
 
+SERVER_MEMORY, MODELS_MEMORY = "server, memory of its own", "models' processes, memory of their own"
+
 SERIES: dict[str, tuple[str, Callable[[Sample], float]]] = {  # name → (unit, value)
-    "server, memory": ("MiB", lambda s: s.server.rss_bytes / _MIB),
-    "models' processes, memory": ("MiB", lambda s: s.stubs.rss_bytes / _MIB),
+    SERVER_MEMORY: ("MiB", lambda s: (s.server.rss_bytes - s.server.shared_bytes) / _MIB),
+    "server, shared memory touched": ("MiB", lambda s: s.server.shared_bytes / _MIB),
+    MODELS_MEMORY: ("MiB", lambda s: (s.stubs.rss_bytes - s.stubs.shared_bytes) / _MIB),
     "clients, memory": ("MiB", lambda s: s.clients.rss_bytes / _MIB),
     "shared memory": ("MiB", lambda s: s.region_bytes / _MIB),
     "shared memory regions": ("", lambda s: s.regions),

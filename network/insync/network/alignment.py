@@ -14,6 +14,7 @@ SHIFT_RANGE = 0.4  # of half the window
 # How much each dimension of the code says about likeness: about the share of its standard deviation in lip movement.
 LIKENESS = (1.0, 0.5, 0.2, 0.2, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05)
 SHARPNESS = 4.0  # of the choice among references, at first
+STRETCHING = 2.0  # at first, how much more a mouth counts that must be opened than one that must be closed: it has no inside to show
 
 
 class Alignment(nn.Module):
@@ -29,6 +30,7 @@ class Alignment(nn.Module):
         super().__init__()
         self.register_buffer("likeness", torch.tensor(LIKENESS), persistent=False)
         self.sharpness = nn.Parameter(torch.tensor([SHARPNESS]))
+        self.stretching = nn.Parameter(torch.tensor([STRETCHING]))
         self.body = nn.Sequential(mlp(POSE + IDENTITY + MOUTH, 256, 256), activation())
         self.affine = nn.Linear(256, 4 * CHANNELS)
         nn.init.normal_(self.affine.weight, std=0.01)
@@ -45,6 +47,8 @@ class Alignment(nn.Module):
         scale, rotation, shift = raw[..., :1], raw[..., 1:2], raw[..., 2:]
         affine = torch.cat([torch.exp(SCALE_RANGE * scale), ROTATION_RANGE * rotation, SHIFT_RANGE * shift], dim=2)
         shown = identity[:, : REFERENCES * MOUTH].reshape(-1, REFERENCES, MOUTH)
-        distance = (((shown - code[:, None]) * self.likeness) ** 2).sum(2)
+        apart = shown - code[:, None]
+        distance = ((apart * self.likeness) ** 2).sum(2)
+        distance = distance + self.stretching * torch.relu(-apart[..., 0]) ** 2
         weights = torch.softmax(self.preference(hidden) - self.sharpness * distance, dim=1)
         return affine, torch.cat([weights, self.style(hidden)], dim=1)

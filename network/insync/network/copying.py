@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from insync.ensemble.spec import CROP_SIZE, REFERENCE_CHANNELS, REFERENCES
 from insync.network import mask
-from insync.network.blocks import activation, conv
-from insync.network.placing import Flow
+from insync.network.blocks import activation, conv, exact
+from insync.network.placing import Flow, Inside
 
 WIDTH = 32
 ENLARGE = float(CROP_SIZE // 64)  # from the features' grid to pixels
 FLOW_UNIT = 0.1  # of half the window, that a learned flow of 1 moves by
 COPIED = 2  # references that are copied from, the likest ones
 LEAST = 1e-4  # weight that each of them keeps
+LIGHT = (12, 10)  # cells of the features' grid that are lit alike
 DECIDED = 3.0  # sharpens the choice between references: a mean of several is a blur
 
 
@@ -28,6 +29,7 @@ class Copying(nn.Module):
     def __init__(self, features: int) -> None:
         super().__init__()
         self.landmarks = Flow()
+        self.inside = Inside()
         self.flow = nn.Sequential(
             conv(features + REFERENCE_CHANNELS + 2, WIDTH, kernel=1),
             activation(),
@@ -36,12 +38,12 @@ class Copying(nn.Module):
             conv(WIDTH, 3),
         )
         nn.init.normal_(self.flow[4].weight, std=0.005)  # type: ignore[arg-type]
-        self.colour = conv(features, 6)
+        self.colour = conv(features, 6, kernel=1)
         nn.init.zeros_(self.colour.weight)
 
     def forward(
         self, merged: Tensor, each: Tensor, weights: Tensor, pixels: Tensor, reference_places: Tensor, places: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Copies.
 
         Args:
@@ -54,12 +56,13 @@ class Copying(nn.Module):
 
         Returns:
             The copy [B, 3, 144, 160], in the light of the target; which references it is made of, [B, 2, 5], one 1 in each row; where in each
-            its pixels come from, [B, 2, 2, 144, 160], in x and y with the window's outer edges at ±1.
+            its pixels come from, [B, 2, 2, 144, 160], in x and y with the window's outer edges at ±1; [B, 1, 144, 160], 1 where closed
+            lips are drawn apart: there the copy has no mouth's inside to show.
         """
         batch, _, height, width = merged.shape
         chosen, weights = _likest(weights)
         each, pixels, reference_places = (
-            torch.matmul(chosen, values.reshape(batch, REFERENCES, -1)).reshape(batch, COPIED, *shape)
+            taken(chosen, values.reshape(batch, REFERENCES, -1)).reshape(batch, COPIED, *shape)
             for values, shape in (
                 (each, each.shape[2:]),
                 (pixels, (3, *pixels.shape[2:])),
@@ -73,7 +76,9 @@ class Copying(nn.Module):
         fetched_from = found.flatten(0, 1) + FLOW_UNIT * learned[:, :2]
         preference = learned[:, 2].reshape(batch, COPIED, height, width)
         preference = DECIDED * (preference + torch.log(weights[:, :, None, None]))
-        fetched_from, preference = _enlarged(fetched_from), torch.softmax(_enlarged(preference), dim=1)
+        # A softmax of two, by their difference: one map to enlarge instead of two.
+        first = torch.sigmoid(_enlarged(preference[:, :1] - preference[:, 1:]))
+        fetched_from = _enlarged(fetched_from)
         fetched = F.grid_sample(
             pixels.flatten(0, 1),
             fetched_from.permute(0, 2, 3, 1),
@@ -81,9 +86,15 @@ class Copying(nn.Module):
             padding_mode="border",
             align_corners=False,
         ).reshape(pixels.shape)
-        copied = (fetched * preference[:, :, None]).sum(1)
-        gain, shift = _enlarged(self.colour(merged)).chunk(2, dim=1)
-        return copied * torch.exp(gain) + shift, chosen, fetched_from.reshape(batch, COPIED, 2, *pixels.shape[3:])
+        copied = torch.lerp(fetched[:, 1], fetched[:, 0], first)
+        inside, shown = self.inside(places, reference_places)
+        missing = inside * (1 - torch.lerp(shown[:, 1:], shown[:, :1], first))
+        # Light changes slowly over a face: what is finer than this grid would darken teeth instead of lighting the skin.
+        light = self.colour(F.avg_pool2d(merged, LIGHT))
+        light = F.interpolate(light, size=pixels.shape[3:], mode="bilinear", align_corners=False)
+        gain, shift = light.chunk(2, dim=1)
+        origin = fetched_from.reshape(batch, COPIED, 2, *pixels.shape[3:])
+        return copied * torch.exp(gain) + shift, chosen, origin, missing
 
 
 def _likest(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,6 +107,12 @@ def _likest(weights: Tensor) -> tuple[Tensor, Tensor]:
     return chosen, best[:, :COPIED] - best[:, COPIED:] + LEAST
 
 
+@exact
+def taken(chosen: Tensor, values: Tensor) -> Tensor:
+    """Chosen [B, 2, 5] of values [B, 5, N] → [B, 2, N]."""
+    return torch.matmul(chosen, values)
+
+
 def _enlarged(values: Tensor) -> Tensor:
     return F.interpolate(values, scale_factor=ENLARGE, mode="bilinear", align_corners=False)
 
@@ -105,4 +122,4 @@ def pixels_of(crops: Tensor) -> Tensor:
     return mask.window(crops).flatten(-4, -3)
 
 
-__all__ = ["Copying", "pixels_of"]
+__all__ = ["Copying", "pixels_of", "taken"]

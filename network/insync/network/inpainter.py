@@ -20,9 +20,9 @@ from insync.network import mask
 from insync.network.blocks import Residual, StyledResidual, activation, conv
 from insync.network.copying import Copying
 
-FINE = 80  # channels at a quarter of the crop's resolution
-COARSE = 112  # at an eighth
-HALF = 48  # at half
+FINE = 64  # channels at a quarter of the crop's resolution
+COARSE = 64  # at an eighth
+HALF = 24  # at half
 ALL = 48  # channels that carry what all references have in common
 
 
@@ -33,6 +33,7 @@ class Painted(NamedTuple):
         colours: [B, 3, 144, 160] in [0, 1].
         alpha: [B, 1, 144, 160] in [0, 1].
         bare: logits [B, 1, 144, 160] that the mouth is bare.
+        own: [B, 3, 144, 160] in [0, 1], what was painted.
         copied: [B, 3, 144, 160], what was copied from the references.
         kept: [B, 1, 144, 160] in [0, 1], how much of it the colours keep.
         chosen: [B, 2, 5], from which of them, one 1 in each row.
@@ -42,6 +43,7 @@ class Painted(NamedTuple):
     colours: Tensor
     alpha: Tensor
     bare: Tensor
+    own: Tensor
     copied: Tensor
     kept: Tensor
     chosen: Tensor
@@ -64,7 +66,7 @@ class Inpainter(nn.Module):
         self.join = conv(SEEN_CHANNELS + ALL + REFERENCE_CHANNELS, FINE)
         self.fine = StyledResidual(FINE, STYLE)
         self.down = conv(FINE, COARSE, stride=2)
-        self.coarse = nn.ModuleList([StyledResidual(COARSE, STYLE), StyledResidual(COARSE, STYLE)])
+        self.coarse = StyledResidual(COARSE, STYLE)
         self.up = conv(COARSE, FINE)
         self.merged = StyledResidual(FINE, STYLE)
         # Sub-pixel convolutions (Shi et al., 2016), none at full size: a quarter of the work for the same picture.
@@ -103,19 +105,20 @@ class Inpainter(nn.Module):
         chosen = (each * style[:, :REFERENCES, None, None, None]).sum(1)
         common = self.act(self.everything(aligned))
         fine = self.fine(self.act(self.join(torch.cat([source[:, :SEEN_CHANNELS], common, chosen], dim=1))), style)
-        coarse = self.act(self.down(fine))
-        for block in self.coarse:
-            coarse = block(coarse, style)
+        coarse = self.coarse(self.act(self.down(fine)), style)
         risen = F.interpolate(self.up(coarse), scale_factor=2.0, mode="nearest")
         merged = self.merged(self.act(fine + risen), style)
-        copied, which, origin = self.copying(merged, each, style[:, :REFERENCES], pixels, reference_places, places)
+        copied, which, origin, missing = self.copying(
+            merged, each, style[:, :REFERENCES], pixels, reference_places, places
+        )
         half = self.to_half(torch.cat([merged, chosen], dim=1))
         half = self.half_body(self.beside(torch.cat([half, self.unshuffle(copied)], dim=1)))
-        painted = torch.sigmoid(self.to_full(half))
-        own, kept = painted[:, :3], painted[:, 3:]
+        painted = self.to_full(half)
+        own = torch.sigmoid(painted[:, :3])
+        kept = torch.sigmoid(painted[:, 3:]) * (1 - missing)
         colours = (kept * copied + (1 - kept) * own).clamp(0, 1)
         bare = F.interpolate(source[:, SEEN_CHANNELS:], scale_factor=4.0, mode="bilinear", align_corners=False)
-        return Painted(colours, torch.sigmoid(bare) * self.feather, bare, copied, kept, which, origin)
+        return Painted(colours, torch.sigmoid(bare) * self.feather, bare, own, copied, kept, which, origin)
 
 
 def to_patch(colours: Tensor, alpha: Tensor) -> Tensor:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from insync.ensemble.mouth import MouthBasis
+from insync.ensemble.mouth import INNER_LIPS, OUTER_LIPS, MouthBasis
 from insync.ensemble.spec import FEATURE_HEIGHT, FEATURE_WIDTH, LIPS, MOUTH, WINDOW_COLUMNS, WINDOW_ROWS
+from insync.network.blocks import exact
 
 REACH = 3.0  # pixels within which a landmark alone decides
 STIFFNESS = 4.0  # square pixels of spread, from which on landmarks turn and stretch what lies between them
+TOUCHING = 1.0  # pixels between inner lips that touch: landmarks are no better
+SHOWN = 0.6  # of the opening to be spoken: a reference that is open so far has a whole inside to show
+_PAIRS = len(INNER_LIPS) // 2  # inner lips go around from one corner to the other, below, and back above
+_LOWER = tuple(len(OUTER_LIPS) + i for i in range(_PAIRS + 1))
+_UPPER = tuple(len(OUTER_LIPS) + -i % len(INNER_LIPS) for i in range(_PAIRS + 1))
 HALF = ((WINDOW_COLUMNS[1] - WINDOW_COLUMNS[0]) / 2, (WINDOW_ROWS[1] - WINDOW_ROWS[0]) / 2)
 
 
@@ -26,6 +32,7 @@ class Placing(nn.Module):
         """Takes over the shapes that mouth codes stand for."""
         self.lips.copy_(torch.from_numpy(basis.components * basis.deviation[:, None]))
 
+    @exact
     def forward(self, head: Tensor, neutral: Tensor, code: Tensor) -> Tensor:
         """Head [B, 75, 2], resting shape [B, 44, 2], mouth code [B, 12] → places [B, 73, 2]."""
         shape = neutral + torch.matmul(code, self.lips).reshape(-1, LIPS, 2)
@@ -45,6 +52,7 @@ class Flow(nn.Module):
         y, x = torch.meshgrid(_centres(FEATURE_HEIGHT), _centres(FEATURE_WIDTH), indexing="ij")
         self.register_buffer("grid", torch.stack([x, y], dim=-1).reshape(1, -1, 2), persistent=False)
 
+    @exact
     def forward(self, places: Tensor, others: Tensor) -> Tensor:
         """Where to fetch each cell of the features' grid.
 
@@ -78,6 +86,48 @@ class Flow(nn.Module):
         found = (mean + along * with_x + across * with_y).reshape(batch, -1, count, 2) / self.extent
         flow: Tensor = found.permute(0, 2, 3, 1).reshape(batch, count, 2, FEATURE_HEIGHT, FEATURE_WIDTH)
         return flow
+
+
+class Inside(nn.Module):
+    """Where a mouth's inside lies, between the inner lips, and how much of it another picture has to show. Nothing here is learned."""
+
+    columns: Tensor
+    rows: Tensor
+    extent: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("extent", torch.tensor(HALF), persistent=False)
+        for name, half in (("columns", HALF[0]), ("rows", HALF[1])):
+            self.register_buffer(name, (_centres(round(2 * half)) * half)[None, :, None], persistent=False)
+
+    @exact
+    def forward(self, places: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """Looks from lip to lip, column by column.
+
+        Args:
+            places: [B, 73, 2], landmarks of the picture to be made, with the window's outer edges at ±1.
+            others: [B, R, 73, 2], the same landmarks in pictures to take from.
+
+        Returns:
+            [B, 1, 144, 160], 1 inside; [B, R, 1, 160], 1 where that picture's mouth is open as far as `SHOWN`, 0 where its lips touch.
+        """
+        here, there = places * self.extent, others * self.extent
+        upper, lower = here[:, list(_UPPER)], here[:, list(_LOWER)]
+        opening = torch.relu(lower[..., 1] - upper[..., 1] - TOUCHING)
+        theirs = torch.relu(there[:, :, list(_LOWER), 1] - there[:, :, list(_UPPER), 1] - TOUCHING)
+        shown = ((theirs + 0.5) / (SHOWN * opening + 0.5)[:, None]).clamp(max=1)
+        middle = (upper[..., 0] + lower[..., 0]) / 2
+        apart = (middle[:, -1:] - middle[:, :1]).abs().clamp(min=1.0) / _PAIRS
+        weights = torch.softmax(-(((self.columns - middle[:, None]) / apart[:, None]) ** 2), dim=2)
+        curves = torch.cat([torch.stack([upper[..., 1], lower[..., 1]], dim=1), shown], dim=1)
+        curves = torch.matmul(curves, weights.transpose(1, 2))[:, :, None]
+        inside = torch.minimum(self.rows - curves[:, 0], curves[:, 1] - self.rows)
+        across, middle = self.columns.transpose(1, 2), middle[:, None]
+        corners = middle[..., :1], middle[..., -1:]
+        between = torch.minimum(across - torch.minimum(*corners), torch.maximum(*corners) - across)
+        inside = torch.minimum(inside, between)
+        return inside.clamp(0, 1)[:, None], curves[:, 2:]
 
 
 def _centres(count: int) -> Tensor:

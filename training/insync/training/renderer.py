@@ -2,7 +2,7 @@
 
 Losses: colour and its gradients (L1) weighted towards the lips; where the copying looks, against landmarks; the mouth reader's features and reading; discriminators, local and global,
 conditioned on the mouth code, with the non-saturating loss (Goodfellow et al., 2014), lazy R1 (Karras et al., 2020), feature matching (Wang
-et al., 2018) and a weight that holds their pull in proportion to that of the other losses (Esser et al., 2021). Alpha is learned apart
+et al., 2018) and a weight that holds their pull in proportion to that of the other losses (after Esser et al., 2021). Alpha is learned apart
 (`occlusion`).
 """
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from insync.ensemble.mouth import MouthBasis
 from insync.network import mask
 from insync.network.blocks import channels_last
-from insync.network.copying import pixels_of
+from insync.network.copying import pixels_of, taken
 from insync.network.discriminators import Discriminator, global_view, local_view
 from insync.network.inpainter import Painted
 from insync.network.model import LipSync
@@ -40,6 +40,12 @@ from insync.training.sync import SyncLoss
 log = logging.getLogger(__name__)
 
 
+# Weight of what is painted beside the lips, where it is rarely wanted.
+BESIDE = 0.1
+# A copy is kept unless it is this many times, and this much, further from the truth than what is painted. Painting is a blur, which lies
+# close to many truths: asked which of the two is closer, it would win over sharp teeth that lie a little beside their place.
+KEEP_TIMES, KEEP_MORE = 1.6, 0.04
+KEEP_REACH = 9  # pixels over which that is judged
 # Weight of colours beside the face: alpha hides them, but not to the last pixel.
 SURROUNDINGS = 0.4
 
@@ -60,7 +66,7 @@ class RendererOptions:
         adversarial_from: share of the time after which the discriminators join.
         hinted: chance, at first, that a person's references include the answer; falls to 0.
         hinted_until: share of the time after which it is 0.
-        realism: pull of the discriminators on the last layer, as a share of the other losses' pull.
+        realism: pull of the discriminators on the picture's colours, as a share of the other losses' pull.
         r1: weight of the gradient penalty.
         lazy_every: steps between gradient penalties and between measurements of the pull.
         ema: decay of the averaged weights, which are the ones that count.
@@ -146,6 +152,25 @@ def flow_error(places: Tensor, points: Tensor, reference_points: Tensor) -> Tens
     size = torch.tensor([width / 2, height / 2], device=places.device)
     error = F.smooth_l1_loss(fetched * size, target * size, reduction="none", beta=1.0).sum(-1)
     return (error * inside).sum() / (inside.sum() + 1e-6)
+
+
+def keeping_loss(painted: Painted, real: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy between what is kept of the copy and what should be, see `KEEP_TIMES`.
+
+    Args:
+        painted: what the inpainter gave.
+        real: [B, 3, H, W], the truth.
+        weight: [B, 1, H, W], where it counts.
+    """
+    with torch.no_grad():
+        copied, own = (
+            F.avg_pool2d((picture - real).abs().mean(1, keepdim=True), KEEP_REACH, stride=1, padding=KEEP_REACH // 2)
+            for picture in (painted.copied, painted.own)
+        )
+        wanted = (copied < KEEP_TIMES * own + KEEP_MORE).to(real.dtype)
+    kept = painted.kept.clamp(1e-4, 1 - 1e-4)
+    entropy = -(wanted * torch.log(kept) + (1 - wanted) * torch.log(1 - kept))
+    return (weight * entropy).sum() / weight.sum()
 
 
 def _squared_gradient(critic: Discriminator, view: Tensor, codes: Tensor) -> Tensor:
@@ -311,7 +336,8 @@ class RendererTraining:
         cover = self._feather * face
         with mixed_precision(self._device):
             painted = self._render(self._network, batch, codes, batch.hidden.to(self._device))
-            colours = painted.colours
+            kept = painted.kept.detach()  # learned from its own loss alone
+            colours = torch.lerp(painted.own, painted.copied, kept).clamp(0, 1)
             shown = cover * colours + (1 - cover) * window
             weight = self._feather * (SURROUNDINGS + (1 - SURROUNDINGS) * face) * (1 + 4 * lips)
             colour, edges = picture_loss(colours, window, weight)
@@ -319,16 +345,17 @@ class RendererTraining:
             copied, _ = picture_loss(painted.copied, window, weight)
             copied_points = batch.reference_points.to(self._device)
             copied_points = copied_points.repeat_interleave(len(codes) // len(copied_points), 0).flatten(2)
-            copied_points = torch.matmul(painted.chosen, copied_points).unflatten(2, (-1, 2))
+            copied_points = taken(painted.chosen, copied_points).unflatten(2, (-1, 2))
             astray = flow_error(painted.places, batch.points.to(self._device), copied_points)
-            painted_share = (weight * (1 - painted.kept)).sum() / weight.sum()
-            loss = (
-                4 * colour + 4 * edges + 0.5 * perceptual + 1.5 * reading + copied + 0.1 * astray + 0.2 * painted_share
-            )
+            # The painter learns the mouth's inside also where all of it is copied: else nothing would ever call it.
+            own, own_edges = picture_loss(painted.own, window, self._feather * (BESIDE + lips))
+            keeping = keeping_loss(painted, window, weight)
+            loss = 4 * colour + 4 * edges + 0.5 * perceptual + 1.5 * reading + copied + 0.1 * astray
+            loss = loss + own + own_edges + 2 * keeping
             self._figures = {
                 "colour": float(colour.detach()), "edges": float(edges.detach()), "perceptual": float(perceptual.detach()),
-                "code": float(reading.detach()), "copied": float(copied.detach()), "astray": float(astray.detach()),
-                "painted": float(painted_share.detach()),
+                "code": float(reading.detach()), "copied": float(copied.detach()), "own": float(own.detach()), "astray": float(astray.detach()),
+                "keeping": float(keeping.detach()), "painted": float((weight * (1 - kept)).sum() / weight.sum()),
                 "matching": 0.0, "adversarial": 0.0, "pull": 0.0, "real": 0.0, "fake": 0.0,
             }  # fmt: skip
             if self._sync is not None:
@@ -337,7 +364,7 @@ class RendererTraining:
                 self._figures["unsynced"] = float(unsynced.detach())
             if adversarial > 0:
                 matching, fooled = self._fool(shown, window, real, codes)
-                pull = self._measured_pull(loss, fooled)
+                pull = self._measured_pull(loss, fooled, colours)
                 loss = loss + adversarial * (0.5 * matching + pull * fooled)
                 self._figures |= {
                     "matching": float(matching.detach()), "adversarial": float(fooled.detach()), "pull": pull,
@@ -354,11 +381,10 @@ class RendererTraining:
             for mean, now in zip(self._average.parameters(), self._network.parameters(), strict=True):
                 mean.lerp_(now, 1 - decay)
 
-    def _measured_pull(self, loss: Tensor, fooled: Tensor) -> float:
-        """The weight at which `fooled` moves the last layer `realism` times as strongly as the other losses do."""
+    def _measured_pull(self, loss: Tensor, fooled: Tensor, colours: Tensor) -> float:
+        """The weight at which `fooled` moves the picture's colours `realism` times as strongly as the other losses do."""
         if self._pull is None or self._step % self._options.lazy_every == 0:
-            last = next(self._network.inpainter.to_full.parameters())
-            others, own = (torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (loss, fooled))
+            others, own = (torch.autograd.grad(part, colours, retain_graph=True)[0].norm() for part in (loss, fooled))
             now = min(10.0, self._options.realism * float(others) / (float(own) + 1e-8))
             self._pull = now if self._pull is None else 0.8 * self._pull + 0.2 * now
         return self._pull
