@@ -30,8 +30,8 @@ COVERED_CAST = (
 )
 SMALL_SHARE = 0.3  # of them look as if the face were …
 SMALL = (0.25, 0.7)  # … that many times smaller
-PHOTO_SHARE = 0.4  # of people are twins of one photo: five times the same reference
-NEUTRAL_PHOTO_SHARE = 0.5  # of those, show the mouth at rest, as most photos do
+PHOTO_SHARE = 0.5  # of people are twins of one photo: five times the same reference
+NEUTRAL_PHOTO_SHARE = 0.6  # of those, show the mouth at rest, as most photos do
 CHIN_REACH = 14  # pixels of the crop by which a chin goes down
 CHIN_WIDTH = 0.7  # of the face's width
 HIDDEN_REACH = (
@@ -340,7 +340,7 @@ class Light:
         gain = rng.uniform(1 - 0.6 * strength, 1 + 0.2 * strength) * (1 + strength * rng.normal(0, cast, (3, 1, 1)))
         self._gain = torch.from_numpy(gain.astype(np.float32))
         self._bend = float(np.clip(rng.normal(0, 0.2 * strength), -0.5, 0.5))
-        self._saturation = float(rng.uniform(1 - 0.4 * strength, 1 + 0.2 * strength))
+        self._saturation = float(rng.uniform(1 - 0.4 * strength, 1 + 0.4 * strength))
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [0, 1] → the same, in another light."""
