@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,13 +16,13 @@ from insync.ensemble.spec import MOUTH, SAMPLE_RATE_HZ, WINDOW_PAST_SAMPLES, WIN
 from insync.network import mask
 from insync.network.inpainter import Painted
 from insync.network.model import LipSync
-from insync.training import __main__ as commands
+from insync.training import config, train_cli
 from insync.training.batches import Batches, farthest_points
 from insync.training.checkpoint import load_network
 from insync.training.curate import curate, read_speech, windows
 from insync.training.dataset import Dataset, fit_basis, mirrored
 from insync.training.occlusion import train_occlusion
-from insync.training.progress import Budget, cosine, load_checkpoint, save_checkpoint
+from insync.training.progress import Budget, Log, cosine, load_checkpoint, save_checkpoint
 from insync.training.reader import train_reader
 from insync.training.renderer import KEEP_MORE, RendererOptions, RendererTraining, keeping_loss, train_renderer
 from insync.training.speech import augment, code_loss, offset_curve, train_speech
@@ -236,7 +237,7 @@ def test_budget_counts_earlier_runs_and_checkpoints_replace_each_other(tmp_path:
 
 
 def test_command_line_names_a_missing_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands.main(["reader", str(tmp_path / "none"), str(tmp_path / "run"), "--minutes", "0.01"]) == 1
+    assert train_cli.main(["reader", str(tmp_path / "none"), str(tmp_path / "run"), "--minutes", "0.01"]) == 1
     assert "frames.npz" in capsys.readouterr().err
 
 
@@ -256,3 +257,50 @@ def test_a_copy_is_kept_where_it_is_not_much_worse_than_paint() -> None:
         assert (loss(real + off, real, 0.9, weight) < loss(real + off, real, 0.1, weight)) is keep
     assert loss(real + off, real + off, 0.9, right) < loss(real + off, real + off, 0.1, right)
     assert loss(real + somewhat, real, 0.9, right) < loss(real + somewhat, real, 0.1, right)
+
+
+def test_settings_are_read_kept_with_the_run_and_named_when_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_cli.main(["settings"]) == 0
+    printed = tmp_path / "printed.toml"
+    printed.write_text(capsys.readouterr().out)
+    assert config.read(printed) == config.Config()
+    own = tmp_path / "own.toml"
+    own.write_text("seed = 3\n[renderer]\npeople = 2\nphotos = 0\ntrained = ['inpainter']\n")
+    run = tmp_path / "run"
+    for given in (["--config", str(own)], ["--seed", "4"]):  # the second time the run's own settings go on
+        assert train_cli.main(["renderer", str(tmp_path / "none"), str(run), "--minutes", "1", *given]) == 1
+    kept = config.read(run / config.FILE)
+    assert (kept.seed, kept.renderer.people, kept.renderer.photos, kept.renderer.trained) == (4, 2, 0.0, ("inpainter",))
+    assert config.differences(config.read(own), kept) == ["seed = 3 → 4"]
+    capsys.readouterr()
+    for wrong, message in (
+        ("[renderer]\nlearning_rat = 1", "[renderer] learning_rat: no such setting; there are selective, "),
+        ("[reader]\nbatch = 0", "[reader] batch is 0; it must be a whole number of at least 1"),
+        ("[speech]\nsilent = -0.1", "[speech] silent is -0.1; it must be a number, 0 or more"),
+        ("[shares]\nspeech = 0.5", "[shares]: they add up to 1.43; they must add up to 1"),
+        ("renderer = 5", "renderer is 5; it is a table: [renderer]"),
+        ("[renderer", "own.toml: "),
+    ):
+        own.write_text(wrong)
+        assert train_cli.main(["reader", str(tmp_path), str(run), "--minutes", "1", "--config", str(own)]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_figures_are_drawn_and_others_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "stage.csv"
+    Log(path).draw()  # nothing yet
+    for first in (0, 3):  # the second log goes on in the file
+        log = Log(path)
+        for step in range(first, first + 3):
+            log.write({"step": step, "seconds": 2.0 * step, "loss": 1 / (1 + step)})
+        log.draw()
+    rows = np.genfromtxt(path, delimiter=",", names=True)
+    assert rows["step"].tolist() == list(range(6))
+    picture = cv2.imread(str(path.with_suffix(".png")))
+    assert picture is not None
+    assert len(np.unique(picture)) > 20  # curves, not an empty sheet
+    Log(path).write({"step": 6, "seconds": 12.0, "colour": 1.0})
+    assert {file.name for file in tmp_path.iterdir()} == {"stage.csv", "stage.1.csv", "stage.png"}
+    assert "loss" in (tmp_path / "stage.1.csv").read_text()

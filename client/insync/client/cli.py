@@ -1,4 +1,4 @@
-"""The command line: `insync dub`, `twin`, `serve`, `probe`, `verify`, `export`, `evaluate`, `curate`, `loadtest`. Each command imports its part only when it runs."""
+"""The command line: `insync dub`, `twin`, `serve`, `probe`, `verify`, `export`, `evaluate`, `curate`, `train`, `loadtest`. Each command imports its part only when it runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # gRPC's own log would mix its lines with ours; what matters of it comes as an error.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] in (["export"], ["evaluate"], ["curate"], ["loadtest"]):  # have parsers of their own
+    if arguments[:1] in (["export"], ["evaluate"], ["curate"], ["train"], ["loadtest"]):  # have parsers of their own
         return _own_parser(arguments[0], arguments[1:])
     options = _parser().parse_args(arguments)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up on both
@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("evaluate", help="measure dubs of held-out footage, with a page to look at", add_help=False)
     commands.add_parser("loadtest", help="put load on a server: capacity, soak, reports", add_help=False)
     commands.add_parser("curate", help="turn footage into a training set, with a report to look at", add_help=False)
+    commands.add_parser("train", help="train the network, stage by stage, or all of it", add_help=False)
     return parser
 
 
@@ -417,6 +418,7 @@ def _own_parser(command: str, arguments: list[str]) -> int:
         "evaluate": ("insync.training.evaluate_cli", "serve,train"),
         "loadtest": ("insync.loadtest.cli", "loadtest"),
         "curate": ("insync.training.curate_cli", "serve,train"),
+        "train": ("insync.training.train_cli", "serve,train"),
     }[command]
     try:
         run = importlib.import_module(module).main

@@ -23,15 +23,13 @@ Rng = np.random.Generator
 
 CANDIDATES = 24  # frames from which the references are chosen, as registration chooses from a twin's footage
 APART_S = 0.4  # references lie at least this far from every target, so that none of them is the answer
-OCCLUDED_SHARE = 0.3  # of the renderer's frames
 COVERED_SHARE = 0.6  # of those that teach what an occluder is
 COVERED_CAST = (
     0.12  # of them: standard deviation of each colour's gain, so that no lips are too red and no teeth too yellow
 )
 SMALL_SHARE = 0.3  # of them look as if the face were …
 SMALL = (0.25, 0.7)  # … that many times smaller
-PHOTO_SHARE = 0.5  # of people are twins of one photo: five times the same reference
-NEUTRAL_PHOTO_SHARE = 0.6  # of those, show the mouth at rest, as most photos do
+NEUTRAL_PHOTO_SHARE = 0.6  # of photos show the mouth at rest
 CHIN_REACH = 14  # pixels of the crop by which a chin goes down
 CHIN_WIDTH = 0.7  # of the face's width
 HIDDEN_REACH = (
@@ -102,12 +100,23 @@ class Batches:
         targets: frames of each person.
         seed: of the draw.
         selective: whether references are chosen over mouth shapes, as registration chooses a twin's, or at random.
+        photos: share of people who are twins of one photo.
+        occluded: share of frames with something before the mouth.
     """
 
     def __init__(
-        self, dataset: Dataset, basis: MouthBasis, people: int, targets: int, seed: int, selective: bool = True
+        self,
+        dataset: Dataset,
+        basis: MouthBasis,
+        people: int,
+        targets: int,
+        seed: int,
+        selective: bool = True,
+        photos: float = 0.5,
+        occluded: float = 0.3,
     ) -> None:
         self._data, self._people, self._targets, self._selective = dataset, people, targets, selective
+        self._photos, self._occluded = photos, occluded
         self._codes = dataset.codes(basis)
         self._weights = basis.deviation / basis.deviation[0]
         sizes = np.sqrt([segment.frames for segment in dataset.segments])
@@ -218,7 +227,7 @@ class Batches:
             order = rng.permutation(REFERENCES)
             chosen = chosen[order]
             reference_codes = self._codes[1 if mirrored else 0][chosen]
-        elif augmented and rng.random() < PHOTO_SHARE:
+        elif augmented and rng.random() < self._photos:
             one = 0 if rng.random() < NEUTRAL_PHOTO_SHARE else int(rng.integers(REFERENCES))
             chosen, reference_codes = chosen[[one] * REFERENCES], reference_codes[[one] * REFERENCES]
         real, references = to_tensor(data.crops[index]), to_tensor(data.crops[chosen])
@@ -231,7 +240,7 @@ class Batches:
             real, references = Light(rng)(real), Light(rng, strength=0.4)(references)
         crops = real
         if augmented:
-            covered, free = zip(*(self._occlude(picture) for picture in real), strict=True)
+            covered, free = zip(*(self._occlude(picture, self._occluded) for picture in real), strict=True)
             crops, hidden = torch.stack(covered), hidden * torch.stack(free)
         codes = self._codes[1 if mirrored else 0][index]
         windows = (mask.window(picture) for picture in (face, lips))
@@ -247,7 +256,7 @@ class Batches:
         size = 2 * int(self._rng.integers(*HIDDEN_MARGIN)) + 1
         return np.asarray(cv2.dilate(picture, np.ones((size, size), np.uint8)), np.float32)
 
-    def _occlude(self, picture: Tensor, share: float = OCCLUDED_SHARE) -> tuple[Tensor, Tensor]:
+    def _occlude(self, picture: Tensor, share: float) -> tuple[Tensor, Tensor]:
         """Covers part of the mouth with a piece of another picture, or of one colour, in most shapes that hands and objects take."""
         rng = self._rng
         if rng.random() > share:

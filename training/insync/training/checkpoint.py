@@ -27,9 +27,7 @@ def load_network(run: Path) -> LipSync:
     missing = ", ".join(f"{name}.pt" for name, state in files.items() if state is None)
     speech, renderer, occlusion = files.values()
     if speech is None or renderer is None or occlusion is None:
-        raise FileNotFoundError(
-            f"{missing} is not in the run's folder: finish that stage first (python -m insync.training --help)"
-        )
+        raise FileNotFoundError(f"{missing} is not in the run's folder: finish that stage first (insync train --help)")
     network = LipSync()
     network.load_state_dict({**renderer["model"], **speech["model"], **occlusion["model"]})
     last = network.mapping.body[3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import os
 import time
@@ -49,19 +50,37 @@ class Budget:
 
 
 class Log:
-    """A CSV of training figures; goes on where an earlier run stopped."""
+    """A CSV of training figures, and a picture of it; goes on where an earlier run stopped, unless that wrote other figures: those are put aside."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._new: bool | None = None
 
     def write(self, row: dict[str, float]) -> None:
         """Appends a row; the first row ever also writes the header."""
-        new = not self._path.exists()
+        if self._new is None:
+            self._new = not self._path.exists()
+            if not self._new and self._header() != list(row):
+                aside = (self._path.with_suffix(f".{n}.csv") for n in itertools.count(1))
+                self._path.rename(next(path for path in aside if not path.exists()))
+                self._new = True
         with open(self._path, "a", newline="") as sink:
             writer = csv.DictWriter(sink, fieldnames=list(row))
-            if new:
+            if self._new:
                 writer.writeheader()
+                self._new = False
             writer.writerow({key: f"{value:.6g}" for key, value in row.items()})
+
+    def draw(self) -> None:
+        """Draws all figures so far into a PNG beside the CSV."""
+        from insync.training.curves import draw  # matplotlib takes a second to load
+
+        if self._path.exists():
+            draw(self._path)
+
+    def _header(self) -> list[str]:
+        with open(self._path, newline="") as source:
+            return next(csv.reader(source), [])
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:

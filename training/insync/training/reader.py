@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,27 @@ from insync.training.batches import Light, to_tensor
 from insync.training.dataset import Dataset, mirrored
 from insync.training.progress import Budget, Log, cosine, load_checkpoint, mixed_precision, save_checkpoint
 
-BATCH = 48
-LEARNING_RATE = 1e-3
-JITTER = 6  # pixels
+
+@dataclass(frozen=True)
+class ReaderOptions:
+    """Settings of the mouth reader's training.
+
+    Attributes:
+        batch: frames in a batch.
+        learning_rate: at its peak.
+        jitter: pixels by which a mouth may lie beside its place.
+    """
+
+    batch: int = 48
+    learning_rate: float = 1e-3
+    jitter: int = 6
 
 
-def train_reader(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float, seed: int = 0) -> None:
-    """Trains on real frames; writes `reader.pt` and `reader.csv` into out, and goes on with an unfinished run there."""
+def train_reader(
+    dataset: Dataset, basis: MouthBasis, out: Path, minutes: float, seed: int = 0, options: ReaderOptions | None = None
+) -> None:
+    """Trains on real frames; writes `reader.pt`, `reader.csv` and its plot into out, and goes on with an unfinished run there."""
+    options = options or ReaderOptions()
     rng = np.random.default_rng(seed)
     differences = dataset.shapes - basis.rest
     shapes = [
@@ -31,7 +46,7 @@ def train_reader(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float,
     ]
     weights = torch.from_numpy(basis.deviation / basis.deviation[0]).sqrt()
     model = channels_last(MouthReader())
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
     last = load_checkpoint(out / "reader_last.pt")
     if last is not None:
         model.load_state_dict(last["model"])
@@ -41,9 +56,9 @@ def train_reader(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float,
     running = 0.0
     for step, bar in budget.steps(first, "mouth reader"):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * cosine(budget.share)
-        index, flip = rng.integers(0, len(differences), BATCH), bool(rng.random() < 0.5)
-        dy, dx = rng.integers(-JITTER, JITTER + 1, 2)
+            group["lr"] = options.learning_rate * cosine(budget.share)
+        index, flip = rng.integers(0, len(differences), options.batch), bool(rng.random() < 0.5)
+        dy, dx = rng.integers(-options.jitter, options.jitter + 1, 2)
         rows = slice(mask.MOUTH_ROWS[0] + dy, mask.MOUTH_ROWS[1] + dy)
         columns = slice(mask.MOUTH_COLUMNS[0] + dx, mask.MOUTH_COLUMNS[1] + dx)
         mouths = Light(rng)(to_tensor(dataset.crops[np.sort(index)][:, rows, columns]))
@@ -67,4 +82,6 @@ def train_reader(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float,
                 "spent_s": budget.spent_s,
             }
             save_checkpoint(out / "reader_last.pt", state)
+            figures.draw()
+    figures.draw()
     save_checkpoint(out / "reader.pt", {"model": model.state_dict()})

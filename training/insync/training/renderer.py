@@ -56,6 +56,8 @@ class RendererOptions:
 
     Attributes:
         selective: whether references are chosen over mouth shapes, as registration chooses them, or at random.
+        photos: share of people who are twins of one photo: five times the same reference, most often with the mouth at rest.
+        occluded: share of frames with something before the mouth.
         sync: weight of the SyncNet loss (Prajwal et al., 2020): how badly five drawn frames in a row fit their sound. 0 leaves it out.
         sync_every: steps between batches of five frames in a row, which it needs.
         trained: prefixes of the names of what learns; the rest stays as it begins.
@@ -63,7 +65,7 @@ class RendererOptions:
         targets: frames of each.
         learning_rate: of the generator, at its peak.
         discriminator_rate: of the discriminators.
-        adversarial_from: share of the time after which the discriminators join.
+        adversarial_from: share of the time after which the discriminators join, at once where they begin trained; 1 or more: never.
         hinted: chance, at first, that a person's references include the answer; falls to 0.
         hinted_until: share of the time after which it is 0.
         realism: pull of the discriminators on the picture's colours, as a share of the other losses' pull.
@@ -75,6 +77,8 @@ class RendererOptions:
     """
 
     selective: bool = True
+    photos: float = 0.5
+    occluded: float = 0.3
     sync: float = 0.0
     sync_every: int = 2
     trained: tuple[str, ...] = RENDERER_PARTS
@@ -184,7 +188,7 @@ def _squared_gradient(critic: Discriminator, view: Tensor, codes: Tensor) -> Ten
 def _finished(out: Path, stage: str) -> dict[str, Any]:
     state = load_checkpoint(out / f"{stage}.pt")
     if state is None:
-        raise FileNotFoundError(f"{stage}.pt: train that stage first (python -m insync.training {stage})")
+        raise FileNotFoundError(f"{stage}.pt: train that stage first (insync train {stage})")
     return state
 
 
@@ -221,10 +225,13 @@ class RendererTraining:
         self._out, self._options, self._basis = out, options, basis
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         seed = torch.initial_seed() % 2**31
-        self._batches = Batches(dataset, basis, options.people, options.targets, seed, options.selective)
+        self._batches = Batches(
+            dataset, basis, options.people, options.targets, seed, options.selective, options.photos, options.occluded
+        )
         self._shown = Batches(validation, basis, min(8, len(validation.segments)), 1, seed=1)
         self._network = channels_last(LipSync()).to(self._device)
         self._local, self._global = (channels_last(Discriminator()).to(self._device) for _ in range(2))
+        self._joining = options.adversarial_from
         if start is not None:
             beginning = load_checkpoint(start)
             if beginning is None:
@@ -233,6 +240,7 @@ class RendererTraining:
             for name, part in (("local", self._local), ("global", self._global)):
                 if name in beginning:
                     _take(part, beginning[name])
+                    self._joining = 0.0 if options.adversarial_from < 1 else 1.0
         self._network.load_state_dict(_finished(out, "occlusion")["model"], strict=False)
         self._network.placing.follow(basis)
         self._average = copy.deepcopy(self._network).eval().requires_grad_(False)
@@ -247,6 +255,7 @@ class RendererTraining:
         self._step, self._spent_s, self._hinted = 0, 0.0, options.hinted
         self._feather = mask.feather()[..., slice(*mask.ROWS), slice(*mask.COLUMNS)].to(self._device)
         self._figures: dict[str, float] = {}
+        self._log = Log(out / "renderer.csv")
         self._pull: float | None = None
 
     def _parts(self) -> dict[str, Any]:
@@ -271,7 +280,7 @@ class RendererTraining:
 
     def run(self, minutes: float, clock: Clock = time.monotonic) -> None:
         """Trains until `minutes` of training by this clock, earlier runs included, are used up; then writes `renderer.pt`."""
-        budget, figures = Budget(minutes, self._spent_s, clock), Log(self._out / "renderer.csv")
+        budget = Budget(minutes, self._spent_s, clock)
         for step, bar in budget.steps(self._step, "renderer"):
             self._step = step
             factor = cosine(budget.share)
@@ -282,7 +291,7 @@ class RendererTraining:
                 for group in optimizer.param_groups:
                     group["lr"] = rate * factor
             self._hinted = self._options.hinted * max(0.0, 1 - budget.share / self._options.hinted_until)
-            self._train_step(adversarial=min(1.0, max(0.0, budget.share - self._options.adversarial_from) / 0.05))
+            self._train_step(adversarial=min(1.0, max(0.0, budget.share - self._joining) / 0.05))
             if self._step % 20 == 0:
                 bar.set_postfix(
                     **{
@@ -291,7 +300,7 @@ class RendererTraining:
                         if key in ("colour", "code", "astray", "real", "fake")
                     }
                 )
-                figures.write({"step": self._step, "seconds": budget.spent_s, **self._figures})
+                self._log.write({"step": self._step, "seconds": budget.spent_s, **self._figures})
             if self._step % self._options.sheet_every == 0:
                 self.sheet(self._out / "sheets" / f"{self._step:06d}.jpg")
             if self._step % self._options.checkpoint_every == self._options.checkpoint_every - 1:
@@ -307,6 +316,7 @@ class RendererTraining:
 
     def _save(self, budget: Budget) -> None:
         state = {name: part.state_dict() for name, part in self._parts().items()}
+        self._log.draw()
         save_checkpoint(self._out / "renderer_last.pt", {**state, "step": self._step + 1, "spent_s": budget.spent_s})
 
     def _render(self, network: LipSync, batch: Batch, codes: Tensor, hidden: Tensor | None) -> Painted:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,26 @@ log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 
-BATCH = 256
-LEARNING_RATE = 1.5e-3
 MAX_OFFSET = 6  # frames
 MIN_CORRELATION = 0.25  # of a segment's opening with the prediction at its best offset
-SILENT_SHARE = 0.06  # of a batch: silence and faint noise, with the mouth at rest
 SILENCE = -1.0  # log-mel of digital silence
+
+
+@dataclass(frozen=True)
+class SpeechOptions:
+    """Settings of the speech stage: audio projection layer and audio mapping network.
+
+    Attributes:
+        batch: frames in a batch.
+        learning_rate: at its peak.
+        weight_decay: of AdamW.
+        silent: share of a batch that is silence and faint noise, with the mouth at rest.
+    """
+
+    batch: int = 256
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.05
+    silent: float = 0.06
 
 
 class SpeechToMouth(nn.Module):
@@ -97,8 +112,9 @@ def _fit(
     budget: Budget,
     state: dict[str, Any] | None,
     out: Path | None,
+    options: SpeechOptions,
 ) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
     weights = torch.from_numpy(basis.deviation / basis.deviation[0])
     opening = torch.from_numpy(basis.opening_row)
     first = 0
@@ -111,10 +127,10 @@ def _fit(
     running = 0.0
     for step, bar in budget.steps(first, "speech" if out else "speech, to find offsets"):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * cosine(budget.share)
-        index = torch.randint(0, len(mel), (BATCH,))
+            group["lr"] = options.learning_rate * cosine(budget.share)
+        index = torch.randint(0, len(mel), (options.batch,))
         heard, real = augment(mel[index].float()), codes[index].clone()
-        silent = round(SILENT_SHARE * BATCH)
+        silent = round(options.silent * options.batch)
         heard[:silent] = (SILENCE + torch.rand(silent, 1, 1) ** 2 * 0.5 + 0.05 * torch.randn(silent, 80, 40)).clamp(
             min=SILENCE
         )
@@ -131,6 +147,9 @@ def _fit(
             figures.write({"step": step, "loss": running, "seconds": budget.spent_s})
             if step % 1000 == 0:
                 save_checkpoint(out / "speech_last.pt", _state(model, optimizer, step, budget))
+                figures.draw()
+    if figures is not None:
+        figures.draw()
     model.eval()
 
 
@@ -171,8 +190,15 @@ def find_offsets(
     return result
 
 
-def train_speech(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float, clock: Clock = time.monotonic) -> None:
-    """Trains on a data set; writes `speech.pt` (projection and mapping), `offsets.csv` and `speech.csv` into out.
+def train_speech(
+    dataset: Dataset,
+    basis: MouthBasis,
+    out: Path,
+    minutes: float,
+    clock: Clock = time.monotonic,
+    options: SpeechOptions | None = None,
+) -> None:
+    """Trains on a data set; writes `speech.pt` (projection and mapping), `offsets.csv`, `speech.csv` and its plot into out.
 
     Args:
         dataset: the footage.
@@ -180,7 +206,9 @@ def train_speech(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float,
         out: run folder; an unfinished run there goes on.
         minutes: training time; a quarter of it is added to find the offsets, where the data set has no manifest that tells them.
         clock: that counts them.
+        options: settings.
     """
+    options = options or SpeechOptions()
     plain, mirror = dataset.codes(basis)
     # The sound does not tell left from right: the mean of both is what it can predict.
     codes = (plain + mirror) / 2
@@ -200,6 +228,7 @@ def train_speech(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float,
                 Budget(minutes / 8, clock=clock),
                 None,
                 None,
+                options,
             )
             found = find_offsets(dataset, scout, basis, codes)
             offsets = {n: offset for n, (offset, correlation) in found.items() if correlation >= MIN_CORRELATION}
@@ -225,6 +254,7 @@ def train_speech(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float,
         Budget(minutes, spent, clock),
         last,
         out,
+        options,
     )
     save_checkpoint(out / "speech.pt", {"model": model.state_dict()})
 

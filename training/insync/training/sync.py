@@ -222,7 +222,7 @@ def load_weights(path: Path) -> SyncNet:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path.name}: no SyncNet weights there; train them (python -m insync.training syncnet)"
+            f"{path.name}: no SyncNet weights there; train them (insync train syncnet)"
         )
     model = SyncNet()
     with np.load(path) as data:

@@ -253,6 +253,8 @@ def fit(
             figures.write({"step": step, "loss": running, "seconds": budget.spent_s})
         if step % 100 == 99:
             save_checkpoint(path, state())
+            figures.draw()
+    figures.draw()
     if step > first or last is None:
         save_checkpoint(path, state())
     return heads.net.eval()
