@@ -22,7 +22,7 @@ from insync.network.discriminators import Discriminator, global_view, local_view
 from insync.network.inpainter import FINE
 from insync.network.model import DecoderGraph, EncoderGraph, LipSync, MixerGraph, ReferenceGraph, parameters_mb
 from insync.network.mouth_reader import MouthReader
-from insync.network.placing import Flow, Inside, Placing
+from insync.network.placing import NEAR, Flow, Inside, Placing
 from insync.network.syncnet import MOUTH_FRAMES, SyncNet
 
 BATCH = 2
@@ -165,7 +165,7 @@ def test_what_is_copied_lies_where_the_places_say(network: LipSync) -> None:
     there = here[:, None].repeat(1, REFERENCES, 1, 1) + torch.tensor(
         [0.1, 0.0]
     )  # a twentieth of the window further right
-    copied, chosen, origin, _ = copying(merged, each, weights, ramps, there, here)
+    copied, chosen, origin, *_ = copying(merged, each, weights, ramps, there, here)
     light = F.interpolate(copying.colour(F.avg_pool2d(merged, LIGHT)), size=(height, width), mode="bilinear")
     gain, shift = light.chunk(2, dim=1)
     back = (copied - shift) * torch.exp(-gain)
@@ -187,7 +187,7 @@ def _mouth(opening: float) -> Tensor:
 
 def test_inside_lies_between_the_lips_and_closed_lips_show_none() -> None:
     wide, closed, half_open = _mouth(30), _mouth(0.5), _mouth(20)
-    inside, shown = Inside()(wide[None], torch.stack([closed, half_open])[None])
+    inside, from_lips, shown = Inside()(wide[None], torch.stack([closed, half_open])[None])
     height, width = inside.shape[2:]
     rows, columns = torch.meshgrid(
         torch.arange(height) + 0.5 - height / 2, torch.arange(width) + 0.5 - width / 2, indexing="ij"
@@ -196,6 +196,12 @@ def test_inside_lies_between_the_lips_and_closed_lips_show_none() -> None:
     assert float(inside[0, 0][reach < 0.7].min()) == 1
     assert float(inside[0, 0][reach > 1.2].max()) == 0
     middle = slice(width // 2 - 16, width // 2 + 16)
+    below, above = from_lips[0][:, :, width // 2] * NEAR
+    assert below[height // 2 - 10 : height // 2].tolist() == pytest.approx(
+        [5.5 + i for i in range(10)][:7] + [12] * 3, abs=0.7
+    )
+    assert above.tolist() == pytest.approx(below.flip(0).tolist(), abs=0.01)
+    assert float(from_lips[0][..., :20].max()) == -1  # beside the mouth
     assert float(shown[0, 0, 0, middle].max()) < 0.1
     assert float(shown[0, 1, 0, middle].min()) > 0.95
     for lips in (closed, closed * torch.tensor([-1.0, 1.0])):  # as filmed, and mirrored

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,24 @@ COPIED = 2  # references that are copied from, the likest ones
 LEAST = 1e-4  # weight that each of them keeps
 LIGHT = (12, 10)  # cells of the features' grid that are lit alike
 DECIDED = 3.0  # sharpens the choice between references: a mean of several is a blur
+
+
+class Copied(NamedTuple):
+    """What was copied.
+
+    Attributes:
+        colours: [B, 3, 144, 160], in the light of the target.
+        chosen: [B, 2, 5], which references it is made of, one 1 in each row.
+        origin: [B, 2, 2, 144, 160], where in each its pixels come from, in x and y with the window's outer edges at ±1.
+        missing: [B, 1, 144, 160], 1 where closed lips are drawn apart: there the copy has no mouth's inside to show.
+        from_lips: [B, 2, 144, 160], how far from the lips, see `Inside`.
+    """
+
+    colours: Tensor
+    chosen: Tensor
+    origin: Tensor
+    missing: Tensor
+    from_lips: Tensor
 
 
 class Copying(nn.Module):
@@ -43,7 +63,7 @@ class Copying(nn.Module):
 
     def forward(
         self, merged: Tensor, each: Tensor, weights: Tensor, pixels: Tensor, reference_places: Tensor, places: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> Copied:
         """Copies.
 
         Args:
@@ -53,11 +73,6 @@ class Copying(nn.Module):
             pixels: [B, 15, 144, 160] in [0, 1], the references.
             reference_places: [B, 5, 73, 2], their landmarks.
             places: [B, 73, 2], the target's.
-
-        Returns:
-            The copy [B, 3, 144, 160], in the light of the target; which references it is made of, [B, 2, 5], one 1 in each row; where in each
-            its pixels come from, [B, 2, 2, 144, 160], in x and y with the window's outer edges at ±1; [B, 1, 144, 160], 1 where closed
-            lips are drawn apart: there the copy has no mouth's inside to show.
         """
         batch, _, height, width = merged.shape
         chosen, weights = _likest(weights)
@@ -87,14 +102,14 @@ class Copying(nn.Module):
             align_corners=False,
         ).reshape(pixels.shape)
         copied = torch.lerp(fetched[:, 1], fetched[:, 0], first)
-        inside, shown = self.inside(places, reference_places)
+        inside, from_lips, shown = self.inside(places, reference_places)
         missing = inside * (1 - torch.lerp(shown[:, 1:], shown[:, :1], first))
         # Light changes slowly over a face: what is finer than this grid would darken teeth instead of lighting the skin.
         light = self.colour(F.avg_pool2d(merged, LIGHT))
         light = F.interpolate(light, size=pixels.shape[3:], mode="bilinear", align_corners=False)
         gain, shift = light.chunk(2, dim=1)
         origin = fetched_from.reshape(batch, COPIED, 2, *pixels.shape[3:])
-        return copied * torch.exp(gain) + shift, chosen, origin, missing
+        return Copied(copied * torch.exp(gain) + shift, chosen, origin, missing, from_lips)
 
 
 def _likest(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,4 +137,4 @@ def pixels_of(crops: Tensor) -> Tensor:
     return mask.window(crops).flatten(-4, -3)
 
 
-__all__ = ["Copying", "pixels_of", "taken"]
+__all__ = ["Copied", "Copying", "pixels_of", "taken"]

@@ -75,7 +75,7 @@ class Inpainter(nn.Module):
         )
         self.copying = Copying(FINE)
         self.unshuffle = nn.PixelUnshuffle(2)
-        self.beside = nn.Sequential(conv(HALF + 4 * 3, HALF), activation())
+        self.beside = nn.Sequential(conv(HALF + 4 * (3 + 2), HALF), activation())
         self.half_body = Residual(HALF)
         self.to_full = nn.Sequential(conv(HALF, 4 * (3 + 1)), nn.PixelShuffle(2))
         nn.init.normal_(self.to_full[0].weight, std=0.02)  # type: ignore[arg-type]
@@ -108,17 +108,18 @@ class Inpainter(nn.Module):
         coarse = self.coarse(self.act(self.down(fine)), style)
         risen = F.interpolate(self.up(coarse), scale_factor=2.0, mode="nearest")
         merged = self.merged(self.act(fine + risen), style)
-        copied, which, origin, missing = self.copying(
-            merged, each, style[:, :REFERENCES], pixels, reference_places, places
-        )
+        copied = self.copying(merged, each, style[:, :REFERENCES], pixels, reference_places, places)
+        # Where exactly the lips are to lie is told, not guessed: an inside painted beside its place is a red smear.
+        guide = self.unshuffle(torch.cat([copied.colours, copied.from_lips], dim=1))
         half = self.to_half(torch.cat([merged, chosen], dim=1))
-        half = self.half_body(self.beside(torch.cat([half, self.unshuffle(copied)], dim=1)))
+        half = self.half_body(self.beside(torch.cat([half, guide], dim=1)))
         painted = self.to_full(half)
         own = torch.sigmoid(painted[:, :3])
-        kept = torch.sigmoid(painted[:, 3:]) * (1 - missing)
-        colours = (kept * copied + (1 - kept) * own).clamp(0, 1)
+        kept = torch.sigmoid(painted[:, 3:]) * (1 - copied.missing)
+        colours = (kept * copied.colours + (1 - kept) * own).clamp(0, 1)
         bare = F.interpolate(source[:, SEEN_CHANNELS:], scale_factor=4.0, mode="bilinear", align_corners=False)
-        return Painted(colours, torch.sigmoid(bare) * self.feather, bare, own, copied, kept, which, origin)
+        alpha = torch.sigmoid(bare) * self.feather
+        return Painted(colours, alpha, bare, own, copied.colours, kept, copied.chosen, copied.origin)
 
 
 def to_patch(colours: Tensor, alpha: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from insync.network.blocks import exact
 REACH = 3.0  # pixels within which a landmark alone decides
 STIFFNESS = 4.0  # square pixels of spread, from which on landmarks turn and stretch what lies between them
 TOUCHING = 1.0  # pixels between inner lips that touch: landmarks are no better
+NEAR = 12.0  # pixels from the lips, beyond which all is alike
 SHOWN = 0.6  # of the opening to be spoken: a reference that is open so far has a whole inside to show
 _PAIRS = len(INNER_LIPS) // 2  # inner lips go around from one corner to the other, below, and back above
 _LOWER = tuple(len(OUTER_LIPS) + i for i in range(_PAIRS + 1))
@@ -102,7 +103,7 @@ class Inside(nn.Module):
             self.register_buffer(name, (_centres(round(2 * half)) * half)[None, :, None], persistent=False)
 
     @exact
-    def forward(self, places: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, places: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Looks from lip to lip, column by column.
 
         Args:
@@ -110,7 +111,9 @@ class Inside(nn.Module):
             others: [B, R, 73, 2], the same landmarks in pictures to take from.
 
         Returns:
-            [B, 1, 144, 160], 1 inside; [B, R, 1, 160], 1 where that picture's mouth is open as far as `SHOWN`, 0 where its lips touch.
+            [B, 1, 144, 160], 1 inside; [B, 2, 144, 160], how far below the upper lip and above the lower one, 1 for `NEAR` or more, -1 for as
+            far on the other side of it or beside the mouth; [B, R, 1, 160], 1 where that picture's mouth is open as far as `SHOWN`, 0 where
+            its lips touch.
         """
         here, there = places * self.extent, others * self.extent
         upper, lower = here[:, list(_UPPER)], here[:, list(_LOWER)]
@@ -122,12 +125,13 @@ class Inside(nn.Module):
         weights = torch.softmax(-(((self.columns - middle[:, None]) / apart[:, None]) ** 2), dim=2)
         curves = torch.cat([torch.stack([upper[..., 1], lower[..., 1]], dim=1), shown], dim=1)
         curves = torch.matmul(curves, weights.transpose(1, 2))[:, :, None]
-        inside = torch.minimum(self.rows - curves[:, 0], curves[:, 1] - self.rows)
         across, middle = self.columns.transpose(1, 2), middle[:, None]
         corners = middle[..., :1], middle[..., -1:]
         between = torch.minimum(across - torch.minimum(*corners), torch.maximum(*corners) - across)
-        inside = torch.minimum(inside, between)
-        return inside.clamp(0, 1)[:, None], curves[:, 2:]
+        from_lips = torch.stack([self.rows - curves[:, 0], curves[:, 1] - self.rows], dim=1)
+        from_lips = torch.minimum(from_lips, between[:, None])
+        inside = torch.minimum(from_lips[:, :1], from_lips[:, 1:])
+        return inside.clamp(0, 1), (from_lips / NEAR).clamp(-1, 1), curves[:, 2:]
 
 
 def _centres(count: int) -> Tensor:

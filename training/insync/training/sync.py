@@ -221,9 +221,7 @@ def load_weights(path: Path) -> SyncNet:
         FileNotFoundError: there is no such file.
     """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path.name}: no SyncNet weights there; train them (insync train syncnet)"
-        )
+        raise FileNotFoundError(f"{path.name}: no SyncNet weights there; train them (insync train syncnet)")
     model = SyncNet()
     with np.load(path) as data:
         state = {name: torch.from_numpy(data[name]) for name in data.files}
