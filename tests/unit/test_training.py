@@ -22,7 +22,7 @@ from insync.training.checkpoint import load_network
 from insync.training.curate import curate, read_speech, windows
 from insync.training.dataset import Dataset, fit_basis, mirrored
 from insync.training.occlusion import train_occlusion
-from insync.training.progress import Budget, Log, cosine, load_checkpoint, save_checkpoint
+from insync.training.progress import Budget, Log, cosine, follow, load_checkpoint, save_checkpoint
 from insync.training.reader import train_reader
 from insync.training.renderer import KEEP_MORE, RendererOptions, RendererTraining, keeping_loss, train_renderer
 from insync.training.speech import augment, code_loss, offset_curve, train_speech
@@ -304,3 +304,16 @@ def test_figures_are_drawn_and_others_put_aside(tmp_path: Path) -> None:
     Log(path).write({"step": 6, "seconds": 12.0, "colour": 1.0})
     assert {file.name for file in tmp_path.iterdir()} == {"stage.csv", "stage.1.csv", "stage.png"}
     assert "loss" in (tmp_path / "stage.1.csv").read_text()
+
+
+def test_averaged_weights_trail_and_counts_do_not() -> None:
+    model, average = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+        model.num_batches_tracked.fill_(7)
+    follow(average, model, step=0, decay=0.9)  # the first step counts nine tenths
+    assert average.weight.tolist() == pytest.approx([2.8, 2.8])
+    assert int(average.num_batches_tracked) == 7
+    for _ in range(2):
+        follow(average, model, step=1000, decay=0.9)
+    assert average.weight.tolist() == pytest.approx([3 - 0.2 * 0.81] * 2)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 Clock = Callable[[], float]  # seconds
@@ -102,6 +103,17 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
+    """Takes a step of a model into an exponential average of its weights, which begins shorter than `decay` and grows into it."""
+    decay = min(decay, (1 + step) / (10 + step))
+    for mean, now in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(now, 1 - decay)
+        else:
+            mean.copy_(now)
 
 
 def cosine(share: float, warm_up: float = 0.02) -> float:

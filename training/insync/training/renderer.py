@@ -34,7 +34,16 @@ from insync.network.syncnet import MOUTH_FRAMES
 from insync.training.batches import Batch, Batches
 from insync.training.checkpoint import OCCLUSION_PARTS, RENDERER_PARTS
 from insync.training.dataset import Dataset
-from insync.training.progress import Budget, Clock, Log, cosine, load_checkpoint, mixed_precision, save_checkpoint
+from insync.training.progress import (
+    Budget,
+    Clock,
+    Log,
+    cosine,
+    follow,
+    load_checkpoint,
+    mixed_precision,
+    save_checkpoint,
+)
 from insync.training.sync import SyncLoss
 
 log = logging.getLogger(__name__)
@@ -386,10 +395,7 @@ class RendererTraining:
         self._optimizer.step()
         if adversarial > 0:
             self._train_critics(shown.detach(), window, real, codes)
-        decay = min(self._options.ema, (1 + self._step) / (10 + self._step))
-        with torch.no_grad():
-            for mean, now in zip(self._average.parameters(), self._network.parameters(), strict=True):
-                mean.lerp_(now, 1 - decay)
+        follow(self._average, self._network, self._step, self._options.ema)
 
     def _measured_pull(self, loss: Tensor, fooled: Tensor, colours: Tensor) -> float:
         """The weight at which `fooled` moves the picture's colours `realism` times as strongly as the other losses do."""

@@ -6,6 +6,7 @@ no offset at all are dropped, and the real training starts anew on what was mend
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from insync.ensemble.mouth import MouthBasis
 from insync.network.audio_mapping import AudioMapping
 from insync.network.audio_projection import AudioProjection
 from insync.training.dataset import Dataset
-from insync.training.progress import Budget, Clock, Log, cosine, load_checkpoint, save_checkpoint
+from insync.training.progress import Budget, Clock, Log, cosine, follow, load_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,14 @@ class SpeechOptions:
         learning_rate: at its peak.
         weight_decay: of AdamW.
         silent: share of a batch that is silence and faint noise, with the mouth at rest.
+        ema: decay of the averaged weights, which are the ones that count.
     """
 
     batch: int = 256
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
     silent: float = 0.06
+    ema: float = 0.998
 
 
 class SpeechToMouth(nn.Module):
@@ -115,11 +118,13 @@ def _fit(
     options: SpeechOptions,
 ) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+    average = copy.deepcopy(model)
     weights = torch.from_numpy(basis.deviation / basis.deviation[0])
     opening = torch.from_numpy(basis.opening_row)
     first = 0
     if state is not None:
         model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     figures = None if out is None else Log(out / "speech.csv")
@@ -141,20 +146,25 @@ def _fit(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        follow(average, model, step, options.ema)
         running = 0.98 * running + 0.02 * float(loss.detach()) if step > first else float(loss.detach())
         if figures is not None and out is not None and step % 100 == 0:
             bar.set_postfix(loss=f"{running:.3f}")
             figures.write({"step": step, "loss": running, "seconds": budget.spent_s})
             if step % 1000 == 0:
-                save_checkpoint(out / "speech_last.pt", _state(model, optimizer, step, budget))
+                save_checkpoint(out / "speech_last.pt", _state(model, average, optimizer, step, budget))
                 figures.draw()
     if figures is not None:
         figures.draw()
+    model.load_state_dict(average.state_dict())
     model.eval()
 
 
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, budget: Budget) -> dict[str, Any]:
-    return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "spent_s": budget.spent_s}
+def _state(
+    model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, step: int, budget: Budget
+) -> dict[str, Any]:
+    parts: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer}
+    return {**{name: part.state_dict() for name, part in parts.items()}, "step": step, "spent_s": budget.spent_s}
 
 
 @torch.no_grad()
