@@ -18,9 +18,9 @@ _MIB = 2**20
 
 SERVER_MEMORY, MODELS_MEMORY = "server, memory of its own", "models' processes, memory of their own"
 
+# Shared memory counts whole, as it is reserved: which of its pages were touched so far follows how much ever waited at once, and ends there.
 SERIES: dict[str, tuple[str, Callable[[Sample], float]]] = {  # name → (unit, value)
     SERVER_MEMORY: ("MiB", lambda s: (s.server.rss_bytes - s.server.shared_bytes) / _MIB),
-    "server, shared memory touched": ("MiB", lambda s: s.server.shared_bytes / _MIB),
     MODELS_MEMORY: ("MiB", lambda s: (s.stubs.rss_bytes - s.stubs.shared_bytes) / _MIB),
     "clients, memory": ("MiB", lambda s: s.clients.rss_bytes / _MIB),
     "shared memory": ("MiB", lambda s: s.region_bytes / _MIB),
