@@ -298,7 +298,7 @@ def main() -> int:
     if options.before.is_file():
         before = json.loads(options.before.read_text())
         runs.insert(0, (f"{before['date']}, {before['commit']}", before))
-        if before["machine"] != now["machine"]:
+        if not machine.alike(before["machine"], now["machine"]):
             notes.append(f"The figures before are of another machine or other packages: {before['machine']}.")
     machine.write(
         options.out,

@@ -28,6 +28,23 @@ def commit() -> str:
     return asked[0].stdout.strip() + ("+" if changed else "")
 
 
+def alike(first: str, second: str) -> bool:
+    """Whether figures of two machines, as `describe` puts them into words, can be compared.
+
+    The hardware has to be the same, and every package that both name; what only one of them names came to the words later.
+    """
+    (hardware, packages), (other_hardware, others) = _parts(first), _parts(second)
+    return hardware == other_hardware and all(
+        packages[name] == others[name] for name in packages.keys() & others.keys()
+    )
+
+
+def _parts(words: str) -> tuple[str, dict[str, str]]:
+    hardware, _, packages = words.partition("; ")
+    versions = (package.rpartition(" ") for package in packages.split(", "))
+    return hardware.removesuffix(", no GPU used"), {name: version for name, _, version in versions}
+
+
 def busy() -> str:
     """A warning for the report when other work shares the cores, or an empty string.
 

@@ -17,7 +17,7 @@ from insync.ensemble.mouth import INNER_LIPS, OUTER_LIPS, MouthBasis
 from insync.ensemble.spec import MODELS, MOUTH, POSE, REFERENCES, SEEN_CHANNELS, SPEECH
 from insync.network import mask
 from insync.network.adaat import adaat
-from insync.network.copying import LIGHT, taken
+from insync.network.copying import LIGHT, sampled, taken
 from insync.network.discriminators import Discriminator, global_view, local_view
 from insync.network.inpainter import FINE
 from insync.network.model import DecoderGraph, EncoderGraph, LipSync, MixerGraph, ReferenceGraph, parameters_mb
@@ -275,3 +275,12 @@ def test_descriptor_sizes(network: LipSync) -> None:
     with torch.no_grad():
         _, pose, speech = EncoderGraph(network)(torch.rand(1, 3, 256, 256), torch.rand(1, 80, 40))
     assert (pose.shape[1], speech.shape[1]) == (POSE, SPEECH)
+
+
+def test_outside_the_picture_its_edge_goes_on() -> None:
+    torch.manual_seed(0)
+    pixels, places = torch.rand(2, 3, 9, 16), 3 * torch.randn(2, 2, 20, 30)
+    wanted = F.grid_sample(
+        pixels, places.permute(0, 2, 3, 1), mode="bilinear", padding_mode="border", align_corners=False
+    )
+    torch.testing.assert_close(sampled(pixels, places), wanted, atol=1e-5, rtol=0)

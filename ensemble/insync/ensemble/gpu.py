@@ -18,10 +18,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from insync.ensemble.errors import ServerError
+from insync.ensemble.idle import IdleShare
 from insync.ensemble.plans import find_gpu
 from insync.ensemble.spec import MODELS, Tensor
 
 CUDA = "CUDAExecutionProvider"
+IDLE = 0.15  # share of the cores' time that is left over, from which a run may take more of them
 _WARM_RUNS = 3  # before a capture, so that libraries have chosen their kernels and taken their memory
 _DTYPES: dict[str, type[np.generic]] = {"FP32": np.float32, "UINT8": np.uint8}
 
@@ -103,16 +105,33 @@ def open_session(path: Path, model: str, device: int, options: ort.SessionOption
 
 
 class CpuSession:
-    """A graph in ONNX Runtime on the CPU."""
+    """A graph in ONNX Runtime on the CPU.
 
-    def __init__(self, path: Path, options: ort.SessionOptions) -> None:
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    Args:
+        path: the ONNX file.
+        options: of ONNX Runtime.
+        idle_options: those of a run while cores stand idle, if others: a live stream's frame is done sooner on several
+            cores, while of a whole job's frames more are done if each keeps to one.
+    """
+
+    def __init__(self, path: Path, options: ort.SessionOptions, idle_options: ort.SessionOptions | None = None) -> None:
+        self._session = self._when_idle = _open(path, options)
+        if idle_options is not None:
+            self._when_idle = _open(path, idle_options)
+        self._idle = IdleShare()
         self.inputs = tuple(tensor.name for tensor in self._session.get_inputs())
         self.outputs = tuple(tensor.name for tensor in self._session.get_outputs())
 
     def run(self, outputs: Sequence[str], feed: Arrays) -> list[NDArray[Any]]:
         """Computes these outputs of one batch."""
-        return list(self._session.run(list(outputs), feed))
+        session = self._session
+        if self._when_idle is not session and self._idle() >= IDLE:
+            session = self._when_idle
+        return list(session.run(list(outputs), feed))
+
+
+def _open(path: Path, options: ort.SessionOptions) -> Any:
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 class CudaSession:

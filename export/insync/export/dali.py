@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from nvidia.dali import Pipeline, fn, types
 from nvidia.dali._utils import dali_trace
 
@@ -53,13 +54,26 @@ def align(batch_size: int, threads: int = 1, gpu: bool = False) -> Pipeline:
             name="IMAGE", ndim=3, dtype=types.UINT8, layout="HWC", device="gpu" if gpu else "cpu"
         )
         transform = fn.external_source(name="TRANSFORM", ndim=2, dtype=types.FLOAT)
-        # TRANSFORM has pixel centres at integers, DALI has them at halves.
-        matrix = fn.transforms.combine(
-            fn.transforms.translation(offset=(-0.5, -0.5)), transform, fn.transforms.translation(offset=(0.5, 0.5))
-        )
-        # In float from here on: rounding to uint8 in between would take longer than the warp. Without a fill value edge pixels
-        # go on outside the frame, which DALI does in two thirds of the time.
-        crop = fn.warp_affine(image, matrix=matrix, inverse_map=False, size=(CROP_SIZE, CROP_SIZE), dtype=types.FLOAT)
+        if gpu:
+            # TRANSFORM has pixel centres at integers, this operator has them at halves. Without a fill value edge pixels go on
+            # outside the frame.
+            matrix = fn.transforms.combine(
+                fn.transforms.translation(offset=(-0.5, -0.5)), transform, fn.transforms.translation(offset=(0.5, 0.5))
+            )
+            crop = fn.warp_affine(
+                image, matrix=matrix, inverse_map=False, size=(CROP_SIZE, CROP_SIZE), dtype=types.FLOAT
+            )
+        else:
+            # On the CPU this one is OpenCV's, and takes half the time.
+            matrix = fn.cat(transform, types.Constant(np.array([[0, 0, 1]], np.float32), device="cpu"), axis=0)
+            crop = fn.experimental.warp_perspective(
+                image,
+                matrix,
+                inverse_map=False,
+                size=(CROP_SIZE, CROP_SIZE),
+                border_mode="replicate",
+                pixel_origin="center",
+            )
         pipeline.set_outputs(
             fn.crop_mirror_normalize(crop, dtype=types.FLOAT, output_layout="CHW", mean=[0.0], std=[255.0])
         )

@@ -94,16 +94,11 @@ class Copying(nn.Module):
         # A softmax of two, by their difference: one map to enlarge instead of two.
         first = torch.sigmoid(_enlarged(preference[:, :1] - preference[:, 1:]))
         fetched_from = _enlarged(fetched_from)
-        fetched = F.grid_sample(
-            pixels.flatten(0, 1),
-            fetched_from.permute(0, 2, 3, 1),
-            mode="bilinear",
-            padding_mode="border",
-            align_corners=False,
-        ).reshape(pixels.shape)
-        copied = torch.lerp(fetched[:, 1], fetched[:, 0], first)
+        fetched = sampled(pixels.flatten(0, 1), fetched_from).reshape(pixels.shape)
+        # Not torch.lerp, which is written as seven operators over the whole picture.
+        copied = fetched[:, 1] + first * (fetched[:, 0] - fetched[:, 1])
         inside, from_lips, shown = self.inside(places, reference_places)
-        missing = inside * (1 - torch.lerp(shown[:, 1:], shown[:, :1], first))
+        missing = inside * (1 - shown[:, 1:] - first * (shown[:, :1] - shown[:, 1:]))
         # Light changes slowly over a face: what is finer than this grid would darken teeth instead of lighting the skin.
         light = self.colour(F.avg_pool2d(merged, LIGHT))
         light = F.interpolate(light, size=pixels.shape[3:], mode="bilinear", align_corners=False)
@@ -128,6 +123,16 @@ def taken(chosen: Tensor, values: Tensor) -> Tensor:
     return torch.matmul(chosen, values)
 
 
+def sampled(pixels: Tensor, places: Tensor) -> Tensor:
+    """Pixels [N, C, H, W] at places [N, 2, h, w], x and y with the outer edges at ±1; outside, those at the edge go on: [N, C, h, w].
+
+    Held at the edge first, no place lies outside: ONNX Runtime samples so in a third of the time that it takes for a padding by the edge.
+    """
+    edge = torch.tensor([1 - 1 / pixels.shape[3], 1 - 1 / pixels.shape[2]]).to(places)[:, None, None]
+    held = torch.minimum(torch.maximum(places, -edge), edge).permute(0, 2, 3, 1)
+    return F.grid_sample(pixels, held, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
 def _enlarged(values: Tensor) -> Tensor:
     return F.interpolate(values, scale_factor=ENLARGE, mode="bilinear", align_corners=False)
 
@@ -137,4 +142,4 @@ def pixels_of(crops: Tensor) -> Tensor:
     return mask.window(crops).flatten(-4, -3)
 
 
-__all__ = ["Copied", "Copying", "pixels_of", "taken"]
+__all__ = ["Copied", "Copying", "pixels_of", "sampled", "taken"]

@@ -124,7 +124,6 @@ class Inpainter(nn.Module):
 
 def to_patch(colours: Tensor, alpha: Tensor) -> Tensor:
     """The window as a patch of the whole crop: uint8 [B, 256, 256, 4], RGBA, alpha straight."""
-    window = torch.cat([colours, alpha], dim=1)
+    window = torch.round(torch.cat([colours, alpha], dim=1) * 255).clamp(0, 255)
     pad = (mask.COLUMNS[0], CROP_SIZE - mask.COLUMNS[1], mask.ROWS[0], CROP_SIZE - mask.ROWS[1])
-    whole = F.pad(window, pad)
-    return torch.round(whole * 255).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
+    return F.pad(window, pad).permute(0, 2, 3, 1).to(torch.uint8)

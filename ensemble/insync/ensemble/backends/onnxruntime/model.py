@@ -1,7 +1,8 @@
 """Stand-in for Triton's `onnxruntime` backend: ONNX Runtime itself, on the CPU; with `INSYNC_GPU=1` what `insync.ensemble.gpu` finds.
 
-Honours `intra_op_thread_count`, `inter_op_thread_count` and `default_model_filename` of the model's config. Requests
-that were batched together run as one, where their shapes are equal.
+Honours `intra_op_thread_count`, `inter_op_thread_count` and `default_model_filename` of the model's config, and
+`idle_thread_count`, which the backend that it stands in for does not know: the threads of a run while cores stand idle.
+Requests that were batched together run as one, where their shapes are equal.
 """
 
 from __future__ import annotations
@@ -30,18 +31,15 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"]
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", "0"))
-        options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", "1"))
-        # Threads that spin while they wait take the core from the other models' threads.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = _options(parameters, "intra_op_thread_count")
         path = folder / (config.get("default_model_filename") or "model.onnx")
         self._session: Session
         if settings.load().gpu:
             device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
             self._session = open_session(path, config["name"], device, options)
         else:
-            self._session = CpuSession(path, options)
+            idle = _options(parameters, "idle_thread_count") if "idle_thread_count" in parameters else None
+            self._session = CpuSession(path, options, idle)
         self._batched = config["max_batch_size"] > 0
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
@@ -87,3 +85,14 @@ class TritonPythonModel:
 
     def _run(self, inputs: Arrays) -> Arrays:
         return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+
+
+def _options(parameters: dict[str, str], threads: str) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = int(parameters.get(threads, "0"))
+    options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", "1"))
+    # Threads that spin while they wait take the core from the other models' threads.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Work is dealt out in small portions: a thread whose core is taken for a while holds up the others for less.
+    options.add_session_config_entry("session.dynamic_block_base", "4")
+    return options

@@ -1,0 +1,81 @@
+"""How much processor time is left over, and that a graph computes the same on as many threads as there are."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+
+from insync.ensemble import idle
+from insync.ensemble.gpu import CpuSession
+from insync.ensemble.idle import IdleShare
+from insync.ensemble.spec import MODELS
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
+DTYPES = {"FP32": np.float32, "UINT8": np.uint8}
+
+
+@pytest.fixture
+def counts(tmp_path: Path) -> Path:
+    return tmp_path / "stat"
+
+
+def write(counts: Path, busy: int, waiting: int, at_rest: int) -> None:
+    counts.write_text(f"cpu  {busy} 0 0 {at_rest} {waiting} 0 0 0 500 0\ncpu0 1 2 3 4 5 6 7 8 9 0\nintr 1 2 3\n")
+
+
+def test_the_share_is_that_between_two_looks(counts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle, "SPAN_S", 0.0)
+    write(counts, 1000, 100, 5000)
+    share = IdleShare(counts)
+    write(counts, 1006, 101, 5003)
+    assert share() == 0.4
+    assert share() == 0.4  # nothing was counted since
+    write(counts, 1016, 101, 5003)
+    assert share() == 0.0
+
+
+def test_it_is_kept_for_a_while(counts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle, "SPAN_S", 3600.0)
+    write(counts, 0, 0, 0)
+    share = IdleShare(counts)
+    write(counts, 1, 0, 9)
+    assert share() == 0.0
+
+
+def test_without_counts_nothing_is_idle(counts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle, "SPAN_S", 0.0)
+    assert IdleShare(counts)() == 0.0
+
+
+def test_linux_counts() -> None:
+    share = IdleShare()
+    time.sleep(1.5 * idle.SPAN_S)
+    assert 0.0 <= share() <= 1.0
+    assert share._all > share._idle > 0
+
+
+@pytest.mark.parametrize("model", ["lipsync_encoder", "lipsync_decoder"])
+def test_threads_change_nothing(model: str) -> None:
+    rng = np.random.default_rng(0)
+    feed: dict[str, NDArray[Any]] = {
+        tensor.name: (rng.random((1, *tensor.shape)) * (255 if tensor.dtype == "UINT8" else 1)).astype(
+            DTYPES[tensor.dtype]
+        )
+        for tensor in MODELS[model].inputs
+    }
+    outputs = [tensor.name for tensor in MODELS[model].outputs]
+    results = []
+    for threads in (1, 2):
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        results.append(CpuSession(REPOSITORY / model / "1" / "model.onnx", options).run(outputs, feed))
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_allclose(
+            one.astype(np.float32), two.astype(np.float32), atol=1.0 if one.dtype == np.uint8 else 1e-5
+        )
