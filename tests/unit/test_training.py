@@ -14,7 +14,6 @@ import torch
 from insync.ensemble.mouth import MouthBasis
 from insync.ensemble.spec import MOUTH, SAMPLE_RATE_HZ, WINDOW_PAST_SAMPLES, WINDOW_SAMPLES
 from insync.network import mask
-from insync.network.inpainter import Painted
 from insync.network.model import LipSync
 from insync.training import config, train_cli
 from insync.training.batches import Batches, farthest_points
@@ -24,7 +23,7 @@ from insync.training.dataset import Dataset, fit_basis, mirrored
 from insync.training.occlusion import train_occlusion
 from insync.training.progress import Budget, Log, cosine, follow, load_checkpoint, save_checkpoint
 from insync.training.reader import train_reader
-from insync.training.renderer import KEEP_MORE, RendererOptions, RendererTraining, keeping_loss, train_renderer
+from insync.training.renderer import RendererOptions, RendererTraining, train_renderer
 from insync.training.speech import augment, code_loss, offset_curve, train_speech
 
 
@@ -239,24 +238,6 @@ def test_budget_counts_earlier_runs_and_checkpoints_replace_each_other(tmp_path:
 def test_command_line_names_a_missing_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train_cli.main(["reader", str(tmp_path / "none"), str(tmp_path / "run"), "--minutes", "0.01"]) == 1
     assert "frames.npz" in capsys.readouterr().err
-
-
-def test_a_copy_is_kept_where_it_is_not_much_worse_than_paint() -> None:
-    real, off = torch.full((1, 3, 32, 40), 0.5), torch.zeros(1, 3, 32, 40)
-    off[..., 20:] = 0.2  # the right half is copied badly
-    somewhat = off * (KEEP_MORE / 2 / 0.2)
-    left, right = torch.zeros(1, 1, 32, 40), torch.zeros(1, 1, 32, 40)
-    left[..., :15], right[..., 25:] = 1, 1  # away from where both are averaged
-
-    def loss(copied: torch.Tensor, own: torch.Tensor, kept: float, weight: torch.Tensor) -> float:
-        nothing = torch.zeros(1)
-        painted = Painted(real, nothing, nothing, own, copied, torch.full((1, 1, 32, 40), kept), nothing, nothing)
-        return float(keeping_loss(painted, real, weight))
-
-    for weight, keep in ((left, True), (right, False)):
-        assert (loss(real + off, real, 0.9, weight) < loss(real + off, real, 0.1, weight)) is keep
-    assert loss(real + off, real + off, 0.9, right) < loss(real + off, real + off, 0.1, right)
-    assert loss(real + somewhat, real, 0.9, right) < loss(real + somewhat, real, 0.1, right)
 
 
 def test_settings_are_read_kept_with_the_run_and_named_when_wrong(

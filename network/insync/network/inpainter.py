@@ -35,7 +35,7 @@ class Painted(NamedTuple):
         bare: logits [B, 1, 144, 160] that the mouth is bare.
         own: [B, 3, 144, 160] in [0, 1], what was painted.
         copied: [B, 3, 144, 160], what was copied from the references.
-        kept: [B, 1, 144, 160] in [0, 1], how much of it the colours keep.
+        kept: [B, 1, 144, 160] in [0, 1], how much of it the colours keep: all but a mouth's inside that no reference shows.
         chosen: [B, 2, 5], from which of them, one 1 in each row.
         places: [B, 2, 2, 144, 160], from where in each.
     """
@@ -53,8 +53,8 @@ class Painted(NamedTuple):
 class Inpainter(nn.Module):
     """A styled U-Net over the patch's window of the crop (decoder of DINet, Zhang et al., 2023, with FiLM instead of its plain blocks).
 
-    It does two things: it copies the references' pixels to where the mouth to be spoken has them (`Copying`), and it paints what no reference
-    shows. A mask blends the two.
+    It does two things: it copies the references' pixels to where the mouth to be spoken has them (`Copying`), and it paints the mouth's inside
+    where no reference shows it. Landmarks say where that is: a learned choice between the two gained nothing, and smeared photos.
     """
 
     feather: Tensor
@@ -77,7 +77,7 @@ class Inpainter(nn.Module):
         self.unshuffle = nn.PixelUnshuffle(2)
         self.beside = nn.Sequential(conv(HALF + 4 * (3 + 2), HALF), activation())
         self.half_body = Residual(HALF)
-        self.to_full = nn.Sequential(conv(HALF, 4 * (3 + 1)), nn.PixelShuffle(2))
+        self.to_full = nn.Sequential(conv(HALF, 4 * 3), nn.PixelShuffle(2))
         nn.init.normal_(self.to_full[0].weight, std=0.02)  # type: ignore[arg-type]
         self.act = activation()
 
@@ -113,13 +113,11 @@ class Inpainter(nn.Module):
         guide = self.unshuffle(torch.cat([copied.colours, copied.from_lips], dim=1))
         half = self.to_half(torch.cat([merged, chosen], dim=1))
         half = self.half_body(self.beside(torch.cat([half, guide], dim=1)))
-        painted = self.to_full(half)
-        own = torch.sigmoid(painted[:, :3])
-        kept = torch.sigmoid(painted[:, 3:]) * (1 - copied.missing)
-        colours = (kept * copied.colours + (1 - kept) * own).clamp(0, 1)
+        own = torch.sigmoid(self.to_full(half))
+        colours = (copied.colours + copied.missing * (own - copied.colours)).clamp(0, 1)
         bare = F.interpolate(source[:, SEEN_CHANNELS:], scale_factor=4.0, mode="bilinear", align_corners=False)
         alpha = torch.sigmoid(bare) * self.feather
-        return Painted(colours, alpha, bare, own, copied.colours, kept, copied.chosen, copied.origin)
+        return Painted(colours, alpha, bare, own, copied.colours, 1 - copied.missing, copied.chosen, copied.origin)
 
 
 def to_patch(colours: Tensor, alpha: Tensor) -> Tensor:

@@ -51,10 +51,6 @@ log = logging.getLogger(__name__)
 
 # Weight of what is painted beside the lips, where it is rarely wanted.
 BESIDE = 0.1
-# A copy is kept unless it is this many times, and this much, further from the truth than what is painted. Painting is a blur, which lies
-# close to many truths: asked which of the two is closer, it would win over sharp teeth that lie a little beside their place.
-KEEP_TIMES, KEEP_MORE = 1.6, 0.04
-KEEP_REACH = 9  # pixels over which that is judged
 # Weight of colours beside the face: alpha hides them, but not to the last pixel.
 SURROUNDINGS = 0.4
 
@@ -165,25 +161,6 @@ def flow_error(places: Tensor, points: Tensor, reference_points: Tensor) -> Tens
     size = torch.tensor([width / 2, height / 2], device=places.device)
     error = F.smooth_l1_loss(fetched * size, target * size, reduction="none", beta=1.0).sum(-1)
     return (error * inside).sum() / (inside.sum() + 1e-6)
-
-
-def keeping_loss(painted: Painted, real: Tensor, weight: Tensor) -> Tensor:
-    """Cross-entropy between what is kept of the copy and what should be, see `KEEP_TIMES`.
-
-    Args:
-        painted: what the inpainter gave.
-        real: [B, 3, H, W], the truth.
-        weight: [B, 1, H, W], where it counts.
-    """
-    with torch.no_grad():
-        copied, own = (
-            F.avg_pool2d((picture - real).abs().mean(1, keepdim=True), KEEP_REACH, stride=1, padding=KEEP_REACH // 2)
-            for picture in (painted.copied, painted.own)
-        )
-        wanted = (copied < KEEP_TIMES * own + KEEP_MORE).to(real.dtype)
-    kept = painted.kept.clamp(1e-4, 1 - 1e-4)
-    entropy = -(wanted * torch.log(kept) + (1 - wanted) * torch.log(1 - kept))
-    return (weight * entropy).sum() / weight.sum()
 
 
 def _squared_gradient(critic: Discriminator, view: Tensor, codes: Tensor) -> Tensor:
@@ -355,8 +332,7 @@ class RendererTraining:
         cover = self._feather * face
         with mixed_precision(self._device):
             painted = self._render(self._network, batch, codes, batch.hidden.to(self._device))
-            kept = painted.kept.detach()  # learned from its own loss alone
-            colours = torch.lerp(painted.own, painted.copied, kept).clamp(0, 1)
+            colours = painted.colours
             shown = cover * colours + (1 - cover) * window
             weight = self._feather * (SURROUNDINGS + (1 - SURROUNDINGS) * face) * (1 + 4 * lips)
             colour, edges = picture_loss(colours, window, weight)
@@ -368,13 +344,12 @@ class RendererTraining:
             astray = flow_error(painted.places, batch.points.to(self._device), copied_points)
             # The painter learns the mouth's inside also where all of it is copied: else nothing would ever call it.
             own, own_edges = picture_loss(painted.own, window, self._feather * (BESIDE + lips))
-            keeping = keeping_loss(painted, window, weight)
             loss = 4 * colour + 4 * edges + 0.5 * perceptual + 1.5 * reading + copied + 0.1 * astray
-            loss = loss + own + own_edges + 2 * keeping
+            loss = loss + own + own_edges
             self._figures = {
                 "colour": float(colour.detach()), "edges": float(edges.detach()), "perceptual": float(perceptual.detach()),
                 "code": float(reading.detach()), "copied": float(copied.detach()), "own": float(own.detach()), "astray": float(astray.detach()),
-                "keeping": float(keeping.detach()), "painted": float((weight * (1 - kept)).sum() / weight.sum()),
+                "painted": float((weight * (1 - painted.kept)).sum() / weight.sum()),
                 "matching": 0.0, "adversarial": 0.0, "pull": 0.0, "real": 0.0, "fake": 0.0,
             }  # fmt: skip
             if self._sync is not None:
