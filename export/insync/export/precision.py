@@ -311,7 +311,8 @@ def _page(document: dict[str, Any], changes: dict[str, Change]) -> str:
         "drawn by the served graphs in FP32 and by the same graphs with rounded weights and activations. "
         "**Emulated on the CPU: no GPU's kernels ran.** Differences are from FP32's result, inside the patch's window; "
         "blocks are 16 × 16 pixels, in levels of 255. Agreement, obeying and following are correlations of the mouth's opening: "
-        "with FP32's, with the predicted one, with the filmed one.",
+        "with FP32's, with the predicted one, with the filmed one. The landmarks' flow is what the decoder computes with PLACES and "
+        "REFERENCE_PLACES, but for convolutions, up to the coordinates at which references are sampled.",
         "\n".join(f"| {' | '.join(row)} |" for row in rows),
         f"Threshold, for every frame of every clip: SSIM at least {limit['ssim']}, no block changed by more than "
         f"{limit['block_levels']:g} levels, openings that agree with FP32's by at least {limit['agreement']}, and following "

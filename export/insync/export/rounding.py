@@ -101,11 +101,12 @@ class _Rounding:
 
     def _halve(self, before: list[onnx.NodeProto]) -> None:
         exact = {name for node in before if node.output[0] in self._exact for name in node.input}
+        others = {name for node in before if node.output[0] not in self._exact for name in node.input}
         for name, weight in self._weights.items():
             if name not in exact:
                 weight.CopyFrom(self._rounded_weight(weight, name))
         given = {one.name for one in self._graph.input} & self._floats
-        renamed = {name: self._rounded(name) for name in given | (exact & self._weights.keys())}
+        renamed = {name: self._rounded(name) for name in given | (exact & others & self._weights.keys())}
         for node in before:
             if node.output[0] in self._exact:
                 self._nodes.append(node)
