@@ -1,13 +1,16 @@
 """What strangers may send: ten thousand malformed requests to a real server: `python -m benchmarks.hostile`.
 
 Each is one of the classes of `benchmarks.hostile_requests`, made from the seed and its number, so that any of them can be sent
-again. Several senders work at once. Between them well-formed requests are sent, whose answer must not change by a bit.
-At the end every process has to be alive; memory and file descriptors are written down along the way.
+again. Several senders work at once. The server has a limit (INSYNC_CAPACITY_FPS), so that they meet admission too. All the while
+a well-formed live stream goes on, which must not be refused, and whose answer must not change by a bit. At the end every
+process has to be alive, and a live stream has to get all that the server promises: nothing is left claimed. Memory and
+file descriptors are written down along the way.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import threading
@@ -26,19 +29,28 @@ from benchmarks import machine
 from benchmarks.hostile_kit import Call, Kit, Sent, request, strings
 from benchmarks.hostile_report import LEFT, Result, Tally, load, report, save
 from benchmarks.hostile_requests import KINDS, Kind
-from benchmarks.hostile_wire import TIMEOUT_S, Outcome, Wire, health, wired
+from benchmarks.hostile_room import room
+from benchmarks.hostile_wire import NO_ROOM, TIMEOUT_S, Health, Outcome, Wire, health, wired
 from insync.ensemble.errors import ServerError
 from insync.ensemble.server import EmbeddedServer
 
 SENDERS = 6
+CAPACITY_VARIABLE = "INSYNC_CAPACITY_FPS"
+CAPACITY_FPS = (
+    40  # that the server promises: the well-formed stream's, the most that "hostile" asks for, and a little more
+)
+WELL_FORMED_FPS = 5
+_KEEP_S = 0.5  # between two frames of the well-formed stream: its rate leaves room for the senders' checks
 CHECK_EVERY = 50  # requests of one sender between two well-formed ones
 PARTS = 10  # the processes are looked at after each
 # What says to the sender that its request was wrong, and why.
 REFUSALS = ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "OUT_OF_RANGE", "stream: refused")
 
 
-def expected(kind: Kind, outcome: Outcome) -> bool:
-    """Whether an outcome is one that this class may have."""
+def expected(kind: Kind, outcome: Outcome, limited: bool) -> bool:
+    """Whether an outcome is one that this class may have; `limited`: the server has a limit."""
+    if outcome.code == NO_ROOM:
+        return limited
     if outcome.code == "OK":
         return kind.harmless
     if outcome.code in REFUSALS or outcome.code.startswith("HTTP 4"):
@@ -84,6 +96,7 @@ class _Attack:
     tallies: dict[str, Tally] = field(default_factory=lambda: {kind.name: Tally() for kind in KINDS})
     checks: int = 0
     damaged: list[str] = field(default_factory=list)
+    limited: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send(self, jobs: list[tuple[Kind, int]]) -> None:
@@ -97,10 +110,16 @@ class _Attack:
                     tally = self.tallies[kind.name]
                     tally.codes[outcome.code] = tally.codes.get(outcome.code, 0) + 1
                     tally.examples.setdefault(outcome.code, outcome.text)
-                    if not expected(kind, outcome):
+                    if not expected(kind, outcome, self.limited):
                         tally.wrong.append((number, outcome))
                 if index % CHECK_EVERY == CHECK_EVERY - 1 or index == len(jobs) - 1:
                     self.check(wire, f"after {kind.name} {number}")
+
+    def keep(self, ended: threading.Event) -> None:
+        """The well-formed live stream."""
+        with wired(self.server.grpc_url, self.server.http_url) as wire:
+            while not ended.wait(_KEEP_S) and self.server.pid is not None:
+                self.check(wire, "in the live stream")
 
     def check(self, wire: Wire, when: str) -> None:
         """Sends a well-formed request."""
@@ -125,6 +144,7 @@ def attack(
     seed: int,
     senders: int = SENDERS,
     until: float = float("inf"),
+    capacity_fps: int = 0,
 ) -> Result:
     """Sends `count` requests.
 
@@ -135,6 +155,7 @@ def attack(
         seed: of their content.
         senders: that work at once.
         until: time.monotonic() after which no more are sent.
+        capacity_fps: the server's limit; 0: it has none.
 
     Returns:
         What became of them.
@@ -143,11 +164,34 @@ def attack(
         frames = {"FRAMES": Sent("BYTES", (1,), strings(Kit(image, "").jpeg))}
         answer = wire.stub.ModelInfer(request("lipsync_twin", frames), timeout=TIMEOUT_S)
         kit = Kit(image, answer.raw_output_contents[0].decode())
-        good = request("lipsync_patch", kit.good("lipsync_patch"))
+        named = {
+            "STREAM": Sent("BYTES", (1, 1), strings(b"well-formed")),
+            "RATE": Sent("FP32", (1, 1), np.array([WELL_FORMED_FPS], np.float32).tobytes()),
+        }
+        good = request("lipsync_patch", {**kit.good("lipsync_patch"), **named})
         before = wire.stub.ModelInfer(good, timeout=TIMEOUT_S)
-    state = _Attack(server, seed, kit, good, before, until)
+    state = _Attack(server, seed, kit, good, before, until, limited=capacity_fps > 0)
+    ended = threading.Event()
+    keeper = threading.Thread(target=state.keep, args=(ended,), name="well-formed")
+    keeper.start()
+    try:
+        healths = _send_all(state, plan(count), senders)
+    finally:
+        ended.set()
+        keeper.join()
+    found = room(server.grpc_url, kit.jpeg, kit.twin.decode(), capacity_fps) if capacity_fps else None
+    result = Result(seed, state.tallies, state.checks, state.damaged, healths, room=found)
+    try:
+        server.check()
+    except ServerError as exc:
+        return replace(result, died=str(exc))
+    return result
+
+
+def _send_all(state: _Attack, jobs: list[tuple[Kind, int]], senders: int) -> list[tuple[int, Health]]:
+    """Sends the jobs in parts; how many had been sent, and the server's processes then, before the first and after each part."""
+    server = state.server
     healths = [(0, health(server.pid, server.shared_memory_prefix))]
-    jobs = plan(count)
     for part in range(PARTS):
         portion = jobs[part * len(jobs) // PARTS : (part + 1) * len(jobs) // PARTS]
         with ThreadPoolExecutor(senders) as pool:
@@ -157,12 +201,7 @@ def attack(
         healths.append((sent, health(server.pid, server.shared_memory_prefix)))
         if healths[-1][1].pids != healths[0][1].pids or time.monotonic() > state.until:
             break
-    result = Result(seed, state.tallies, state.checks, state.damaged, healths)
-    try:
-        server.check()
-    except ServerError as exc:
-        return replace(result, died=str(exc))
-    return result
+    return healths
 
 
 def main() -> int:
@@ -178,11 +217,12 @@ def main() -> int:
     until = time.monotonic() + options.seconds
     with av.open(str(machine.SAMPLES / "sample.mp4")) as clip:
         image = next(clip.decode(video=0)).to_ndarray(format="rgb24")
+    os.environ[CAPACITY_VARIABLE] = str(CAPACITY_FPS)
     with (
         tempfile.TemporaryDirectory() as folder,
         EmbeddedServer(twin_store=Path(folder) / "twins", log=options.log) as server,
     ):
-        result = attack(server, image, options.count, options.seed, until=until)
+        result = attack(server, image, options.count, options.seed, until=until, capacity_fps=CAPACITY_FPS)
     limit = f" --seconds {options.seconds:g}" if np.isfinite(options.seconds) else ""
     command = f"python -m benchmarks.hostile --count {options.count} --seed {options.seed}{limit}"
     result = replace(result, command=command)
@@ -194,6 +234,7 @@ def main() -> int:
         sys.stderr.write(f"{name} {number}: {outcome.code}: {outcome.text[:300]}\n")
     for damage in result.damaged[:20]:
         sys.stderr.write(f"well-formed, {damage}\n")
+    sys.stderr.write(f"{result.room}\n")
     sys.stderr.write(f"{result.sent} sent; {result.died or 'the server lives'}\n")
     return 0 if result.good else 1
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.hostile_requests import KINDS
-from benchmarks.hostile_wire import Health, Outcome
+from benchmarks.hostile_room import Room
+from benchmarks.hostile_wire import NO_ROOM, Health, Outcome
+from insync.ensemble.admission import LEASE_S
 
 LEFT = ("left", "closed")
 
@@ -36,6 +38,7 @@ class Result:
         healths: how many had been sent, and the server's processes then: before the first, and after every part.
         died: how the server ended; empty where it lived.
         command: what ran it.
+        room: what a live stream got at the end; None: the server had no limit.
     """
 
     seed: int
@@ -45,6 +48,7 @@ class Result:
     healths: list[tuple[int, Health]]
     died: str = ""
     command: str = ""
+    room: Room | None = None
 
     @property
     def sent(self) -> int:
@@ -63,8 +67,8 @@ class Result:
 
     @property
     def good(self) -> bool:
-        """Whether nothing died and every request got what it should."""
-        return self.all_alive and not self.wrong and not self.damaged
+        """Whether nothing died, every request got what it should, and nothing is left claimed."""
+        return self.all_alive and not self.wrong and not self.damaged and (self.room is None or self.room.whole)
 
 
 def save(results: list[Result], path: Path) -> None:
@@ -93,6 +97,7 @@ def load(path: Path) -> list[Result]:
                 **run,
                 "tallies": {name: tally(kept) for name, kept in run["tallies"].items()},
                 "healths": [(sent, health(kept)) for sent, kept in run["healths"]],
+                "room": Room(**run["room"]) if run.get("room") else None,
             }
         )
         for run in json.loads(path.read_text())
@@ -110,6 +115,18 @@ def _growth(result: Result) -> str:
     return f"from request {start:,} to {end:,}, {', '.join(grown)}"
 
 
+def _rooms(results: list[Result]) -> str:
+    """What was left of the servers' room."""
+    limited = [result for result in results if result.room is not None]
+    if not limited:
+        return ""
+    return (
+        "The server's limit was set (`INSYNC_CAPACITY_FPS`), and the well-formed requests were frames of a live stream: one "
+        "that was refused counts as another answer. What had been claimed at the end, and was not ended, is given up after "
+        f"{LEASE_S:g} silent seconds: " + "; ".join(str(result.room) for result in limited) + "."
+    )
+
+
 def report(results: list[Result], path: Path) -> None:
     """Writes the tables of all runs."""
     rows = []
@@ -119,14 +136,24 @@ def report(results: list[Result], path: Path) -> None:
         for tally in tallies:
             codes.update(tally.codes)
         total = sum(codes.values())
-        named = [codes.pop(code, 0) for code in ("OK", "INVALID_ARGUMENT", "NOT_FOUND")]
+        named = [codes.pop(code, 0) for code in ("OK", "INVALID_ARGUMENT", "NOT_FOUND", NO_ROOM)]
         left = sum(codes.pop(code, 0) for code in LEFT)
         others = ", ".join(f"{code} {n}" for code, n in sorted(codes.items()))
         wrong = sum(len(tally.wrong) for tally in tallies)
         rows.append([kind.name, *(f"{n:,}" for n in (total, *named, left)), others, str(wrong)])
-    header = ["class", "sent", "answered", "INVALID_ARGUMENT", "NOT_FOUND", "left half way", "others", "wrong"]
-    sums = [sum(int(row[k].replace(",", "")) for row in rows) for k in (1, 2, 3, 4, 5, 7)]
-    rows.append(["all", *(f"{n:,}" for n in sums[:5]), "", str(sums[5])])
+    header = [
+        "class",
+        "sent",
+        "answered",
+        "INVALID_ARGUMENT",
+        "NOT_FOUND",
+        "no room",
+        "left half way",
+        "others",
+        "wrong",
+    ]
+    sums = [sum(int(row[k].replace(",", "")) for row in rows) for k in (1, 2, 3, 4, 5, 6, 8)]
+    rows.append(["all", *(f"{n:,}" for n in sums[:6]), "", str(sums[6])])
     states = [
         [
             f"{result.seed}",
@@ -159,7 +186,8 @@ def report(results: list[Result], path: Path) -> None:
             "first one.",
             "«answered»: what was changed does not matter to the model, as a turned bit in a pixel, or a whole frame without "
             "a hint. «left half way»: this side hung up, as that class does, or the other side closed a line that made no "
-            "sense. «wrong»: hung, died, failed without saying what was wrong, or was answered where it must not be.",
+            "sense. «no room»: a server with a limit said when to ask again. «wrong»: hung, died, failed without saying what was wrong, or was answered where it must not be.",
+            _rooms(results),
             machine.table(header, rows),
             "The servers' processes. Memory rises fast while every model meets its largest input, and slowly after that: "
             f"{'; '.join(_growth(result) for result in results)}.",

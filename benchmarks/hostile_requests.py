@@ -264,6 +264,30 @@ def hints(rng: Generator, kit: Kit) -> Call:
     return Infer(request(model, {**kit.good(model), **sent}))
 
 
+def room(rng: Generator, kit: Kit) -> Call:
+    """Live streams by the dozen, of names by lot, that want all there is; every other frame or sound is spoiled."""
+    model = str(pick(rng, (*PUBLIC[:2], "lipsync_guard")))
+    count = int(pick(rng, (1, 1, 1, 2, 8))) if model == "lipsync_guard" else 1
+    rates = np.array([pick(rng, (0.0, 1.0, 5.0, 25.0, 40.0, 240.0)) for _ in range(count)], np.float32)
+    labels = [b"stream %d" % rng.integers(100) for _ in range(count)]
+    sent = {
+        "STREAM": Sent("BYTES", (count, 1), strings(*labels)),
+        "RATE": Sent("FP32", (count, 1), rates.tobytes()),
+    }
+    inputs = kit.good(model)
+    if rng.random() < 0.25:
+        inputs["FRAME"] = kit.frame(kit.jpeg[: int(rng.integers(len(kit.jpeg)))])
+    elif rng.random() < 0.33:
+        audio = np.where(rng.random(kit.audio.shape) < 0.01, np.float32(np.nan), kit.audio).astype(np.float32)
+        inputs["AUDIO"] = Sent("FP32", (1, *kit.audio.shape), audio.tobytes())
+    for name in ("FRAME", "AUDIO", "TWIN"):
+        one = inputs[name]
+        data = strings(*[kit.twin] * count) if name == "TWIN" else one.data * count
+        inputs[name] = Sent(one.datatype, (count, *one.shape[1:]), data)
+    inputs.pop("FACE_HINT", None)
+    return Infer(request(model, {**inputs, **sent}))
+
+
 def batches(rng: Generator, kit: Kit) -> Call:
     """Batches beyond the limit, of zero, or of another length in each tensor."""
     model = _model(rng)
@@ -441,6 +465,7 @@ KINDS = (
     Kind("NaN, infinite and huge audio", sound, 6, True),
     Kind("twin ids: traversal, guesses, binary", ids, 7, False),
     Kind("absurd hints, names and rates of streams", hints, 6, True),
+    Kind("live streams by the dozen", room, 6, True),
     Kind("batches beyond limits", batches, 3, True),
     Kind("models and versions that are not there", names, 3, False),
     Kind("registrations that cannot be", registrations, 3, False),

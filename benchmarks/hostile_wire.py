@@ -16,7 +16,9 @@ import psutil
 from tritonclient.grpc import service_pb2_grpc
 
 from benchmarks.hostile_kit import Call, Http, Infer, Raw, Tcp
+from insync.client.errors import retry_hint_s
 
+NO_ROOM = "no room"  # the code of a full server's refusal, over whatever way it came
 TIMEOUT_S = 30.0  # a request without an answer for so long hangs
 _LINGER_S = 0.05  # how long a dead line is listened to
 _LIMIT = 64 * 2**20
@@ -28,7 +30,7 @@ class Outcome:
     """What came of a request.
 
     Attributes:
-        code: "OK", a gRPC status, "HTTP 400" and the like, "left" where we hung up first, "closed", "hung", "dead".
+        code: "OK", a gRPC status, "HTTP 400" and the like, NO_ROOM, "left" where we hung up first, "closed", "hung", "dead".
         text: the error's message.
     """
 
@@ -55,6 +57,10 @@ class Wire:
 
     def send(self, call: Call) -> Outcome:
         """Sends one request and waits for what comes of it."""
+        outcome = self._sent(call)
+        return Outcome(NO_ROOM, outcome.text) if retry_hint_s(outcome.text) is not None else outcome
+
+    def _sent(self, call: Call) -> Outcome:
         try:
             if isinstance(call, Infer):
                 return self._stream(call) if call.stream else self._infer(call)

@@ -31,9 +31,10 @@ def done(data: Mapping[str, Any]) -> str:
     """What the users did, in a sentence."""
     all_of_it = data["summary"]
     return (
-        f"{all_of_it['frames']:,} live frames ({all_of_it['missed']:,} late, {all_of_it['dropped']:,} dropped at the camera, "
+        f"{all_of_it['frames']:,} live frames ({all_of_it['missed']:,} late, {all_of_it['late'] - all_of_it['missed']:,} missing, "
         f"{all_of_it['disordered']:,} out of order, {all_of_it['lost']:,} lost), {all_of_it['dubbed']:,} frames dubbed in "
-        f"{all_of_it['jobs']:,} whole jobs, {all_of_it['registrations']:,} registrations, {all_of_it['errors']:,} errors."
+        f"{all_of_it['jobs']:,} whole jobs, {all_of_it['registrations']:,} registrations, {all_of_it['refused']:,} refusals, "
+        f"{all_of_it['errors']:,} errors."
     )
 
 

@@ -31,12 +31,24 @@ def test_capacity_of_a_server_elsewhere(server: EmbeddedServer, tmp_path: Path) 
     )
     assert (code, report["ended"]) == (0, "complete")
     (search,) = report["searches"]
-    (step,) = search["steps"]
-    assert search["capacity"] == step["held"]  # which a busy machine may deny to even one stream
+    assert {step["streams"] for step in search["steps"]} == {1}
+    assert search["capacity"] == search["steps"][-1]["held"]  # which a busy machine may deny to even one stream
     assert report["summary"]["frames"] > 0
     assert report["models"]["lipsync_decoder"]["batch"] >= 1
     assert report["usage"]["clients_cores"] > 0
     assert report["summary"]["disordered"] == report["summary"]["errors"] == 0, report["errors"]
+
+
+def test_who_finds_no_room_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two live users on a server that has room for one of them; late frames would be left out."""
+    monkeypatch.setenv("INSYNC_CAPACITY_FPS", "5")
+    code, report = run(tmp_path, "--users", "live=2", "--run-time", "12s", "--late", "skip")
+    summary = report["summary"]
+    assert code == summary["errors"] == summary["disordered"] == 0, report["errors"]
+    assert summary["frames"] > 0
+    assert summary["refused"] == summary["hinted"] > 0
+    assert 2500 <= summary["hint_p50_ms"] <= summary["hint_max_ms"] <= 5000
+    assert summary["late"] == summary["missed"] + summary["dropped"] + summary["skipped"]
 
 
 def test_short_soak(tmp_path: Path) -> None:

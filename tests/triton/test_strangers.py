@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from numpy.typing import NDArray
 from tests.triton.conftest import jpeg, octets
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from benchmarks.hostile import attack
+from benchmarks.hostile import CAPACITY_FPS, CAPACITY_VARIABLE, attack
 from insync.client import Client, NotFound
 from insync.ensemble.access import admin_headers
 from insync.ensemble.server import EmbeddedServer
-from insync.ensemble.spec import MODELS, WINDOW_SAMPLES
+from insync.ensemble.spec import CANARY, MODELS, WINDOW_SAMPLES
 
 pytestmark = pytest.mark.triton
 
@@ -161,10 +162,58 @@ def test_asking_to_classify_breaks_nothing(server: EmbeddedServer, photo: NDArra
     server.check()
 
 
-def test_malformed_requests(server: EmbeddedServer, images: Images) -> None:
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """A server that promises so many frames per second, and no more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CAPACITY_VARIABLE, str(CAPACITY_FPS))
+        with EmbeddedServer(twin_store=tmp_path_factory.mktemp("limited") / "twins") as running:
+            yield running
+
+
+def test_malformed_and_refused_requests_claim_no_room(
+    limited: EmbeddedServer, photo: NDArray[np.uint8], audio: NDArray[np.float32]
+) -> None:
+    nan = np.full_like(audio, np.nan)
+
+    def ask(*asked: tuple[str, float], frame: NDArray[np.uint8] = photo, sound: NDArray[np.float32] = audio) -> None:
+        names, rates = (np.array(column)[:, None] for column in zip(*asked, strict=True))
+        values: dict[str, tuple[str, NDArray[Any]]] = {
+            "FRAME": ("UINT8", np.stack([frame] * len(asked))),
+            "AUDIO": ("FP32", np.stack([sound] * len(asked))),
+            "TWIN": ("BYTES", np.full((len(asked), 1), CANARY, np.object_)),
+            "STREAM": ("BYTES", names.astype(np.object_)),
+            "RATE": ("FP32", rates.astype(np.float32)),
+        }
+        inputs = []
+        for name, (kind, value) in values.items():
+            inputs.append(triton.InferInput(name, list(value.shape), kind))
+            inputs[-1].set_data_from_numpy(value)
+        client.infer("lipsync_guard", inputs, client_timeout=60)
+
+    with triton.InferenceServerClient(limited.grpc_url) as client:
+        with pytest.raises(triton.InferenceServerException, match="FRAME is truncated"):
+            ask(("a", 5), frame=photo[:-9])
+        with pytest.raises(triton.InferenceServerException, match="not finite"):
+            ask(("a", 5), sound=nan)
+        with pytest.raises(triton.InferenceServerException, match="the server is full"):
+            ask(("a", 5), ("b", CAPACITY_FPS))
+        with pytest.raises(triton.InferenceServerException, match=r"RATE is 0\.5"):
+            ask(("a", 5), ("b", 0.5))
+        ask(("all", CAPACITY_FPS))  # which nobody but the first may have
+        with pytest.raises(triton.InferenceServerException, match="the server is full"):
+            ask(("a", 1))
+        ask(("all", 0))
+        ask(("a", 1))
+        ask(("a", 0))
+
+
+def test_malformed_requests(limited: EmbeddedServer, images: Images) -> None:
     """A few of each class of `benchmarks.hostile`, which sends ten thousand."""
-    result = attack(server, images[0], count=220, seed=20, senders=4)
+    result = attack(limited, images[0], count=220, seed=20, senders=4, capacity_fps=CAPACITY_FPS)
     assert not result.died
+    assert result.room is not None
+    assert result.room.whole, str(result.room)
     assert not [(name, number, outcome) for name, number, outcome in result.wrong]
     assert not result.damaged
     assert result.all_alive

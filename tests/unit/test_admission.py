@@ -194,3 +194,18 @@ def test_what_is_not_allowed(clock: Clock, stream: str | None, rate: float | Non
 def test_a_capacity_that_is_none(capacity: float) -> None:
     with pytest.raises(BadInputError, match="capacity_fps is"):
         Admission(capacity)
+
+
+def test_a_request_gets_in_whole_or_leaves_nothing_claimed(clock: Clock) -> None:
+    admission = Admission(50, clock)
+    admission.admit("a", 10)
+    with pytest.raises(OverloadedError, match="this one asks for 30"):
+        admission.admit_all([("b", 20), ("c", 30)])
+    with pytest.raises(BadInputError, match="RATE is missing"):
+        admission.admit_all([("b", 40), ("c", None)])
+    assert admission.leased_fps == 10
+    admission.admit_all([("b", 20), ("a", 10), ("c", 20), ("b", 20)])
+    assert admission.leased_fps == 50
+    with pytest.raises(OverloadedError):
+        admission.admit_all([("a", 10), ("b", 20), ("d", 1)])
+    assert admission.leased_fps == 50  # who was in stays in

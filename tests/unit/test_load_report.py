@@ -119,6 +119,7 @@ def test_users_are_read(text: str, users: dict[str, int]) -> None:
         ["--soak", "-1"],
         ["--soak", "1", "--find-capacity"],
         ["--shape", "round"],
+        ["--late", "never"],
     ],
 )
 def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,21 +59,37 @@ def test_the_search_shows_how_it_breaks() -> None:
     while (count := search.next()) is not None:
         tried.append(count)
         search.tried(count, count <= 5)
-    assert tried == [1, 2, 4, 8, 12, 6, 5]
+    assert tried == [1, 2, 4, 8, 8, 12, 6, 6, 5]  # 8 and 6 in two rounds; on 12 nothing depends
     nothing = Search(256, beyond=1)
-    nothing.tried(cast(int, nothing.next()), False)
+    for _ in range(2):
+        nothing.tried(cast(int, nothing.next()), False)
     assert nothing.next() is None
     assert nothing.held == 0
     some = Search(256, beyond=1, at_least=4)
-    for count in (1, 2, 3, 4):
+    for count in (1, 1, 2, 3, 4):
         assert some.next() == count
         some.tried(count, False)
     assert some.next() is None
 
 
+def test_one_noisy_round_does_not_end_the_search() -> None:
+    noisy = {2, 3, 5}
+    search = Search(256, beyond=1)
+    tried = []
+    while (count := search.next()) is not None:
+        tried.append(count)
+        search.tried(count, count <= 3 and not (count in noisy and tried.count(count) == 1))
+    assert tried == [1, 2, 2, 4, 4, 6, 3, 3]
+    assert search.held == 3
+    doubted = Search(256)
+    doubted.tried(1, True)
+    doubted.tried(2, False)  # and no time is left for its second round
+    assert doubted.held == 1
+
+
 def test_a_number_held_above_one_that_was_not_does_not_count() -> None:
     search = Search(256)
-    for count, held in ((2, True), (4, False), (8, True)):
+    for count, held in ((2, True), (4, False), (4, False), (8, True)):
         search.tried(count, held)
     assert search.held == 2
 
@@ -104,7 +120,9 @@ def test_locust_follows_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
         (1, True),
         (2, True),
         (4, False),
+        (4, False),
         (6, False),
+        (3, False),
         (3, False),
     ]
     assert shape.search.held == 2
@@ -125,7 +143,7 @@ def test_the_search_keeps_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_streams_that_do_not_begin_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = _follow(monkeypatch, Limits(), truth=1000, begin=False)
-    assert [(step.started, step.held) for step in shape.steps] == [(0, False)]
+    assert [(step.started, step.held) for step in shape.steps] == [(0, False)] * 2
 
 
 def test_users_over_time() -> None:
@@ -162,6 +180,23 @@ def test_a_window_has_whole_seconds_only() -> None:
     assert tally.window().dubbed == 1
     assert tally.window(90, 95).miss_rate == 1.0
     assert [second for second, _ in tally.timeline(4)] == [0, 4, 8]
+
+
+def test_what_is_left_out_repeated_or_refused_counts() -> None:
+    tally = Tally(0.0)
+    for k in range(4):
+        tally.add(Event(events.FRAME, 1, "live", k / 4, 20.0))
+    tally.add(Event(events.FIRST, 1, "live", 0.1, 160.0))
+    tally.add(Event(events.SKIPPED, 1, "live", 0.5, count=3))
+    tally.add(Event(events.REPEATED, 1, "live", 0.5))
+    tally.add(Event(events.REFUSED, 2, "live", 0.5, 3000.0, text="full"))
+    tally.add(Event(events.REFUSED, 1, "live", 0.5, text="full"))
+    one = tally.window(0, 1)
+    assert (one.frames, one.skipped, one.repeated, one.late, one.miss_rate) == (4, 3, 1, 4, 0.5)
+    assert (one.refused, one.hinted, one.hint_p50_ms, one.hint_max_ms) == (2, 1, 3000.0, 3000.0)
+    assert one.errors == 0
+    assert one.p99_ms == 20.0  # of those that came
+    assert not tally.streaming
 
 
 def test_the_tally_knows_who_streams_and_masks_numbers() -> None:

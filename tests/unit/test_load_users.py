@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from insync.client import NotFound, ServerUnavailable, TlsOptions
+from insync.client import NotFound, Overloaded, ServerUnavailable, TlsOptions
 from insync.loadtest import events, sessions
 from insync.loadtest.errors import LoadTestError
 from insync.loadtest.events import Event
@@ -66,6 +66,9 @@ class Server:
         self.registered: list[int] = []
         self.failures: list[Exception] = []
         self.swapped = False
+        self.late: tuple[int, ...] = ()  # frames that the client leaves out, or gives the one before for
+        self.refusals: list[Exception] = []
+        self.asked: list[dict[str, Any]] = []
 
     def client(self, server: str, tls: TlsOptions | None) -> Server:
         assert (server, tls) == ("server:8001", None)
@@ -93,13 +96,20 @@ class Server:
                 await self.clock.sleep_until(self.clock.now() + self.delay_s)
                 yield SimpleNamespace(index=k, latency_s=self.delay_s)
             return
+        self.asked.append(options)
+        if self.refusals:
+            raise self.refusals.pop(0)
         held: list[Any] = []
         heard = 0
         async for frame in frames:
+            late = round(float(frame.time_s) * fps) in self.late
+            if late and options["late"] == "skip":
+                options["clock"].skipped += 1
+                continue
             while heard < (float(frame.time_s) + 0.12) * 16_000 - 1e-6:
                 heard += len(await anext(audio))
             await self.clock.sleep_until(self.clock.now() + self.delay_s)
-            held.append(SimpleNamespace(time_s=float(frame.time_s)))
+            held.append(SimpleNamespace(time_s=float(frame.time_s), repeated=late and options["late"] == "repeat"))
             if not self.swapped:
                 yield held.pop()
             elif len(held) == 2:
@@ -213,6 +223,61 @@ def test_a_server_that_is_too_slow_costs_deadlines_and_then_frames(monkeypatch: 
     assert not of_kind(happened, events.ORDER)
 
 
+def test_frames_that_the_client_leaves_out_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = (3, 4, 10, 23, 24)  # of 25: the last ones too
+    happened = lived(
+        "live",
+        2,
+        monkeypatch,
+        lambda server: setattr(server, "late", late),
+        late="skip",
+        session_s=(1.0, 1.0),
+        new_connection=1.0,
+    )
+    ended = next(k for k, event in enumerate(happened) if event.kind == events.ENDED)
+    assert happened[ended].count == 0
+    whole = happened[: ended + 1]
+    assert sum(event.count for event in of_kind(whole, events.SKIPPED)) == len(late)
+    assert len(of_kind(whole, events.FRAME)) == 25 - len(late)
+    assert not of_kind(whole, events.ORDER) + of_kind(whole, events.DROPPED)
+
+
+def test_frames_left_out_are_counted_while_none_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened = lived("live", 6, monkeypatch, lambda server: setattr(server, "late", tuple(range(1, 1000))), late="skip")
+    assert len(of_kind(happened, events.FRAME)) == 1
+    skipped = of_kind(happened, events.SKIPPED)
+    assert len(skipped) > 100
+    assert all(event.count == 1 for event in skipped)
+
+
+def test_frames_given_again_are_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened = lived("live", 2, monkeypatch, lambda server: setattr(server, "late", (3, 4, 10)), late="repeat")
+    assert len(of_kind(happened, events.REPEATED)) == 3
+    assert len(of_kind(happened, events.FRAME)) > 20
+    assert not of_kind(happened, events.ORDER)
+
+
+def test_a_refused_user_keeps_its_connection_and_asks_when_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals = [Overloaded("full"), Overloaded("full")]
+    refusals[1].retry_after_s = 3.0
+    servers: list[Server] = []
+
+    def change(server: Server) -> None:
+        server.refusals.extend(refusals)
+        servers.append(server)
+
+    happened = lived("live", 6, monkeypatch, change, deadline_ms=250, late="repeat")
+    assert [(event.ms, event.text) for event in of_kind(happened, events.REFUSED)] == [
+        (0.0, "Overloaded: full"),
+        (3000.0, "Overloaded: full"),
+    ]
+    assert not of_kind(happened, events.ERROR)
+    assert len(of_kind(happened, events.REGISTERED)) == 1
+    second, first = of_kind(happened, events.REFUSED)[1], of_kind(happened, events.FIRST)[0]
+    assert first.at_s - second.at_s == pytest.approx(3.16)
+    assert [(asked["deadline_s"], asked["late"]) for asked in servers[0].asked] == [(0.25, "repeat")] * 3
+
+
 def test_answers_out_of_order_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     happened = lived("live", 2, monkeypatch, lambda server: setattr(server, "swapped", True))
     assert of_kind(happened, events.ORDER)
@@ -269,7 +334,15 @@ def test_events_and_options_travel() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"fps": 0}, {"height": -1}, {"in_flight": 0}, {"new_connection": 1.5}, {"session_s": (2.0, 1.0)}]
+    "wrong",
+    [
+        {"fps": 0},
+        {"height": -1},
+        {"late": "never"},
+        {"in_flight": 0},
+        {"new_connection": 1.5},
+        {"session_s": (2.0, 1.0)},
+    ],
 )
 def test_wrong_options_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(LoadTestError, match=r"allowed|larger"):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from insync.ensemble.errors import BadInputError, OverloadedError
@@ -75,6 +75,21 @@ class Admission:
     def leased_fps(self) -> float:
         """Frames/s promised to the streams that are admitted now."""
         return sum(lease.rate for lease in self._leases.values())
+
+    def admit_all(self, asked: Sequence[tuple[str | None, float | None]]) -> None:
+        """Lets the frames of one request in, each with its stream and rate as in `admit`, or none of them.
+
+        Raises:
+            OverloadedError, BadInputError: as `admit` does; a stream that the request named first has no place then.
+        """
+        before = set(self._leases)
+        try:
+            for stream, rate in asked:
+                self.admit(stream, rate)
+        except (OverloadedError, BadInputError):
+            for name in self._leases.keys() - before:
+                del self._leases[name]
+            raise
 
     def admit(self, stream: str | None, rate: float | None) -> None:
         """Lets one frame in.

@@ -29,6 +29,10 @@ from insync.training.figures import best_lag, correlation, lagged
 
 BLOCK = 16  # pixels
 REPORT = "precision.json"
+MIXED = "fp16_mixed"  # FP16, but for what computes with the landmarks' places: see `rounded_graph`
+WAYS = (*PRECISIONS, MIXED)
+_PLACES = ("PLACES", "REFERENCE_PLACES")
+_TITLES = {"jpeg": "SYNCED's JPEG alone", MIXED: "FP16, the landmarks' flow in FP32"}
 _MOUTH = (slice(*WINDOW_ROWS), slice(*WINDOW_COLUMNS))  # of the crop: nothing else is ever drawn
 _AMPLIFIED = 16  # differences in the picture
 _ENLARGED = 2
@@ -122,7 +126,7 @@ def compare(
         say: is told each step, in words.
 
     Returns:
-        What each of `PRECISIONS` changed, and "jpeg": what SYNCED's encoding changes by itself, to compare with.
+        What each of `WAYS` changed, and "jpeg": what SYNCED's encoding changes by itself, to compare with.
 
     Raises:
         ValueError: a clip shows too few faces, or is silent and no speech is given.
@@ -132,7 +136,7 @@ def compare(
     footages = {path.name: exact.read(path, seconds) for path in clips}
     sounds = {name: _sound(name, footage, speech) for name, footage in footages.items()}
     drawn: dict[str, dict[str, _Drawn]] = {}
-    for precision in ("fp32", *PRECISIONS):
+    for precision in ("fp32", *WAYS):
         say(f"{precision}: drawing")
         with tempfile.TemporaryDirectory() as scratch:
             drawing = exact
@@ -164,10 +168,11 @@ def _sound(name: str, footage: Footage, speech: Path | None) -> Floats:
 
 
 def _rounded_repository(repository: Path, folder: Path, precision: str) -> Path:
-    """A model repository for `Evaluation` whose graphs round."""
+    """A model repository for `Evaluation` whose graphs round in one of `WAYS`."""
     for name in GRAPHS:
         (folder / name / "1").mkdir(parents=True)
-        graph = rounded_graph(onnx.load(str(repository / name / "1" / "model.onnx")), precision)
+        proto = onnx.load(str(repository / name / "1" / "model.onnx"))
+        graph = rounded_graph(proto, "fp16", _PLACES) if precision == MIXED else rounded_graph(proto, precision)
         onnx.save(graph, str(folder / name / "1" / "model.onnx"))
     for name in ("lipsync_face", "lipsync_twin"):
         (folder / name).symlink_to(repository.resolve() / name)
@@ -271,12 +276,16 @@ def _document(
 
 
 def _decision(changes: dict[str, Change]) -> str:
-    passed = [name.upper() for name in PRECISIONS if changes[name].passed]
+    passed = [_title(name) for name in WAYS if changes[name].passed]
     if not passed:
         return "FP32 alone: every lesser precision misses the threshold."
-    refused = [name.upper() for name in PRECISIONS if not changes[name].passed]
-    others = f" {', '.join(refused)} may not." if refused else ""
-    return f"FP32 stays the default; {', '.join(passed)} may be tried with these weights, on a GPU.{others}"
+    refused = [_title(name) for name in WAYS if not changes[name].passed]
+    others = f" Not: {'; '.join(refused)}." if refused else ""
+    return f"FP32 stays the default. With these weights, on a GPU, may be tried: {'; '.join(passed)}.{others}"
+
+
+def _title(way: str) -> str:
+    return _TITLES.get(way, way.upper())
 
 
 def _page(document: dict[str, Any], changes: dict[str, Change]) -> str:
@@ -288,7 +297,7 @@ def _page(document: dict[str, Any], changes: dict[str, Change]) -> str:
         numbers = (change.ssim, change.worst_ssim, change.worst_block)
         rows.append(
             (
-                "SYNCED's JPEG alone" if name == "jpeg" else name.upper(),
+                _title(name),
                 *(f"{number:.{digits}f}" for number, digits in zip(numbers, (5, 4, 2), strict=True)),
                 str(change.worst_pixel),
                 *(_known(number) for number in (change.agreement, change.obeys, change.follows)),
@@ -302,20 +311,21 @@ def _page(document: dict[str, Any], changes: dict[str, Change]) -> str:
         "drawn by the served graphs in FP32 and by the same graphs with rounded weights and activations. "
         "**Emulated on the CPU: no GPU's kernels ran.** Differences are from FP32's result, inside the patch's window; "
         "blocks are 16 × 16 pixels, in levels of 255. Agreement, obeying and following are correlations of the mouth's opening: "
-        "with FP32's, with the predicted one, with the filmed one.",
+        "with FP32's, with the predicted one, with the filmed one. The landmarks' flow is what the decoder computes with PLACES and "
+        "REFERENCE_PLACES, but for convolutions, up to the coordinates at which references are sampled.",
         "\n".join(f"| {' | '.join(row)} |" for row in rows),
         f"Threshold, for every frame of every clip: SSIM at least {limit['ssim']}, no block changed by more than "
         f"{limit['block_levels']:g} levels, openings that agree with FP32's by at least {limit['agreement']}, and following "
         f"the filmed mouth by no more than {limit['follows']} less.",
         f"**{document['decision']}**",
         *(
-            f"{name.upper()}: {'; '.join(change.failed)}."
+            f"{_title(name)}: {'; '.join(change.failed)}."
             for name, change in changes.items()
             if change.failed and name != "jpeg"
         ),
         f"Worst cases, from the left FP32, the other, and their difference × {_AMPLIFIED}, the worst block framed:",
         *(
-            f"{name.upper()}, frame {change.worst_frame} of {change.worst_clip}:\n\n![{name}](worst_{name}.png)"
+            f"{_title(name)}, frame {change.worst_frame} of {change.worst_clip}:\n\n![{name}](worst_{name}.png)"
             for name, change in changes.items()
         ),
     ]

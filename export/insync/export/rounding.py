@@ -7,6 +7,7 @@ nearest number each time: hardware that cuts bits off instead errs up to twice a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ _MOVING = {
     "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth",
     "Split", "Squeeze", "Transpose", "Unsqueeze",
 }  # fmt: skip
+_SAMPLER = "GridSample"
 _TYPES = {"bf16": TensorProto.BFLOAT16, "fp16": TensorProto.FLOAT16}
 _CUT_BITS = {"tf32": 13, "bf16": 16}  # of FP32's 23 bits of mantissa
 _SPLITTER = "rounding.splitter"
@@ -44,12 +46,14 @@ def rounded_array(values: NDArray[np.float32], precision: str) -> NDArray[np.flo
     return np.where(np.isfinite(values), nearest.view(np.float32), values)
 
 
-def rounded_graph(proto: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+def rounded_graph(proto: onnx.ModelProto, precision: str, exact: Sequence[str] = ()) -> onnx.ModelProto:
     """The same graph, with the same inputs and outputs, that rounds as the precision does.
 
     Args:
         proto: an FP32 graph without subgraphs.
         precision: one of `PRECISIONS`.
+        exact: inputs; what is computed with them on the way to where pixels are sampled, up to the next layer of weights,
+            stays FP32.
 
     Raises:
         ValueError: the precision is another.
@@ -58,7 +62,7 @@ def rounded_graph(proto: onnx.ModelProto, precision: str) -> onnx.ModelProto:
         raise ValueError(f"the precision is {precision!r}, allowed are {', '.join(PRECISIONS)}")
     result = onnx.ModelProto()
     result.CopyFrom(proto)
-    _Rounding(result.graph, precision).apply()
+    _Rounding(result.graph, precision, _on_the_way(result.graph, exact)).apply()
     onnx.checker.check_model(result)
     return result
 
@@ -66,8 +70,9 @@ def rounded_graph(proto: onnx.ModelProto, precision: str) -> onnx.ModelProto:
 class _Rounding:
     """Rewrites one graph in place."""
 
-    def __init__(self, graph: onnx.GraphProto, precision: str) -> None:
+    def __init__(self, graph: onnx.GraphProto, precision: str, exact: set[str]) -> None:
         self._graph, self._precision = graph, precision
+        self._exact = exact  # first outputs of nodes that stay as they are
         self._nodes: list[onnx.NodeProto] = []
         self._weights = {one.name: one for one in graph.initializer if one.data_type == TensorProto.FLOAT}
         self._floats = _float_values(graph)
@@ -77,7 +82,9 @@ class _Rounding:
         before = list(self._graph.node)
         if self._precision == "tf32":
             for node in before:
-                if node.op_type in _MULTIPLYING:  # a third input is added, not multiplied
+                if (
+                    node.op_type in _MULTIPLYING and node.output[0] not in self._exact
+                ):  # a third input is added, not multiplied
                     for index in range(min(2, len(node.input))):
                         node.input[index] = self._rounded(node.input[index])
                 self._nodes.append(node)
@@ -93,11 +100,17 @@ class _Rounding:
             self._graph.initializer.extend(kept)
 
     def _halve(self, before: list[onnx.NodeProto]) -> None:
-        for weight in self._weights.values():
-            weight.CopyFrom(self._rounded_weight(weight, weight.name))
+        exact = {name for node in before if node.output[0] in self._exact for name in node.input}
+        others = {name for node in before if node.output[0] not in self._exact for name in node.input}
+        for name, weight in self._weights.items():
+            if name not in exact:
+                weight.CopyFrom(self._rounded_weight(weight, name))
         given = {one.name for one in self._graph.input} & self._floats
-        renamed = {name: self._rounded(name) for name in given}
+        renamed = {name: self._rounded(name) for name in given | (exact & others & self._weights.keys())}
         for node in before:
+            if node.output[0] in self._exact:
+                self._nodes.append(node)
+                continue
             for index, name in enumerate(node.input):
                 node.input[index] = renamed.get(name, name)
             outputs = list(node.output)
@@ -137,6 +150,21 @@ class _Rounding:
         self._nodes.append(helper.make_node("Mul", [name, _SPLITTER], [large]))
         self._nodes.append(helper.make_node("Sub", [large, name], [rest]))
         self._nodes.append(helper.make_node("Sub", [large, rest], [target]))
+
+
+def _on_the_way(graph: onnx.GraphProto, inputs: Sequence[str]) -> set[str]:
+    """First outputs of the nodes between these inputs and the coordinates at which pixels are sampled, but for layers of weights."""
+    weights = {one.name for one in graph.initializer}
+    reached = set(inputs)
+    for node in graph.node:  # in the order of computing
+        layer = node.op_type in _MULTIPLYING and len(node.input) > 1 and node.input[1] in weights
+        if not layer and node.op_type != _SAMPLER and reached & set(node.input):
+            reached.update(node.output)
+    wanted = {node.input[1] for node in graph.node if node.op_type == _SAMPLER}
+    for node in reversed(graph.node):
+        if wanted & set(node.output):
+            wanted.update(node.input)
+    return {node.output[0] for node in graph.node if node.output[0] in reached & wanted}
 
 
 def _float_values(graph: onnx.GraphProto) -> set[str]:

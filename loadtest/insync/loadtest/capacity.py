@@ -99,7 +99,7 @@ def usage(samples: Sequence[Sample]) -> Usage:
 
 @dataclass(frozen=True)
 class Step:
-    """One number of streams.
+    """One round of a number of streams.
 
     Attributes:
         streams: tried.
@@ -124,6 +124,9 @@ class Step:
 class Search:
     """Which number of streams to try next: twice as many until one is not held, then halving the gap.
 
+    A number that is not held is tried once more before that is believed, as whatever else the machine does may be to blame:
+    it counts as held where the second round is. Numbers beyond the first that was not held are tried once.
+
     Args:
         most: never more.
         beyond: numbers tried past the first that was not held, for the picture's sake.
@@ -134,6 +137,7 @@ class Search:
     def __init__(self, most: int, beyond: int = 0, first: int = 1, at_least: int = 1) -> None:
         self._most, self._beyond, self._first, self._at_least = most, beyond, first, at_least
         self._results: dict[int, bool] = {}
+        self._doubted: int | None = None  # was not held, and has its second round to come
 
     @property
     def held(self) -> int:
@@ -143,6 +147,8 @@ class Search:
 
     def next(self) -> int | None:
         """The number to try now, None at the end."""
+        if self._doubted is not None:
+            return self._doubted
         if not self._results:
             return min(self._first, self._most)
         largest = max(self._results)
@@ -160,6 +166,11 @@ class Search:
 
     def tried(self, count: int, held: bool) -> None:
         """Takes a result in."""
+        beyond = any(broken < count for broken, good in self._results.items() if not good)
+        if not held and not beyond and count != self._doubted:
+            self._doubted = count
+            return
+        self._doubted = None
         self._results[count] = held
 
 
@@ -223,4 +234,5 @@ class CapacityShape(LoadTestShape):
             f"{streams} streams: {'held' if held else 'not held'}; {summary.fps:.1f} frames/s, "
             + (f"p50 {summary.p50_ms:.0f} ms, p99 {summary.p99_ms:.0f} ms, " if summary.frames else "")
             + f"missed {100 * summary.miss_rate:.1f} %"
+            + (f", {summary.refused} times refused" if summary.refused else "")
         )

@@ -15,7 +15,7 @@ from insync.client.tls import add_tls_options, tls_options
 from insync.loadtest import footage
 from insync.loadtest.capacity import Limits
 from insync.loadtest.jobs import Job, find_capacity, load, soak
-from insync.loadtest.options import ROLES, UserOptions
+from insync.loadtest.options import LATE, ROLES, UserOptions
 from insync.loadtest.shapes import PLANS
 from insync.loadtest.target import target
 
@@ -25,7 +25,7 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 WEB_PORT = 8089  # Locust's own
 RUN_TIME_S = 60.0
-CAPACITY_RUN_TIME_S = 120.0  # with a server's start and end, two minutes and a half
+CAPACITY_RUN_TIME_S = 180.0  # with a server's start and end, three minutes and a half
 SOAK_TWIN_CACHE = "8"  # twins that an embedded server keeps in memory: full after warm-up, not after half an hour
 
 
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     height=options.height,
                     fps=options.fps,
                     deadline_ms=options.deadline,
+                    late=options.late,
                     in_flight=options.in_flight,
                     session_s=tuple(options.session),
                     away_s=options.away,
@@ -154,6 +155,13 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         default=100.0,
         help="of a live frame, from its audio being complete (default: %(default)g)",
+    )
+    users.add_argument(
+        "--late",
+        choices=LATE,
+        default=LATE[0],
+        help="what the client makes of a live frame that misses it: it is waited for, which shows how late it is; left out; or "
+        "the one before is given again; all of them are counted (default: %(default)s)",
     )
     users.add_argument(
         "--in-flight", metavar="N", type=int, default=8, help="frames of a stream (default: %(default)s)"

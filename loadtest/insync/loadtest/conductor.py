@@ -161,7 +161,7 @@ class Conductor:
 def progress(second: float, users: int, last: Summary) -> str:
     """One line: how it goes just now."""
     parts = [f"{int(second) // 60}:{int(second) % 60:02d}", f"{users} users"]
-    if last.frames or last.dropped:
+    if last.frames or last.late:
         parts.append(
             f"live {last.fps:.1f} frames/s, p50 {last.p50_ms:.0f} ms, p99 {last.p99_ms:.0f} ms, "
             f"missed {100 * last.miss_rate:.1f} %"
@@ -170,6 +170,8 @@ def progress(second: float, users: int, last: Summary) -> str:
         parts.append(f"dubbing {last.dubbed / last.seconds:.1f} frames/s")
     if last.registrations:
         parts.append(f"{last.registrations} registrations")
+    if last.refused:
+        parts.append(f"{last.refused} refused")
     if last.errors:
         parts.append(f"{last.errors} errors")
     return ", ".join(parts)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from insync.client.tls import TlsOptions
 from insync.loadtest.errors import LoadTestError
 
-__all__ = ["ROLES", "UserOptions"]
+__all__ = ["LATE", "ROLES", "UserOptions"]
+
+Late = Literal["wait", "skip", "repeat"]
 
 # A paced stream; jobs as fast as allowed; registrations; and one of these by lot, mostly a stream.
 ROLES = ("live", "dub", "twin", "mix")
+# What becomes of a live frame that misses its deadline: it is waited for, left out, or the one before stands in for it.
+LATE: tuple[Late, ...] = ("wait", "skip", "repeat")
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class UserOptions:
         height: what the footage is scaled to, in pixels; 0: as it is.
         fps: of live streams.
         deadline_ms: a live frame has missed it when it is answered later than this after its audio was complete.
+        late: what the client makes of such a frame, one of `LATE`.
         in_flight: most frames of one stream under way.
         buffer_s: what a live camera keeps for a client that does not keep up; older frames are dropped and counted.
         session_s: shortest and longest length of a live stream, after which its user comes anew; (0, 0): never ends.
@@ -41,6 +47,7 @@ class UserOptions:
     height: int = 0
     fps: float = 25.0
     deadline_ms: float = 100.0
+    late: Late = "wait"
     in_flight: int = 8
     buffer_s: float = 1.0
     session_s: tuple[float, float] = (0.0, 0.0)
@@ -64,6 +71,8 @@ class UserOptions:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise LoadTestError(f"{name.replace('_', '-')} is {value:g}; allowed: {low:g} to {high:g}")
+        if self.late not in LATE:
+            raise LoadTestError(f"late is {self.late!r}; allowed: {', '.join(LATE)}")
         shortest, longest = self.session_s
         if not 0 <= shortest <= longest:
             raise LoadTestError(f"sessions last from {shortest:g} to {longest:g} s; the first must not be the larger")

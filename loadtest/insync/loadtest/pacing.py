@@ -108,6 +108,11 @@ class Camera:
         self.outstanding.append(index)
         return TimedFrame(self._frames[bounced(index, len(self._frames))], Fraction(index) / Fraction(self._fps))
 
+    def left_out(self, count: int) -> None:
+        """Takes in that the oldest frames will not be answered: the client does without them."""
+        for _ in range(min(count, len(self.outstanding))):
+            self.outstanding.popleft()
+
     def answered(self, time_s: float) -> tuple[int, bool]:
         """Takes an answer in: the frame's number, and whether it is the one that was next to come."""
         index = round(time_s * self._fps)

@@ -69,7 +69,7 @@ def png(data: dict[str, Any], path: str) -> None:
 
 def _capacity(data: dict[str, Any], search: dict[str, Any]) -> Figure:
     """Latency, miss rate and throughput against the number of streams."""
-    steps, limits = search["steps"], data["limits"]
+    steps, limits = _believed(search), data["limits"]
     streams = [step["streams"] for step in steps]
     figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
     latency, missed, rate = figure.subplots(1, 3)
@@ -85,7 +85,7 @@ def _capacity(data: dict[str, Any], search: dict[str, Any]) -> Figure:
     missed.axhline(
         100 * limits["miss_rate"], color=_COLOURS["other"], ls=":", label=f"limit {100 * limits['miss_rate']:g} %"
     )
-    missed.set(title="Late or dropped frames", xlabel=each, ylabel="%", ylim=(-2, 102))
+    missed.set(title="Late or missing frames", xlabel=each, ylabel="%", ylim=(-2, 102))
     missed.legend()
     rate.plot(streams, [step["summary"]["fps"] for step in steps], "o-", color=_COLOURS["p50"], label="answered")
     due = [count * search["fps"] for count in streams]
@@ -101,6 +101,11 @@ def _capacity(data: dict[str, Any], search: dict[str, Any]) -> Figure:
     return figure
 
 
+def _believed(search: dict[str, Any]) -> list[dict[str, Any]]:
+    """The last round of each number of streams."""
+    return list({step["streams"]: step for step in search["steps"]}.values())
+
+
 def _batches(search: dict[str, Any]) -> Figure:
     """Mean batch, queue time and computing of the models against the number of streams."""
     figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
@@ -113,7 +118,7 @@ def _batches(search: dict[str, Any]) -> Figure:
     for axes, (name, (title, unit)) in zip(places, fields.items(), strict=True):
         for model in _MODELS:
             points = [
-                (step["streams"], step["models"][model][name]) for step in search["steps"] if model in step["models"]
+                (step["streams"], step["models"][model][name]) for step in _believed(search) if model in step["models"]
             ]
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", ms=3, label=model.removeprefix("lipsync_"))
@@ -129,12 +134,11 @@ def _step_usage(search: dict[str, Any]) -> Figure:
     """Processor and memory against the number of streams."""
     figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
     cpu, memory = figure.subplots(1, 2)
-    streams = [step["streams"] for step in search["steps"]]
+    steps = _believed(search)
+    streams = [step["streams"] for step in steps]
     for axes, suffix, scale in ((cpu, "cores", 1.0), (memory, "bytes", 2**20)):
         for part, title in (("server", "tritonserver"), ("stubs", "models' processes"), ("clients", "clients")):
-            axes.plot(
-                streams, [step["usage"][f"{part}_{suffix}"] / scale for step in search["steps"]], "o-", label=title
-            )
+            axes.plot(streams, [step["usage"][f"{part}_{suffix}"] / scale for step in steps], "o-", label=title)
         axes.set_ylim(0, None)
         axes.set_xlim(0, None)
         _whole(axes)
@@ -161,8 +165,8 @@ def _timeline(data: dict[str, Any]) -> Figure:
     dubbed = [point["dubbed"] / max(1.0, point["seconds"]) for point in line]
     if any(dubbed):
         rate.plot(times, dubbed, color=_COLOURS["p95"], lw=1, label="dubbed frames/s")
-    late = [(point["missed"] + point["dropped"]) / max(1.0, point["seconds"]) for point in line]
-    rate.plot(times, late, color=_COLOURS["p99"], lw=1, label="late or dropped frames/s")
+    late = [point["late"] / max(1.0, point["seconds"]) for point in line]
+    rate.plot(times, late, color=_COLOURS["p99"], lw=1, label="late or missing frames/s")
     count = rate.twinx()
     seconds, users = zip(*data["users_over_time"], strict=True) if data["users_over_time"] else ((), ())
     count.step(

@@ -151,11 +151,14 @@ def _overall(data: Data) -> str:
         ["latency p50 / p95 / p99 / max", " / ".join(_ms(summary[f"{k}_ms"]) for k in ("p50", "p95", "p99", "max"))],
         ["missed their deadline", f"{summary['missed']:,}"],
         ["dropped at the camera", f"{summary['dropped']:,}"],
+        ["late, and left out by the client; the one before repeated", f"{summary['skipped']:,}; {summary['repeated']:,}"],
         ["out of order; lost", f"{summary['disordered']:,}; {summary['lost']:,}"],
         ["first frame p50 / max", f"{_ms(summary['first_p50_ms'])} / {_ms(summary['first_max_ms'])}"],
         ["frames dubbed as fast as allowed; jobs", f"{summary['dubbed']:,}; {summary['jobs']:,}"],
         ["registrations; p50 / max", f"{summary['registrations']:,}; {_ms(summary['registration_p50_ms'])} / "
          f"{_ms(summary['registration_max_ms'])}"],
+        ["refused by a full server; with a hint when to ask again; p50 / max", f"{summary['refused']:,}; "
+         f"{summary['hinted']:,}; {_ms(summary['hint_p50_ms'])} / {_ms(summary['hint_max_ms'])}"],
         ["errors", f"{summary['errors']:,}"],
     ]  # fmt: skip
     return "<h2>Over the whole run</h2>" + _table(["", ""], rows)
@@ -186,7 +189,7 @@ def _steps(data: Data, search: Data) -> str:
         "p50",
         "p95",
         "p99",
-        "late or dropped",
+        "late or missing",
         "frames/s",
         "server, cores",
         "clients, cores",
@@ -195,8 +198,8 @@ def _steps(data: Data, search: Data) -> str:
     ]
     return (
         f"<h2>Live streams held: {held(search)} each</h2><p>Held means: p99 at most {limits['p99_ms']:g} ms and at most "
-        f"{100 * limits['miss_rate']:g} % of frames late or dropped, over {limits['measure_s']:g} s, all streams begun.</p>"
-        + _table(header, rows)
+        f"{100 * limits['miss_rate']:g} % of frames late or missing, over {limits['measure_s']:g} s, all streams begun; "
+        "a number that is not held is tried once more before that is believed.</p>" + _table(header, rows)
     )
 
 
@@ -267,7 +270,7 @@ def _ms(value: float | None) -> str:
 
 
 def _summary(summary: Summary) -> dict[str, float]:
-    return {**asdict(summary), "fps": summary.fps, "miss_rate": summary.miss_rate}
+    return {**asdict(summary), "fps": summary.fps, "late": summary.late, "miss_rate": summary.miss_rate}
 
 
 def _sample(record: Record, before: Sample, now: Sample) -> dict[str, float]:

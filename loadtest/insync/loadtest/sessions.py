@@ -5,11 +5,27 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
-from insync.client import Client, InsyncError
-from insync.loadtest.events import DROPPED, ENDED, ERROR, FIRST, FRAME, JOB, ORDER, REGISTERED, Event
+from insync.client import Client, InsyncError, Overloaded
+from insync.client.picture import TimedFrame
+from insync.client.stages import StageClock
+from insync.loadtest.events import (
+    DROPPED,
+    ENDED,
+    ERROR,
+    FIRST,
+    FRAME,
+    JOB,
+    ORDER,
+    REFUSED,
+    REGISTERED,
+    REPEATED,
+    SKIPPED,
+    Event,
+)
 from insync.loadtest.footage import Footage
 from insync.loadtest.options import UserOptions
 from insync.loadtest.pacing import Camera, Clock, Microphone, WallClock, ready_s
@@ -58,7 +74,11 @@ class SimulatedUser:
                     twin = await self._registered(client)
                     wait_s = _BACK_OFF_S[0]
                     while True:
-                        await act(client, twin)
+                        try:
+                            await act(client, twin)
+                        except Overloaded as exc:  # of no failure: it keeps its connection, and asks again when it may
+                            await self._refused(exc)
+                            continue
                         await asyncio.sleep(self._random.uniform(0, self._options.away_s))
                         if self._random.random() < self._options.new_connection:
                             break
@@ -66,6 +86,11 @@ class SimulatedUser:
                 self._emit(ERROR, text=f"{type(exc).__name__}: {exc}")
                 await asyncio.sleep(wait_s * self._random.uniform(0.5, 1.0))  # not all of them at once
                 wait_s = min(2 * wait_s, _BACK_OFF_S[1])
+
+    async def _refused(self, exc: Overloaded) -> None:
+        self._emit(REFUSED, 1000 * (exc.retry_after_s or 0.0), text=f"{type(exc).__name__}: {exc}")
+        pause_s = _BACK_OFF_S[0] if exc.retry_after_s is None else exc.retry_after_s
+        await self._clock.sleep_until(self._clock.now() + pause_s)
 
     async def _registered(self, client: Client) -> str:
         start_s = self._clock.now()
@@ -86,24 +111,51 @@ class SimulatedUser:
         start_s = opened_s + _START_AFTER_S
         camera = Camera(self._footage.frames, options.fps, clock, start_s, length_s, options.buffer_s)
         microphone = Microphone(self._footage.speech, clock, start_s, length_s)
+        stages, told = StageClock(), Counter[str]()
+
+        def tell() -> None:
+            """What camera and client have left out since the last time."""
+            camera.left_out(stages.skipped - told[SKIPPED])
+            for kind, count in ((DROPPED, camera.dropped), (SKIPPED, stages.skipped)):
+                if count > told[kind]:
+                    self._emit(kind, count=count - told[kind])
+                    told[kind] = count
+
+        async def filmed() -> AsyncIterator[TimedFrame]:
+            async for frame in camera:
+                tell()  # while nothing comes back, too
+                yield frame
+
         stream = client.stream(
-            camera, microphone, twin=twin, fps=options.fps, in_flight=options.in_flight, audio_rate_hz=16_000
+            filmed(),
+            microphone,
+            twin=twin,
+            fps=options.fps,
+            in_flight=options.in_flight,
+            audio_rate_hz=16_000,
+            deadline_s=options.deadline_ms / 1000,
+            late=options.late,
+            clock=stages,
         )
-        dropped, first = 0, True
-        async with aclosing(stream):
-            async for synced in stream:
-                now_s = clock.now()
-                index, in_order = camera.answered(synced.time_s)
-                ms = 1000 * (now_s - start_s - ready_s(index, options.fps))
-                if first:
-                    self._emit(FIRST, 1000 * (now_s - opened_s))
-                    first = False
-                self._emit(FRAME, ms, late=ms > options.deadline_ms)
-                if not in_order:
-                    self._emit(ORDER)
-                if camera.dropped > dropped:
-                    self._emit(DROPPED, count=camera.dropped - dropped)
-                    dropped = camera.dropped
+        first = True
+        try:
+            async with aclosing(stream):
+                async for synced in stream:
+                    now_s = clock.now()
+                    tell()
+                    index, in_order = camera.answered(synced.time_s)
+                    ms = 1000 * (now_s - start_s - ready_s(index, options.fps))
+                    if first:
+                        self._emit(FIRST, 1000 * (now_s - opened_s))
+                        first = False
+                    if synced.repeated:
+                        self._emit(REPEATED)
+                    else:
+                        self._emit(FRAME, ms, late=ms > options.deadline_ms)
+                    if not in_order:
+                        self._emit(ORDER)
+        finally:
+            tell()
         self._emit(ENDED, count=len(camera.outstanding))
 
     async def _dub(self, client: Client, twin: str) -> None:

@@ -16,6 +16,7 @@ from insync.loadtest.events import Event
 __all__ = ["Summary", "Tally", "percentile"]
 
 MAX_ERROR_TEXTS = 50
+_COUNTED = {kinds.DROPPED: "dropped", kinds.SKIPPED: "skipped", kinds.REPEATED: "repeated", kinds.ORDER: "disordered"}
 
 
 def percentile(values: Iterable[float], share: float) -> float:
@@ -35,6 +36,8 @@ class Summary:
         frames: of live streams, answered.
         missed: of them, later than the deadline.
         dropped: thrown away at the camera, as the client did not fetch them in time.
+        skipped: left out by the client, as they were late.
+        repeated: late, and the one before was given in their place.
         disordered: answers that were not the next frame's.
         lost: frames of streams that ran to their end without an answer to them.
         p50_ms, p95_ms, p99_ms, max_ms: of the answered live frames, from their audio being complete.
@@ -43,6 +46,9 @@ class Summary:
         jobs: finished dubbing jobs.
         registrations: finished.
         registration_p50_ms, registration_max_ms: of them.
+        refused: streams that the server had no room for, each time that it said so.
+        hinted: of them, those that were told when to ask again.
+        hint_p50_ms, hint_max_ms: of what they were told.
         errors: how many.
     """
 
@@ -50,6 +56,8 @@ class Summary:
     frames: int
     missed: int
     dropped: int
+    skipped: int
+    repeated: int
     disordered: int
     lost: int
     p50_ms: float
@@ -63,6 +71,10 @@ class Summary:
     registrations: int
     registration_p50_ms: float
     registration_max_ms: float
+    refused: int
+    hinted: int
+    hint_p50_ms: float
+    hint_max_ms: float
     errors: int
 
     @property
@@ -71,10 +83,15 @@ class Summary:
         return self.frames / self.seconds if self.seconds > 0 else 0.0
 
     @property
+    def late(self) -> int:
+        """Live frames that came late or never."""
+        return self.missed + self.dropped + self.skipped + self.repeated
+
+    @property
     def miss_rate(self) -> float:
         """Share of due live frames that came late or never, 0 to 1; 1 where not one was answered."""
-        due = self.frames + self.dropped
-        return (self.missed + self.dropped) / due if due else 1.0
+        due = self.frames + self.dropped + self.skipped + self.repeated
+        return self.late / due if due else 1.0
 
 
 @dataclass
@@ -83,6 +100,7 @@ class _Second:
     frames_ms: array[float] = field(default_factory=lambda: array("f"))
     first_ms: array[float] = field(default_factory=lambda: array("f"))
     registrations_ms: array[float] = field(default_factory=lambda: array("f"))
+    hints_ms: array[float] = field(default_factory=lambda: array("f"))
 
 
 class Tally:
@@ -116,12 +134,15 @@ class Tally:
             self.streaming.add(event.user)
         elif event.kind == kinds.REGISTERED:
             second.registrations_ms.append(event.ms)
-        elif event.kind == kinds.DROPPED:
-            second.counts["dropped"] += event.count
-        elif event.kind == kinds.ORDER:
-            second.counts["disordered"] += event.count
+        elif event.kind in _COUNTED:
+            second.counts[_COUNTED[event.kind]] += event.count
         elif event.kind == kinds.JOB:
             second.counts["jobs"] += 1
+        elif event.kind == kinds.REFUSED:
+            second.counts["refused"] += 1
+            self.streaming.discard(event.user)
+            if event.ms:
+                second.hints_ms.append(event.ms)
         elif event.kind == kinds.ENDED:
             second.counts["lost"] += event.count
             self.streaming.discard(event.user)
@@ -143,9 +164,9 @@ class Tally:
         counts: Counter[str] = Counter()
         for second in inside:
             counts.update(second.counts)
-        frames, firsts, registrations = (
+        frames, firsts, registrations, hints = (
             np.concatenate([np.zeros(0, np.float32), *(np.asarray(getattr(s, name)) for s in inside)])
-            for name in ("frames_ms", "first_ms", "registrations_ms")
+            for name in ("frames_ms", "first_ms", "registrations_ms", "hints_ms")
         )
         if math.isfinite(from_s) and math.isfinite(to_s):
             length = float(max(0, math.floor(to_s) - math.ceil(from_s)))
@@ -156,6 +177,8 @@ class Tally:
             frames=len(frames),
             missed=counts["missed"],
             dropped=counts["dropped"],
+            skipped=counts["skipped"],
+            repeated=counts["repeated"],
             disordered=counts["disordered"],
             lost=counts["lost"],
             p50_ms=percentile(frames, 0.50),
@@ -169,6 +192,10 @@ class Tally:
             registrations=len(registrations),
             registration_p50_ms=percentile(registrations, 0.50),
             registration_max_ms=percentile(registrations, 1.0),
+            refused=counts["refused"],
+            hinted=len(hints),
+            hint_p50_ms=percentile(hints, 0.50),
+            hint_max_ms=percentile(hints, 1.0),
             errors=counts["errors"],
         )
 

@@ -2,7 +2,7 @@
 
 What happens there comes back as events, which `LoadEnvironment.fire` turns into Locust's: every frame, first frame,
 registration and job is a request of its own in Locust's tables, charts and CSVs, and a frame that missed its deadline is a
-failed one. Hooks of our own besides: `first_frame`, `frame`, `deadline_missed`, `frames_dropped`.
+failed one, as is a refused stream. Hooks of our own besides: see `LoadEvents`.
 """
 
 from __future__ import annotations
@@ -49,6 +49,18 @@ class FramesDropped(LoadTestError):
     """A camera had to throw frames away."""
 
 
+class FramesSkipped(LoadTestError):
+    """A client left late frames out."""
+
+
+class FrameRepeated(LoadTestError):
+    """A client gave a frame again in place of a late one."""
+
+
+class StreamRefused(LoadTestError):
+    """The server had no room."""
+
+
 class LoadEvents(Events):
     """Locust's events and our own.
 
@@ -57,6 +69,9 @@ class LoadEvents(Events):
         frame: any synced frame.
         deadline_missed: a live frame that came too late.
         frames_dropped: a camera had to throw frames away.
+        frames_skipped: a client left late frames out.
+        frame_repeated: a client gave a frame again in place of a late one.
+        refused: the server had no room.
     """
 
     def __init__(self) -> None:
@@ -65,6 +80,9 @@ class LoadEvents(Events):
         self.frame = EventHook()
         self.deadline_missed = EventHook()
         self.frames_dropped = EventHook()
+        self.frames_skipped = EventHook()
+        self.frame_repeated = EventHook()
+        self.refused = EventHook()
 
 
 class LoadEnvironment(Environment):
@@ -109,6 +127,16 @@ class LoadEnvironment(Environment):
             for _ in range(event.count):
                 self._request(event, "dropped", exception=FramesDropped("the client did not keep up"))
             hooks.frames_dropped.fire(event=event)
+        elif event.kind == kinds.SKIPPED:
+            for _ in range(event.count):
+                self._request(event, "skipped", exception=FramesSkipped("late, and left out by the client"))
+            hooks.frames_skipped.fire(event=event)
+        elif event.kind == kinds.REPEATED:
+            self._request(event, "repeated", exception=FrameRepeated("late, and the one before was given again"))
+            hooks.frame_repeated.fire(event=event)
+        elif event.kind == kinds.REFUSED:
+            self._request(event, "refused", exception=StreamRefused(event.text))
+            hooks.refused.fire(event=event)
         elif event.kind in (kinds.ERROR, kinds.ORDER):
             self._request(event, "error", exception=LoadTestError(event.text or "a frame came out of order"))
 

@@ -30,13 +30,18 @@ class TritonPythonModel:
     def _check(self, request: Any) -> Outputs:
         frames, windows = array(request, "FRAME"), array(request, "AUDIO")
         streams, rates = optional(request, "STREAM"), optional(request, "RATE")
-        for k, (frame, audio) in enumerate(zip(frames, windows, strict=True)):
-            self._admission.admit(
-                None if streams is None else text(streams[k, 0]), None if rates is None else float(rates[k, 0])
-            )
+        for frame, audio in zip(frames, windows, strict=True):
             check_frame(memoryview(frame))
             check_audio(audio)
-        return {"CHECKED_FRAME": frames, "CHECKED_AUDIO": windows, "CHECKED_TWIN": _digits(array(request, "TWIN"))}
+        twins = _digits(array(request, "TWIN"))
+        # Last: what is malformed claims no room.
+        self._admission.admit_all(
+            [
+                (None if streams is None else text(streams[k, 0]), None if rates is None else float(rates[k, 0]))
+                for k in range(len(frames))
+            ]
+        )
+        return {"CHECKED_FRAME": frames, "CHECKED_AUDIO": windows, "CHECKED_TWIN": twins}
 
 
 def _digits(twins: Array) -> Array:
