@@ -98,6 +98,7 @@ class _Attack:
     damaged: list[str] = field(default_factory=list)
     limited: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
+    due_s: float = 0.0
 
     def send(self, jobs: list[tuple[Kind, int]]) -> None:
         """One sender's work. It ends early where the server dies, or time is up."""
@@ -122,7 +123,11 @@ class _Attack:
                 self.check(wire, "in the live stream")
 
     def check(self, wire: Wire, when: str) -> None:
-        """Sends a well-formed request."""
+        """Sends a well-formed request, once the stream that all of them belong to has one due."""
+        with self.lock:
+            self.due_s = max(time.monotonic(), self.due_s + 1 / WELL_FORMED_FPS)
+            wait_s = self.due_s - time.monotonic()
+        time.sleep(max(0.0, wait_s))
         said = "another answer than before"
         try:
             same = (

@@ -408,7 +408,9 @@ def test_late_frames_that_are_left_out(address: str, fake: Fake) -> None:
     missing = set(range(FRAMES)) - {one.index for one in synced}
     assert missing >= {10, 11}
     assert [one.index for one in synced] == sorted(one.index for one in synced)
-    assert clock.skipped == len(missing) == sum(one.skipped for one in synced)
+    assert clock.skipped == len(missing)
+    # Those at the end have no frame behind them that could say so.
+    assert sum(one.skipped for one in synced) == len([index for index in missing if index < synced[-1].index])
     after = next(one for one in synced if one.index > 11)
     assert after.skipped >= 2
 

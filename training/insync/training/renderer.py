@@ -349,7 +349,7 @@ class RendererTraining:
             self._figures = {
                 "colour": float(colour.detach()), "edges": float(edges.detach()), "perceptual": float(perceptual.detach()),
                 "code": float(reading.detach()), "copied": float(copied.detach()), "own": float(own.detach()), "astray": float(astray.detach()),
-                "painted": float((weight * (1 - painted.kept)).sum() / weight.sum()),
+                "painted": float((weight * (1 - painted.kept.detach())).sum() / weight.sum()),
                 "matching": 0.0, "adversarial": 0.0, "pull": 0.0, "real": 0.0, "fake": 0.0,
             }  # fmt: skip
             if self._sync is not None:
