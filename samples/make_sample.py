@@ -1,8 +1,8 @@
 """Make the sample that InSync ships: a clip of a face, and speech for it to say.
 
 The picture is the portrait of Commodore Grace M. Hopper by James S. Davis, United States Navy, in the public domain, which
-comes inside matplotlib's wheel: a face from the front with its mouth at rest. A slow hand-held camera movement and a gentle change of light make a clip of it. espeak-ng speaks
-a sentence of our own. Run it as
+comes inside matplotlib's wheel: a face from the front with its mouth at rest. The print's strong colours are toned down to a camera's; a slow hand-held camera movement and
+a gentle change of light make a clip of it. espeak-ng speaks a sentence of our own. Run it as
 
     pip install --no-deps matplotlib    # only its data folder is read; nothing of it is imported
     python samples/make_sample.py
@@ -34,6 +34,8 @@ DURATION_S = 6.12  # the sentence takes 6.10 s
 QUALITY = 21  # x264's constant rate factor
 
 CENTRE = (262.0, 214.0)  # the point of the photograph that the camera looks at, in its pixels
+SATURATION = 0.62  # of the photograph's
+BLACK, CONTRAST = 20.0, 0.88  # what black becomes, and what a step of brightness becomes
 ZOOM = 2.62  # pixels of the clip for one of the photograph: the face is then about 490 pixels wide
 
 
@@ -52,6 +54,13 @@ def portrait(photo: Path | None = None) -> NDArray[np.uint8]:
     if image is None:
         raise FileNotFoundError(f"{photo} is not a readable image")
     return np.asarray(image, dtype=np.uint8)
+
+
+def toned(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the photograph, BGR uint8 [H, W, 3], with the colours and contrast of a camera instead of a print's."""
+    picture = image.astype(np.float32)
+    grey = picture.mean(axis=2, keepdims=True)
+    return np.asarray(np.clip(BLACK + CONTRAST * (grey + SATURATION * (picture - grey)), 0, 255), dtype=np.uint8)
 
 
 def _sway(time_s: float, *waves: tuple[float, float, float]) -> float:
@@ -115,7 +124,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to (default: here)")
     options = parser.parse_args()
     try:
-        write_clip(portrait(options.photo), options.out / "sample.mp4")
+        write_clip(toned(portrait(options.photo)), options.out / "sample.mp4")
         write_speech(options.out / "speech.wav")
     except FileNotFoundError as error:
         print(f"make_sample: {error}", file=sys.stderr)  # noqa: T201
