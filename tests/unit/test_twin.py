@@ -90,7 +90,8 @@ def test_the_largest_face_is_taken_and_followed(images: list[Image], finder: Fac
     side = int(0.6 * max(x1 - x0, y1 - y0))
     x, y = (x0 + x1) // 2, (y0 + y1) // 2
     cut = images[0][max(0, y - side) : y + side, max(0, x - side) : x + side]
-    big, small = cv2.resize(cut, (600, 600), interpolation=cv2.INTER_AREA), cv2.resize(cut, (260, 260))
+    big = cv2.resize(cut, (600, 600), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(np.ascontiguousarray(cut[:, ::-1]), (260, 260))  # mirrored, to be told from the large one
     canvas = np.full((640, 1000, 3), 90, np.uint8)
     canvas[20:620, 380:980] = big
     canvas[200:460, 60:320] = small
@@ -101,7 +102,7 @@ def test_the_largest_face_is_taken_and_followed(images: list[Image], finder: Fac
         alone[rows, columns] = canvas[rows, columns]
         crop = register([jpeg(alone)], finder, basis).crops[0]
         differences.append(np.abs(record.crops[0].astype(int) - crop).mean())
-    assert differences[0] < 0.8 * differences[1]
+    assert differences[0] < 0.6 * differences[1]
 
 
 def test_a_small_face_is_warned_of(images: list[Image], finder: FaceFinder, basis: MouthBasis) -> None:
