@@ -33,12 +33,11 @@ from benchmarks.hostile_room import room
 from benchmarks.hostile_wire import NO_ROOM, TIMEOUT_S, Health, Outcome, Wire, health, wired
 from insync.ensemble.errors import ServerError
 from insync.ensemble.server import EmbeddedServer
+from insync.ensemble.settings import CAPACITY_VARIABLE
 
 SENDERS = 6
-CAPACITY_VARIABLE = "INSYNC_CAPACITY_FPS"
-CAPACITY_FPS = (
-    40  # that the server promises: the well-formed stream's, the most that "hostile" asks for, and a little more
-)
+# That the server promises: the well-formed stream's, the most that "hostile" asks for, and a little more.
+CAPACITY_FPS = 40
 WELL_FORMED_FPS = 5
 _KEEP_S = 0.5  # between two frames of the well-formed stream: its rate leaves room for the senders' checks
 CHECK_EVERY = 50  # requests of one sender between two well-formed ones

@@ -32,9 +32,9 @@ from benchmarks.faults_kit import Footage, Image, register, stream
 from benchmarks.processes import processor_s
 from insync.client import Client, Overloaded
 from insync.ensemble.server import EmbeddedServer
+from insync.ensemble.settings import CAPACITY_VARIABLE
 
 HEIGHT = 360  # lines of the frames
-CAPACITY_VARIABLE = "INSYNC_CAPACITY_FPS"
 _SHARE = 0.7  # of what the server holds, that its limit promises
 
 

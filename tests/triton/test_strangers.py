@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from tests.triton.conftest import jpeg, octets
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from benchmarks.hostile import CAPACITY_FPS, CAPACITY_VARIABLE, attack
+from benchmarks.hostile import CAPACITY_FPS, attack
 from insync.client import Client, NotFound
 from insync.ensemble.access import admin_headers
 from insync.ensemble.server import EmbeddedServer
+from insync.ensemble.settings import CAPACITY_VARIABLE
 from insync.ensemble.spec import CANARY, MODELS, WINDOW_SAMPLES
 
 pytestmark = pytest.mark.triton

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from insync.client.errors import BadInput, InsyncError, MissingExtra
+from insync.client.pacer import LATE
 from insync.client.tls import add_tls_options, tls_options
 
 __all__ = ["main"]
@@ -130,8 +131,8 @@ def _add_dub(commands: Any) -> None:
     )
     dub.add_argument(
         "--late",
-        choices=("wait", "skip", "repeat"),
-        default="wait",
+        choices=LATE,
+        default=LATE[0],
         help="a frame that is not there after --deadline is waited for, is left out, or the one before stands in for it "
         "(default: %(default)s)",
     )

@@ -19,6 +19,7 @@ from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
 from insync.client.errors import BadInput, InsyncError, ProtocolError, ServerTimeout, ServerUnavailable, mapped_errors
+from insync.client.pacer import Late
 from insync.client.picture import open_picture, to_jpeg
 from insync.client.region import Region
 from insync.client.servers import RetryOptions, Route, Servers
@@ -239,7 +240,7 @@ class Client:
         region: bool = True,
         composite: Literal["client", "server"] = "client",
         deadline_s: float | None = None,
-        late: Literal["wait", "skip", "repeat"] = "wait",
+        late: Late = "wait",
         clock: StageClock | None = None,
     ) -> AsyncGenerator[SyncedFrame, None]:
         """Makes the person in `frames` speak `audio`.

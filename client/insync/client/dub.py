@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,6 +18,7 @@ from insync.client.client import REGISTRATION_FRAMES, RETRY_S, Client, Twin
 from insync.client.errors import BadInput, InsyncError, MissingExtra, ServerError
 from insync.client.extend import EXTENSIONS, extended
 from insync.client.media import AudioFile, VideoFile
+from insync.client.pacer import Late
 from insync.client.picture import TimedFrame
 from insync.client.provenance import Mark, can_be_signed
 from insync.client.stages import StageClock, Stages
@@ -81,7 +82,7 @@ def dub(
     tls: TlsOptions | None = None,
     provenance: bool = True,
     deadline_s: float | None = None,
-    late: Literal["wait", "skip", "repeat"] = "wait",
+    late: Late = "wait",
     retry_s: float = RETRY_S,
 ) -> DubReport:
     """Makes the person in `video` speak `audio`, and writes the result to `out`.
@@ -162,7 +163,7 @@ class _Job:
     tls: TlsOptions | None
     provenance: bool
     deadline_s: float | None
-    late: Literal["wait", "skip", "repeat"]
+    late: Late
     retry_s: float
 
     async def run(self, server: str) -> DubReport:

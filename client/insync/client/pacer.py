@@ -5,7 +5,13 @@ Additive-increase, multiplicative-decrease, as TCP does (Chiu and Jain, 1989), o
 
 from __future__ import annotations
 
-__all__ = ["Pacer", "Thinner"]
+from typing import Literal, get_args
+
+__all__ = ["LATE", "Late", "Pacer", "Thinner"]
+
+# What becomes of a live stream's frame that is not there in time: it is waited for, left out, or the one before stands in for it.
+Late = Literal["wait", "skip", "repeat"]
+LATE: tuple[Late, ...] = get_args(Late)
 
 _FIRST_S = 0.02  # between requests, after the first refusal
 _SLOWER, _FASTER = 1.5, 0.95

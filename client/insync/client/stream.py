@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from insync.client.audio import AudioWindows, slices
 from insync.client.errors import BadInput, ProtocolError
-from insync.client.pacer import Thinner
+from insync.client.pacer import LATE, Late, Thinner
 from insync.client.picture import Image, Picture, RgbPicture, TimedFrame, decode_image, open_picture, to_jpeg
 from insync.client.region import Region, RegionTracker
 from insync.client.source import Source
@@ -50,7 +50,7 @@ class StreamOptions:
     composite: Literal["client", "server"] = "client"
     jpeg_quality: int = 92
     deadline_s: float | None = None
-    late: Literal["wait", "skip", "repeat"] = "wait"
+    late: Late = "wait"
 
     def __post_init__(self) -> None:
         if not 0 < self.fps <= 1000:
@@ -63,8 +63,8 @@ class StreamOptions:
             raise BadInput(f"jpeg_quality is {self.jpeg_quality}; allowed: 1–100")
         if self.deadline_s is not None and not 0 < self.deadline_s <= 60:
             raise BadInput(f"deadline_s is {self.deadline_s}; allowed: more than 0, up to 60 s, or None")
-        if self.late not in ("wait", "skip", "repeat"):
-            raise BadInput(f"late is {self.late!r}; allowed: 'wait', 'skip', 'repeat'")
+        if self.late not in LATE:
+            raise BadInput(f"late is {self.late!r}; allowed: {', '.join(map(repr, LATE))}")
         if self.late != "wait" and self.deadline_s is None:
             raise BadInput(f"late is {self.late!r} without deadline_s: say in how many seconds a frame is wanted")
 

@@ -21,6 +21,7 @@ from insync.ensemble.errors import BadInputError
 TWINS_VARIABLE = "INSYNC_TWINS"
 GPU_VARIABLE = "INSYNC_GPU"
 SIGNING_VARIABLE = "INSYNC_SIGNING"
+CAPACITY_VARIABLE = "INSYNC_CAPACITY_FPS"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def load() -> Settings:
         twin_cache=_integer("INSYNC_TWIN_CACHE", 64, 1, 100_000),
         jpeg_quality=_integer("INSYNC_JPEG_QUALITY", 92, 1, 100),
         gpu=bool(_integer(GPU_VARIABLE, 0, 0, 1)),
-        capacity_fps=_integer("INSYNC_CAPACITY_FPS", 0, 0, 1_000_000),
+        capacity_fps=_integer(CAPACITY_VARIABLE, 0, 0, 1_000_000),
     )
 
 

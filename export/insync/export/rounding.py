@@ -82,10 +82,8 @@ class _Rounding:
         before = list(self._graph.node)
         if self._precision == "tf32":
             for node in before:
-                if (
-                    node.op_type in _MULTIPLYING and node.output[0] not in self._exact
-                ):  # a third input is added, not multiplied
-                    for index in range(min(2, len(node.input))):
+                if node.op_type in _MULTIPLYING and node.output[0] not in self._exact:
+                    for index in range(min(2, len(node.input))):  # a third input is added, not multiplied
                         node.input[index] = self._rounded(node.input[index])
                 self._nodes.append(node)
         else:

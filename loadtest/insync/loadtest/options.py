@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Literal
 
+from insync.client.pacer import LATE, Late
 from insync.client.tls import TlsOptions
 from insync.loadtest.errors import LoadTestError
 
-__all__ = ["LATE", "ROLES", "UserOptions"]
-
-Late = Literal["wait", "skip", "repeat"]
+__all__ = ["ROLES", "UserOptions"]
 
 # A paced stream; jobs as fast as allowed; registrations; and one of these by lot, mostly a stream.
 ROLES = ("live", "dub", "twin", "mix")
-# What becomes of a live frame that misses its deadline: it is waited for, left out, or the one before stands in for it.
-LATE: tuple[Late, ...] = ("wait", "skip", "repeat")
 
 
 @dataclass(frozen=True)
