@@ -46,6 +46,7 @@ class Container:
     grpc: str
     http: str
     metrics: str
+    log: Path
 
 
 def free_ports(count: int) -> list[int]:
@@ -108,7 +109,7 @@ def second(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> 
         )
     try:
         wait(lambda: page(f"http://{http}/v2/health/ready") == "", process, 120)
-        yield Container(process, grpc, http, metrics)
+        yield Container(process, grpc, http, metrics, folder / "log")
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -227,5 +228,5 @@ def test_frames_go_to_both_servers_and_go_on_when_one_is_stopped(
                 break
             time.sleep(0.25)
         assert [str(answer) for answer in answers if isinstance(answer, Exception)] == []
-    assert second.process.wait(60) == 0
+    assert second.process.wait(60) == 0, second.log.read_text()[-4000:]
     through.client.close()
