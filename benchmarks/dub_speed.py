@@ -182,7 +182,7 @@ def figures(case: Case) -> dict[str, float]:
     used = {f"processor: `{name}`": 1000 * used_s / case.frames for name, used_s in case.processor_s.items()}
     used = {name: value for name, value in sorted(used.items(), key=lambda item: -item[1]) if value >= 0.05}
     found[ALL] = found[STAGES["client_cpu_ms"]] + sum(used.values())
-    for model in (*spec.MODELS["lipsync_patch"].steps, "lipsync_twin", "lipsync_reference"):
+    for model in (name for name in case.models if spec.ALL_MODELS[name].backend != "ensemble"):
         found[f"wall: `{model}`"] = 1000 * case.models[model].compute_s / case.frames
     return found | used
 

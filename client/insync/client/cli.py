@@ -194,6 +194,11 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument(
         "--gpu", action="store_true", help="run the networks on the GPU: ONNX Runtime's CUDA, or else PyTorch's"
     )
+    serve.add_argument(
+        "--separate-steps",
+        action="store_true",
+        help="on the CPU too, a process for each step of a frame, with metrics of its own: slower",
+    )
     serve.add_argument("--tls-cert", metavar="PEM", type=Path, help="speak TLS over gRPC, with this certificate")
     serve.add_argument("--tls-key", metavar="PEM", type=Path, help="its key")
     serve.add_argument(
@@ -396,6 +401,7 @@ def _serve(options: argparse.Namespace) -> int:
             log=options.log,
             gpu=options.gpu,
             tls=tls,
+            separate_steps=options.separate_steps,
         )
         or 0
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from insync.ensemble.errors import ServerError
 
-STAND_INS = ("onnxruntime", "dali")
+STAND_INS = ("onnxruntime", "dali", "joined")
 _SYSTEM = Path("/opt/tritonserver")
 _EXTRA = "install them with: pip install 'insync[serve]'"
 

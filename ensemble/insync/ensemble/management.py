@@ -11,7 +11,7 @@ from typing import Any
 
 from insync.ensemble.canary import grey_jpeg
 from insync.ensemble.errors import ServerError
-from insync.ensemble.spec import CANARY, MODELS, Tensor
+from insync.ensemble.spec import ALL_MODELS, CANARY, Tensor
 
 LOAD_TIMEOUT_S = 60.0
 _TIMEOUT_S = 10.0
@@ -79,7 +79,7 @@ class Management:
         Raises:
             ServerError: none came in time.
         """
-        described = MODELS[model]
+        described = ALL_MODELS[model]
         # A model whose inputs are all optional gets its first: without any, the request might not reach it.
         needed = [tensor for tensor in described.inputs if not tensor.optional] or described.inputs[:1]
         inputs = [_smallest(tensor, described.max_batch_size > 0) for tensor in needed]
@@ -111,7 +111,7 @@ def _smallest(tensor: Tensor, batched: bool) -> dict[str, Any]:
     """A tensor as the KServe protocol writes it: zeros, but nothing that a batch with others' requests could fail on."""
     shape = [_SIDE if length < 0 else length for length in tensor.shape]
     data: list[Any] = [0] * math.prod(shape)
-    if tensor.name == "FRAME":
+    if tensor.name in ("FRAME", "CHECKED_FRAME"):
         data = list(grey_jpeg(_SIDE))
         shape = [len(data)]
     elif tensor.name == "TRANSFORM":

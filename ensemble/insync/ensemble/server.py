@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from insync.ensemble import reaper, settings
+from insync.ensemble import joined, reaper, settings
 from insync.ensemble.access import ServerTls, admin_headers, new_admin_key, restrictions
 from insync.ensemble.canary import answers_frames
 from insync.ensemble.errors import ServerError
@@ -64,6 +64,8 @@ class EmbeddedServer:
         grpc_url, http_url, metrics_url: HOST:PORT, known before `start`.
         repository, twin_store: the folders in use.
         shared_memory_prefix: of the names of this server's regions under /dev/shm.
+        models: those that it serves.
+        frame_steps: the models that a frame passes, in order.
         admin_key: opens the management endpoints (`insync.ensemble.access.admin_headers`); new for each server.
     """
 
@@ -79,6 +81,7 @@ class EmbeddedServer:
         start_timeout_s: float = 120.0,
         gpu: bool = False,
         tls: ServerTls | None = None,
+        separate_steps: bool = False,
     ) -> None:
         """Chooses ports and folders; nothing is started yet.
 
@@ -91,6 +94,8 @@ class EmbeddedServer:
             start_timeout_s: for `start`.
             gpu: runs the networks on the GPU; `start` fails where there is none.
             tls: of the gRPC endpoint. HTTP and metrics, for which Triton has none, then stay on loopback.
+            separate_steps: each step of a frame is a model of its own, as in other servers and always on a GPU, and not
+                joined with the others (`insync.ensemble.joined`): slower on a CPU.
 
         Raises:
             ServerError: a given port is taken, there is no repository, or the TLS files are not what they should be.
@@ -111,6 +116,9 @@ class EmbeddedServer:
         self._given_log = log
         self._start_timeout_s = start_timeout_s
         self._gpu = gpu
+        self._joined = not (separate_steps or gpu)
+        self.models = joined.SERVED if self._joined else tuple(MODELS)
+        self.frame_steps = joined.STEPS if self._joined else MODELS["lipsync"].steps
         self.shared_memory_prefix = (
             f"insync_{secrets.token_hex(6)}_"  # of shared memory: cleaning up touches nobody else's
         )
@@ -227,15 +235,19 @@ class EmbeddedServer:
         self._folder = Path(tempfile.mkdtemp(prefix="insync-server-"))
         backends = self._folder / "backends"
         installation.write_backends(backends)
+        repository, loaded = self.repository, ["*"]
+        if self._joined:
+            repository = self._folder / "models"
+            loaded = joined.write_repository(self.repository, repository, settings.load().processes)
         grpc, http, metrics = (str(port) for port in self._ports)
         command = [
             str(installation.server),
-            f"--model-repository={self.repository}",
+            f"--model-repository={repository}",
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self.shared_memory_prefix}",
-            *_region_options(),
+            *_region_options(len(self.models)),
             "--model-control-mode=explicit",  # a supervisor may load a model anew
-            "--load-model=*",
+            *(f"--load-model={model}" for model in loaded),
             "--disable-auto-complete-config",  # our configs are whole, and completing starts every Python model twice
             f"--grpc-address={self._host}",
             f"--grpc-port={grpc}",
@@ -270,7 +282,7 @@ class EmbeddedServer:
         )
 
     def _wait_until_ready(self, deadline: float) -> None:
-        waiting = ["", *MODELS]
+        waiting = ["", *self.models]
         while waiting:
             assert self._process is not None
             if self._process.poll() is not None:
@@ -292,13 +304,13 @@ class EmbeddedServer:
         return failure_reason(log.read_text(errors="replace"))
 
 
-def _region_options() -> list[str]:
+def _region_options(models: int) -> list[str]:
     """How large the models' regions of shared memory are; Triton's own choice where this machine has little of it."""
     try:
         room = shutil.disk_usage(_SHARED_MEMORY).free
     except OSError:
         return []
-    if room < 4 * len(MODELS) * _REGION_BYTES:
+    if room < 4 * models * _REGION_BYTES:
         return []
     return [f"--backend-config=python,shm-{when}-byte-size={_REGION_BYTES}" for when in ("default", "growth")]
 

@@ -7,6 +7,7 @@
 | `INSYNC_SIGNING` | folder of the certificate and key that sign dubbed files | `~/.local/share/insync/signing` |
 | `INSYNC_JPEG_QUALITY` | of SYNCED, 1 to 100 | 92 |
 | `INSYNC_GPU` | 1: the embedded server runs the networks on the GPU, as `insync serve --gpu` | 0 |
+| `INSYNC_PROCESSES` | processes of the embedded server that compute frames on the CPU | one for each core, 4 at most |
 | `INSYNC_CAPACITY_FPS` | frames/s that a server admits in all, where its config says nothing; 0: no limit | 0 |
 """
 
@@ -33,6 +34,7 @@ class Settings:
     jpeg_quality: int
     gpu: bool
     capacity_fps: int
+    processes: int
 
 
 def default_twins() -> Path:
@@ -59,6 +61,8 @@ def load() -> Settings:
         jpeg_quality=_integer("INSYNC_JPEG_QUALITY", 92, 1, 100),
         gpu=bool(_integer(GPU_VARIABLE, 0, 0, 1)),
         capacity_fps=_integer(CAPACITY_VARIABLE, 0, 0, 1_000_000),
+        # Each takes 0.3 GB.
+        processes=_integer("INSYNC_PROCESSES", min(4, len(os.sched_getaffinity(0))), 1, 1024),
     )
 
 

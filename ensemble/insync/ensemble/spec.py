@@ -58,7 +58,7 @@ class Model:
     """One served model: what goes in, what comes out, and in what order."""
 
     name: str
-    backend: str  # "dali", "python", "onnxruntime" or "ensemble"
+    backend: str  # "dali", "python", "onnxruntime", "ensemble" or, of the embedded server's own, "joined"
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     max_batch_size: int = 8
@@ -107,6 +107,10 @@ FORGET = Tensor("FORGET", "STRING", (1,), optional=True)
 TWIN_DIGITS = Tensor("TWIN", "UINT8", (TWIN_LENGTH,))
 REPORT = Tensor("REPORT", "UINT8", (-1,))  # JSON, UTF-8
 
+CHECKED_FRAME = Tensor("CHECKED_FRAME", "UINT8", (-1,))
+CHECKED_AUDIO = Tensor("CHECKED_AUDIO", "FP32", (WINDOW_SAMPLES,))
+CHECKED_TWIN = Tensor("CHECKED_TWIN", "UINT8", (TWIN_LENGTH,))
+
 _PATCH_STEPS = (
     "lipsync_guard",
     "lipsync_preprocess",
@@ -130,11 +134,7 @@ MODELS: dict[str, Model] = {
             "lipsync_guard",
             "python",
             (FRAME, AUDIO, TWIN, STREAM, RATE),
-            (
-                Tensor("CHECKED_FRAME", "UINT8", (-1,)),
-                Tensor("CHECKED_AUDIO", "FP32", (WINDOW_SAMPLES,)),
-                Tensor("CHECKED_TWIN", "UINT8", (TWIN_LENGTH,)),
-            ),
+            (CHECKED_FRAME, CHECKED_AUDIO, CHECKED_TWIN),
         ),
         Model("lipsync_preprocess", "dali", (FRAME, AUDIO), (IMAGE, MEL)),
         Model("lipsync_face", "python", (IMAGE, FACE_HINT), (TRANSFORM, CONFIDENCE, FACE, HEAD)),
@@ -184,3 +184,12 @@ MODELS: dict[str, Model] = {
         ),
     )
 }
+
+# Of the embedded server alone, on a CPU: every step behind the guard in one; see `insync.ensemble.joined`.
+FRAME_MODEL = Model(
+    "lipsync_frame",
+    "joined",
+    (CHECKED_FRAME, CHECKED_AUDIO, CHECKED_TWIN, FACE_HINT),
+    (PATCH, SYNCED, TRANSFORM, CONFIDENCE, FACE, MOUTH_CODE),
+)
+ALL_MODELS = {**MODELS, FRAME_MODEL.name: FRAME_MODEL}

@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,13 +21,12 @@ from insync.ensemble.canary import ENSEMBLES
 from insync.ensemble.errors import ServerError
 from insync.ensemble.management import Counts
 from insync.ensemble.server import EmbeddedServer
-from insync.ensemble.spec import MODELS
+from insync.ensemble.spec import FRAME_MODEL
 
 __all__ = ["Patience", "Supervisor", "behind", "processes"]
 
-_STEPS = MODELS["lipsync"].steps  # all that frames pass, in order
 # Who waits inside another model's process hangs with it.
-_CALLED = {"lipsync_twin_features": ("lipsync_reference",), "lipsync_twin": ("lipsync_reference",)}
+_CALLED = dict.fromkeys(("lipsync_twin_features", "lipsync_twin", FRAME_MODEL.name), ("lipsync_reference",))
 _INSTANCE = re.compile(r"(lipsync\w*?)_\d+_\d+")  # how Triton names the process of a model's instance
 _ILL = re.compile(r"Stub process '(lipsync\w*?)_\d+_\d+' is not healthy")
 _NONE = Counts()
@@ -93,8 +92,11 @@ class Supervisor:
         if not self._processes:
             self._processes = processes(pid)
         dead = {model for process, model in self._processes.items() if not _lives(process, pid)}
+        stopped = {model for process, model in self._processes.items() if _state(process, pid) == "T"}
         if dead:
             self._revive(dead, "its process had died")
+        elif stopped:  # where a model has several processes, frames go past one that does nothing: no canary tells
+            self._revive(stopped, "its process was stopped")
         elif time.monotonic() >= self._canary_at_s:
             self._send_canary()
             self._canary_at_s = time.monotonic() + self._patience.canary_every_s
@@ -135,7 +137,7 @@ class Supervisor:
     def _hanging(self, before: Mapping[str, Counts]) -> str | None:
         """The model at which frames stand still; see `behind`. It is asked by itself, too: a server may just be slow."""
         with suppress(ServerError):  # Triton itself does not answer
-            for model in behind(before, self._management.counts()):
+            for model in behind(self._server.frame_steps, before, self._management.counts()):
                 if not self._answers(model, self._patience.canary_timeout_s):
                     return model
         return None
@@ -216,16 +218,17 @@ class Supervisor:
         return "it did not start"
 
 
-def behind(before: Mapping[str, Counts], after: Mapping[str, Counts]) -> list[str]:
+def behind(steps: Sequence[str], before: Mapping[str, Counts], after: Mapping[str, Counts]) -> list[str]:
     """The steps that may be holding up a frame.
 
     Args:
+        steps: all that a frame passes, in order.
         before, after: of each model, before the frame was sent and after it did not come back.
 
     Returns:
-        The steps that have ended nothing, in the ensembles' order. If one hangs it is the first: those behind it only wait.
+        The steps that have ended nothing, in order. If one hangs it is the first: those behind it only wait.
     """
-    return [step for step in _STEPS if after.get(step, _NONE).ended <= before.get(step, _NONE).ended]
+    return [step for step in steps if after.get(step, _NONE).ended <= before.get(step, _NONE).ended]
 
 
 def processes(server: int | None) -> dict[int, str]:
@@ -243,8 +246,13 @@ def processes(server: int | None) -> dict[int, str]:
 
 def _lives(process: int, parent: int | None) -> bool:
     """Whether this is a child of that process, and more than an entry that it has not read yet."""
+    return _state(process, parent) not in ("", "Z", "X")
+
+
+def _state(process: int, parent: int | None) -> str:
+    """The kernel's letter for what a process does, if it is a child of that one; else nothing."""
     try:
         state, ppid = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
-        return False
-    return int(ppid) == parent and state not in "ZX"
+        return ""
+    return state if int(ppid) == parent else ""
