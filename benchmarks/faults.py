@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,11 +27,11 @@ from benchmarks import machine
 from benchmarks.faults_kit import Arrivals, Footage, Serving, register, spread, stream
 from benchmarks.network import Network
 from insync.client import InsyncError
-from insync.ensemble import spec
+from insync.ensemble import joined, spec
 
 STORE_MIB = 8
 GAP = 6  # frames between two breaks, at least
-_KILLED = [step for step in spec.MODELS["lipsync"].steps if step != "lipsync_composite"]
+_STEPS = [step for step in spec.MODELS["lipsync"].steps if step != "lipsync_composite"]
 
 
 @dataclass
@@ -115,32 +115,39 @@ async def nothing(ground: Ground) -> Row:
 
 
 async def killed_models(ground: Ground) -> Row:
-    """Every model of the frames' way, once, at a random moment; then two at once."""
-    models = ground.chance.sample(_KILLED, len(_KILLED))
-    breaks: list[Callable[[], None]] = [partial(ground.first.kill_model, model) for model in models]
-    breaks.append(partial(ground.first.kill_model, *ground.chance.sample(_KILLED, 2)))
+    """The models of the frames' way at random moments; then two at once."""
+    return await _killed(ground, ground.first, [*joined.STEPS, *joined.STEPS], "each model of the frames' way twice")
+
+
+async def killed_steps(ground: Ground) -> Row:
+    """The same where each step is a model."""
+    return await _killed(ground, ground.second, _STEPS, "with `--separate-steps`: each of nine models once")
+
+
+async def _killed(ground: Ground, serving: Serving, models: Sequence[str], what: str) -> Row:
+    killed = ground.chance.sample(models, len(models))
+    breaks: list[Callable[[], None]] = [partial(serving.kill_model, model) for model in killed]
+    breaks.append(partial(serving.kill_model, *ground.chance.sample(sorted(set(models)), 2)))
     count, at = ground.moments(breaks)
-    arrivals = await stream(ground.first.address, ground.footage, ground.twin, count, at)
-    return Row(
-        "a model's process (SIGKILL)",
-        len(breaks) + 1,
-        [arrivals],
-        "each model of the frames' way once, then two at once",
-    )
+    arrivals = await stream(serving.address, ground.footage, ground.twin, count, at)
+    return Row("a model's process (SIGKILL)", len(breaks) + 1, [arrivals], f"{what}, then two at once")
 
 
 async def hung_models(ground: Ground) -> Row:
     """SIGSTOP: the process is there and does nothing."""
-    hung = ("lipsync_encoder", "lipsync_face")
-    breaks: list[Callable[[], None]] = [partial(ground.first.kill_model, model, how=signal.SIGSTOP) for model in hung]
+    return await _hung(ground, ground.first, joined.STEPS, "the supervisor sees that it was stopped")
+
+
+async def hung_steps(ground: Ground) -> Row:
+    """The same where each step is a model."""
+    return await _hung(ground, ground.second, ("lipsync_encoder", "lipsync_face"), "with `--separate-steps`")
+
+
+async def _hung(ground: Ground, serving: Serving, models: Sequence[str], remark: str) -> Row:
+    breaks: list[Callable[[], None]] = [partial(serving.kill_model, model, how=signal.SIGSTOP) for model in models]
     count, at = ground.moments(breaks)
-    arrivals = await stream(ground.first.address, ground.footage, ground.twin, count, at)
-    return Row(
-        "a model's process hangs (SIGSTOP)",
-        len(breaks),
-        [arrivals],
-        "Triton misses the process, or else the canary comes to nothing",
-    )
+    arrivals = await stream(serving.address, ground.footage, ground.twin, count, at)
+    return Row("a model's process hangs (SIGSTOP)", len(breaks), [arrivals], remark)
 
 
 async def killed_server(ground: Ground) -> Row:
@@ -256,9 +263,9 @@ async def full_disk(ground: Ground) -> Row:
 
 async def everything(ground: Ground) -> Row:
     """Anything of the above, at random, with two servers: three streams at once."""
-    both = (ground.first, ground.second)
     breaks: list[Callable[[], None]] = [
-        partial(ground.chance.choice(both).kill_model, model) for model in ground.chance.choices(_KILLED, k=3)
+        partial(ground.first.kill_model, ground.chance.choice(joined.STEPS)),
+        *(partial(ground.second.kill_model, model) for model in ground.chance.choices(_STEPS, k=2)),
     ]
     breaks.append(ground.second.kill_triton)
     ground.chance.shuffle(breaks)
@@ -271,7 +278,9 @@ async def everything(ground: Ground) -> Row:
 FAULTS: dict[str, Callable[[Ground], Awaitable[Row]]] = {
     "nothing": nothing,
     "models": killed_models,
+    "steps": killed_steps,
     "hung": hung_models,
+    "hung-steps": hung_steps,
     "server": killed_server,
     "one-of-two": killed_server_of_two,
     "cut": cut_network,
@@ -350,7 +359,7 @@ def main() -> int:
             names.remove("disk")
             warning += " No file system could be mounted here: the full disk was not tried."
         store = (disk or folder) / "twins"
-        serving = [Serving(store, folder / f"{name}.log") for name in ("first", "second")]
+        serving = [Serving(store, folder / "first.log"), Serving(store, folder / "second.log", "--separate-steps")]
         for one in serving:
             stack.enter_context(one)
         footage = Footage.load(60, 360)

@@ -37,8 +37,8 @@ _SAID = re.compile(r"gRPC (\S+:\d+)(?: with \S+)?, HTTP (\S+:\d+), metrics (\S+:
 class Serving:
     """`insync serve` as a process of its own, on the same ports each time it is started; a context manager."""
 
-    def __init__(self, store: Path, log: Path) -> None:
-        self._store, self._log = store, log
+    def __init__(self, store: Path, log: Path, *options: str) -> None:
+        self._store, self._log, self._options = store, log, options
         self._ports = ["0", "0", "0"]
         self._process: subprocess.Popen[str] | None = None
         self._dying: int | None = None
@@ -72,7 +72,7 @@ class Serving:
             time.sleep(0.05)  # it still has the ports
         if self._process is not None:
             self._process.communicate()
-        options = ["--twins", str(self._store), "--log", str(self._log)]
+        options = [*self._options, "--twins", str(self._store), "--log", str(self._log)]
         for name, port in zip(("grpc", "http", "metrics"), self._ports, strict=True):
             options += [f"--{name}-port", port]
         self._process = subprocess.Popen(

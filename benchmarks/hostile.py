@@ -165,9 +165,9 @@ def attack(
         What became of them.
     """
     with wired(server.grpc_url, server.http_url) as wire:
-        frames = {"FRAMES": Sent("BYTES", (1,), strings(Kit(image, "").jpeg))}
+        frames = {"FRAMES": Sent("BYTES", (1,), strings(Kit(image, "", server.models).jpeg))}
         answer = wire.stub.ModelInfer(request("lipsync_twin", frames), timeout=TIMEOUT_S)
-        kit = Kit(image, answer.raw_output_contents[0].decode())
+        kit = Kit(image, answer.raw_output_contents[0].decode(), server.models)
         named = {
             "STREAM": Sent("BYTES", (1, 1), strings(b"well-formed")),
             "RATE": Sent("FP32", (1, 1), np.array([WELL_FORMED_FPS], np.float32).tobytes()),

@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from insync.ensemble import spec
 
+PUBLIC = ("lipsync", "lipsync_patch", "lipsync_twin")
 WIDTH, HEIGHT = 320, 180  # of the well-formed frame
 
 
@@ -100,11 +101,16 @@ class Kit:
     Args:
         image: uint8 [H, W, 3] RGB with a face.
         twin: a registered id; it is only ever sent whole, or spoiled in a way that makes it another.
+        models: that the server serves.
+
+    Attributes:
+        inner: those of them that no client asks.
     """
 
-    def __init__(self, image: NDArray[np.uint8], twin: str) -> None:
+    def __init__(self, image: NDArray[np.uint8], twin: str, models: Sequence[str]) -> None:
         small = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
         self.twin = twin.encode()
+        self.inner = tuple(name for name in models if name not in PUBLIC)
         self.jpeg = bytes(cv2.imencode(".jpg", small)[1])
         self.progressive = bytes(cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_PROGRESSIVE, 1))[1])
         self.png = bytes(cv2.imencode(".png", small[::2, ::2])[1])
@@ -128,10 +134,12 @@ class Kit:
             "FRAMES": Sent("BYTES", (1,), strings(self.jpeg)),
             "IMAGE": Sent("UINT8", (1, 64, 96, 3), bytes(64 * 96 * 3)),
         }
+        octets = Sent("UINT8", (1, len(self.twin)), self.twin)
+        known |= {"CHECKED_FRAME": known["FRAME"], "CHECKED_AUDIO": known["AUDIO"], "CHECKED_TWIN": octets}
         inputs = {}
         if model == "lipsync_twin_features":
-            return {"TWIN": Sent("UINT8", (1, len(self.twin)), self.twin)}
-        for tensor in spec.MODELS[model].inputs:
+            return {"TWIN": octets}
+        for tensor in spec.ALL_MODELS[model].inputs:
             if tensor.name == "FORGET":
                 continue  # only ever sent alone
             shape = (1, *tensor.shape)

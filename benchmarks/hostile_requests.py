@@ -19,6 +19,7 @@ from benchmarks.hostile_http import management, web
 from benchmarks.hostile_kit import (
     EXTREMES,
     LABELS,
+    PUBLIC,
     Call,
     Infer,
     Kit,
@@ -33,13 +34,12 @@ from benchmarks.hostile_kit import (
 )
 from insync.ensemble import spec
 
-PUBLIC = ("lipsync", "lipsync_patch", "lipsync_twin")
-INNER = tuple(name for name in spec.MODELS if name not in PUBLIC)
+TAKES_PICTURES = ("lipsync_guard", "lipsync_preprocess", "lipsync_frame")  # of the inner ones
 TYPES = ("BOOL", "UINT8", "UINT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES", "BF16", "NONSENSE", "")
 
 
-def _model(rng: Generator) -> str:
-    return str(pick(rng, PUBLIC if rng.random() < 0.6 else INNER))
+def _model(rng: Generator, kit: Kit) -> str:
+    return str(pick(rng, PUBLIC if rng.random() < 0.6 else kit.inner))
 
 
 def _ensemble(rng: Generator) -> str:
@@ -47,7 +47,7 @@ def _ensemble(rng: Generator) -> str:
 
 
 def _spoiled(rng: Generator, kit: Kit, change: Callable[[Sent], Sent]) -> Call:
-    model = _model(rng)
+    model = _model(rng, kit)
     inputs = kit.good(model)
     name = pick(rng, list(inputs))
     return Infer(request(model, {**inputs, name: change(inputs[name])}))
@@ -55,12 +55,13 @@ def _spoiled(rng: Generator, kit: Kit, change: Callable[[Sent], Sent]) -> Call:
 
 def _framed(rng: Generator, kit: Kit, data: bytes) -> Call:
     """A picture for whatever takes pictures."""
-    model = pick(rng, (*PUBLIC, "lipsync_guard", "lipsync_preprocess"))
+    model = pick(rng, (*PUBLIC, *(name for name in kit.inner if name in TAKES_PICTURES)))
     inputs = kit.good(model)
     if model == "lipsync_twin":
         good = [kit.jpeg] * int(rng.integers(3))
         return Infer(request(model, {"FRAMES": Sent("BYTES", (len(good) + 1,), strings(*good, data))}))
-    return Infer(request(model, {**inputs, "FRAME": kit.frame(data)}))
+    name = "FRAME" if "FRAME" in inputs else "CHECKED_FRAME"
+    return Infer(request(model, {**inputs, name: kit.frame(data)}))
 
 
 def wrong_type(rng: Generator, kit: Kit) -> Call:
@@ -101,7 +102,7 @@ def wrong_shape(rng: Generator, kit: Kit) -> Call:
 
 def tensors(rng: Generator, kit: Kit) -> Call:
     """Missing, extra, twice, misnamed."""
-    model = _model(rng)
+    model = _model(rng, kit)
     inputs = kit.good(model)
     name = str(pick(rng, list(inputs)))
     way = int(rng.integers(5))
@@ -122,7 +123,7 @@ def tensors(rng: Generator, kit: Kit) -> Call:
 
 def byte_counts(rng: Generator, kit: Kit) -> Call:
     """Contents that are shorter, longer, fewer, more, or of another field than the shapes say."""
-    model = _model(rng)
+    model = _model(rng, kit)
     made = request(model, kit.good(model))
     at = int(rng.integers(len(made.inputs)))
     way = int(rng.integers(6))
@@ -290,7 +291,7 @@ def room(rng: Generator, kit: Kit) -> Call:
 
 def batches(rng: Generator, kit: Kit) -> Call:
     """Batches beyond the limit, of zero, or of another length in each tensor."""
-    model = _model(rng)
+    model = _model(rng, kit)
     inputs = kit.good(model)
     count = int(pick(rng, (0, 2, 8, 9, 64, 200)))
     for name, sent in list(inputs.items()):
@@ -302,7 +303,7 @@ def batches(rng: Generator, kit: Kit) -> Call:
 
 def names(rng: Generator, kit: Kit) -> Call:
     """Models and versions that are not there."""
-    good = _model(rng)
+    good = _model(rng, kit)
     if rng.random() < 0.5:
         # Triton reads "1.0" as 1, which is there.
         version = str(pick(rng, ("0", "2", "-1", "9" * 30, "one", "../1", "\0", "v1")))
@@ -333,7 +334,7 @@ def registrations(rng: Generator, kit: Kit) -> Call:
 
 def inner(rng: Generator, kit: Kit) -> Call:
     """Well-formed tensors of absurd numbers for the models between the guard and the answer."""
-    model = str(pick(rng, INNER))
+    model = str(pick(rng, kit.inner))
     inputs = kit.good(model)
     for name, sent in inputs.items():
         if rng.random() < 0.3:
@@ -350,26 +351,26 @@ def inner(rng: Generator, kit: Kit) -> Call:
             inputs[name] = Sent("UINT8", (1, height, width, 3), bytes(height * width * 3))
         elif name == "PATCH":
             inputs[name] = replace(sent, data=rng.bytes(len(sent.data)))
-        elif name == "FRAME":
+        elif name in ("FRAME", "CHECKED_FRAME"):
             inputs[name] = kit.frame(rng.bytes(int(rng.integers(1, 500))))
     return Infer(request(model, inputs))
 
 
 def options(rng: Generator, kit: Kit) -> Call:
     """Outputs that are not there, memory of others as input or output, sequences, priorities, deadlines, long names."""
-    model = _model(rng)
+    model = _model(rng, kit)
     made = request(model, kit.good(model))
     way = int(rng.integers(9))
     if way == 0:
         made.outputs.add(name=pick(rng, ("NOTHING", "", "FRAME", "N" * 10_000)))
     elif way == 1:
-        for tensor in spec.MODELS[model].outputs[: int(rng.integers(1, 3))]:
+        for tensor in spec.ALL_MODELS[model].outputs[: int(rng.integers(1, 3))]:
             made.outputs.add(name=tensor.name)
     elif way == 2:
-        output = made.outputs.add(name=spec.MODELS[model].outputs[0].name)
+        output = made.outputs.add(name=spec.ALL_MODELS[model].outputs[0].name)
         output.parameters["classification"].int64_param = int(pick(rng, (-1, 0, 1, 5, 2**40)))
     elif way == 3:
-        side = made.inputs[0] if rng.random() < 0.5 else made.outputs.add(name=spec.MODELS[model].outputs[0].name)
+        side = made.inputs[0] if rng.random() < 0.5 else made.outputs.add(name=spec.ALL_MODELS[model].outputs[0].name)
         side.parameters["shared_memory_region"].string_param = pick(rng, ("", "x", "insync", "../..", "/dev/shm"))
         side.parameters["shared_memory_byte_size"].int64_param = int(pick(rng, (0, -1, 100, 2**62)))
         side.parameters["shared_memory_offset"].int64_param = int(pick(rng, (0, -1, 2**62)))
@@ -394,7 +395,7 @@ def protobuf(rng: Generator, kit: Kit) -> Call:
     method = str(pick(rng, ("ModelInfer", "ModelInfer", "ModelReady", "ModelMetadata", "ServerLive", "ModelConfig")))
     if rng.random() < 0.4:
         return Raw(method, rng.bytes(int(rng.integers(0, 2000))))
-    model = _model(rng)
+    model = _model(rng, kit)
     data = bytearray(request(model, kit.good(model)).SerializeToString())
     reach = 300 if rng.random() < 0.7 else len(data)
     for _ in range(int(rng.integers(1, 8))):
@@ -404,7 +405,7 @@ def protobuf(rng: Generator, kit: Kit) -> Call:
 
 def streams(rng: Generator, kit: Kit) -> Call:
     """Streams with bad messages on them, streams and calls that are left half way."""
-    model = _model(rng)
+    model = _model(rng, kit)
     inputs = kit.good(model)
     if rng.random() < 0.5:
         inputs.pop(str(pick(rng, list(inputs))))

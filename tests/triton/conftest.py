@@ -15,7 +15,7 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
 from insync.ensemble.server import EmbeddedServer
-from insync.ensemble.spec import MODELS, WINDOW_SAMPLES
+from insync.ensemble.spec import ALL_MODELS, WINDOW_SAMPLES
 
 ROOT = Path(__file__).parents[2]
 _DTYPES = {"STRING": "BYTES"}
@@ -29,6 +29,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
         yield running
 
 
+@pytest.fixture(scope="session")
+def steps_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """Another, with a model for each step of a frame, as in a fleet."""
+    folder = tmp_path_factory.mktemp("steps")
+    log = folder / "server.log"
+    with EmbeddedServer(twin_store=folder / "twins", log=log, separate_steps=True) as running:
+        yield running
+
+
 class Raw:
     """Raw inference by name: arrays in, arrays out. Batched models take samples without their batch dimension."""
 
@@ -36,7 +45,7 @@ class Raw:
         self.client = triton.InferenceServerClient(url)
 
     def inputs(self, model: str, values: dict[str, Any]) -> list[Any]:
-        spec = MODELS[model]
+        spec = ALL_MODELS[model]
         tensors = []
         for tensor in spec.inputs:
             if tensor.name in values:
@@ -48,7 +57,7 @@ class Raw:
         return tensors
 
     def outputs(self, model: str, result: Any) -> dict[str, NDArray[Any]]:
-        spec = MODELS[model]
+        spec = ALL_MODELS[model]
         arrays = {tensor.name: result.as_numpy(tensor.name) for tensor in spec.outputs}
         return {name: value[0] if spec.max_batch_size else value for name, value in arrays.items()}
 
@@ -72,6 +81,14 @@ class Raw:
 @pytest.fixture(scope="session")
 def raw(server: EmbeddedServer) -> Iterator[Raw]:
     made = Raw(server.grpc_url)
+    yield made
+    made.client.close()
+
+
+@pytest.fixture(scope="session")
+def raw_steps(steps_server: EmbeddedServer) -> Iterator[Raw]:
+    """For `steps_server`."""
+    made = Raw(steps_server.grpc_url)
     yield made
     made.client.close()
 

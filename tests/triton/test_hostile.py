@@ -66,10 +66,14 @@ def test_bad_frames(raw: Any, good: dict[str, Any], ensemble: str, kind: str) ->
 
 
 @pytest.mark.parametrize("kind", ["33 MB", "20 megapixels"])
-def test_no_way_past_the_guard(raw: Any, good: dict[str, Any], kind: str) -> None:
+def test_no_way_past_the_guard(raw: Any, raw_steps: Any, good: dict[str, Any], kind: str) -> None:
     frame, message = BAD_FRAMES[kind]
     with pytest.raises(triton.InferenceServerException, match=message) as caught:
-        raw("lipsync_preprocess", FRAME=frame, AUDIO=good["AUDIO"])
+        raw_steps("lipsync_preprocess", FRAME=frame, AUDIO=good["AUDIO"])
+    assert caught.value.status() == INVALID
+    twin = np.frombuffer(good["TWIN"][0], np.uint8)
+    with pytest.raises(triton.InferenceServerException, match=message) as caught:
+        raw("lipsync_frame", CHECKED_FRAME=frame, CHECKED_AUDIO=good["AUDIO"], CHECKED_TWIN=twin)
     assert caught.value.status() == INVALID
 
 
@@ -143,12 +147,12 @@ def test_the_others_of_a_batch_are_served(raw: Any, good: dict[str, Any]) -> Non
             assert answer.status() in (INVALID, MISSING)
 
 
-def test_an_affine_that_is_not_finite_fails_alone(raw: Any) -> None:
+def test_an_affine_that_is_not_finite_fails_alone(raw_steps: Any) -> None:
     reference = np.random.default_rng(0).standard_normal((CHANNELS, FEATURE_HEIGHT, FEATURE_WIDTH)).astype(np.float32)
     affine = np.tile(np.array([1, 0, 0, 0], np.float32), (CHANNELS, 1))
     bad = affine.copy()
     bad[3, 1] = np.nan
-    answers = raw.together(
+    answers = raw_steps.together(
         "lipsync_adaat", [{"REFERENCE": reference, "AFFINE": bad if k == 2 else affine} for k in range(6)]
     )
     assert "AFFINE holds numbers that are not finite" in answers[2].message()

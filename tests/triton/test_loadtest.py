@@ -34,7 +34,7 @@ def test_capacity_of_a_server_elsewhere(server: EmbeddedServer, tmp_path: Path) 
     assert {step["streams"] for step in search["steps"]} == {1}
     assert search["capacity"] == search["steps"][-1]["held"]  # which a busy machine may deny to even one stream
     assert report["summary"]["frames"] > 0
-    assert report["models"]["lipsync_decoder"]["batch"] >= 1
+    assert report["models"]["lipsync_frame"]["batch"] >= 1
     assert report["usage"]["clients_cores"] > 0
     assert report["summary"]["disordered"] == report["summary"]["errors"] == 0, report["errors"]
 

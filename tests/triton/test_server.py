@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import tritonclient.grpc as triton
 
 from insync.ensemble.errors import ServerError
 from insync.ensemble.server import EmbeddedServer, default_repository, failure_reason
-from insync.ensemble.spec import MODELS
+from insync.ensemble.spec import ALL_MODELS
 
 pytestmark = pytest.mark.triton
 
@@ -61,7 +62,7 @@ def copied_repository(folder: Path) -> Path:
 
 
 def test_every_model_is_ready_and_listens_on_loopback(server: EmbeddedServer, raw: Any) -> None:
-    for name in MODELS:
+    for name in server.models:
         assert raw.client.is_model_ready(name), name
     assert server.pid is not None
     listening = {
@@ -73,9 +74,13 @@ def test_every_model_is_ready_and_listens_on_loopback(server: EmbeddedServer, ra
     assert listening == {"127.0.0.1"}
 
 
-def test_the_server_tells_what_the_specification_says(raw: Any) -> None:
-    for name, model in MODELS.items():
-        told = raw.client.get_model_metadata(name)
+@pytest.mark.parametrize("home", ["server", "steps_server"])
+def test_the_server_tells_what_the_specification_says(home: str, request: pytest.FixtureRequest) -> None:
+    serving = request.getfixturevalue(home)
+    with triton.InferenceServerClient(serving.grpc_url) as client:
+        answers = {name: client.get_model_metadata(name) for name in serving.models}
+    for name, told in answers.items():
+        model = ALL_MODELS[name]
         batch = [-1] if model.max_batch_size else []
         kinds = {"STRING": "BYTES"}
         for kind in ("inputs", "outputs"):
@@ -94,9 +99,9 @@ def test_a_server_that_dies_is_noticed_and_leaves_nothing(tmp_path: Path) -> Non
     try:
         leader, log = server.pid, server.log
         assert leader is not None
-        assert len(group(leader)) > len(MODELS) // 2
+        assert len(group(leader)) > len(server.models) // 2
         used = shared(leader)
-        assert len(used) > len(MODELS) // 2
+        assert len(used) > len(server.models) // 2
         server.check()
         os.kill(leader, signal.SIGKILL)
         deadline = time.monotonic() + 10
@@ -201,11 +206,12 @@ def test_a_folder_that_is_no_repository(tmp_path: Path) -> None:
         EmbeddedServer(tmp_path, twin_store=tmp_path / "twins").start()
 
 
-def test_a_broken_model_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_broken_model_is_named_and_nothing_is_left(separate: bool, tmp_path: Path) -> None:
     repository = copied_repository(tmp_path)
     (repository / "lipsync_mixer" / "1" / "model.onnx").unlink()
-    server = EmbeddedServer(repository, twin_store=tmp_path / "twins")
-    with pytest.raises(ServerError, match=r"(?s)^the server did not start: lipsync_mixer: .*model\.onnx") as caught:
+    server = EmbeddedServer(repository, twin_store=tmp_path / "twins", separate_steps=separate)
+    with pytest.raises(ServerError, match=r"(?s)^the server did not start: .*lipsync_mixer: .*model\.onnx") as caught:
         server.start()
     assert "\n" not in str(caught.value)
     assert server.pid is None

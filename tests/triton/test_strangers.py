@@ -20,7 +20,7 @@ from insync.client import Client, NotFound
 from insync.ensemble.access import admin_headers
 from insync.ensemble.server import EmbeddedServer
 from insync.ensemble.settings import CAPACITY_VARIABLE
-from insync.ensemble.spec import CANARY, MODELS, WINDOW_SAMPLES
+from insync.ensemble.spec import ALL_MODELS, CANARY, WINDOW_SAMPLES
 
 pytestmark = pytest.mark.triton
 
@@ -116,7 +116,7 @@ def test_only_the_owner_manages(server: EmbeddedServer) -> None:
     with triton.InferenceServerClient(server.grpc_url) as client:
         assert client.is_model_ready("lipsync")
         index = client.get_model_repository_index(headers=admin_headers(server.admin_key))
-        assert {model.name for model in index.models} == set(MODELS)
+        assert {model.name for model in index.models} == set(ALL_MODELS)
 
 
 def test_a_twin_is_deleted_by_who_knows_its_id(server: EmbeddedServer, raw: Any, photo: NDArray[np.uint8]) -> None:

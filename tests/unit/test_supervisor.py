@@ -27,6 +27,8 @@ TIMEOUT = "lipsync_patch does not serve: Deadline Exceeded"
 class Pretended:
     """A server and its management, without a process behind them."""
 
+    frame_steps = STEPS
+
     def __init__(self) -> None:
         self.pid: int | None = os.getpid()
         self.http_url = ""
@@ -109,9 +111,9 @@ def test_a_server_that_serves_is_left_alone(server: Pretended) -> None:
 def test_the_first_step_that_does_not_go_on_is_the_one_that_hangs(step: str) -> None:
     before = dict.fromkeys(MODELS, Counts(3, 4))
     after = {**before, **dict.fromkeys(STEPS[: STEPS.index(step)], Counts(3, 5))}
-    assert behind(before, after)[0] == step
-    assert behind(before, dict.fromkeys(MODELS, Counts(4, 4))) == []
-    assert behind({}, {}) == list(STEPS)
+    assert behind(STEPS, before, after)[0] == step
+    assert behind(STEPS, before, dict.fromkeys(MODELS, Counts(4, 4))) == []
+    assert behind(STEPS, {}, {}) == list(STEPS)
 
 
 def test_a_model_that_hangs_is_loaded_anew(server: Pretended) -> None:

@@ -30,7 +30,15 @@ _STYLE = {
     "axes.titlelocation": "left",
     "axes.titlesize": 10,
 }
-_MODELS = ("lipsync_face", "lipsync_encoder", "lipsync_adaat", "lipsync_decoder", "lipsync_composite")
+# Of an embedded server the first, of another the rest.
+_MODELS = (
+    "lipsync_frame",
+    "lipsync_face",
+    "lipsync_encoder",
+    "lipsync_adaat",
+    "lipsync_decoder",
+    "lipsync_composite",
+)
 
 
 def figures(data: dict[str, Any]) -> list[str]:

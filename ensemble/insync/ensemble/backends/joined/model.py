@@ -28,7 +28,12 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Loads every step, and warms it up as its config says."""
         self._steps = [Step(**step) for step in json.loads(_parameter(args, "steps"))]
-        self._models = {step.model: _load(step, args) for step in self._steps}
+        self._models = {}
+        for step in self._steps:
+            try:
+                self._models[step.model] = _load(step, args)
+            except Exception as error:
+                raise RuntimeError(f"{step.model}: {error}") from error
         self._needed: dict[frozenset[str], list[Step]] = {}
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -101,5 +106,5 @@ def _load(step: Step, args: dict[str, str]) -> Any:
         ]
         answer = _run(model, step.model, zeros, list(step.outputs.values()))
         if answer.has_error():
-            raise RuntimeError(f"{step.model} does not warm up: {answer.error().message()}")
+            raise RuntimeError(f"it does not warm up: {answer.error().message()}")
     return model
