@@ -60,7 +60,7 @@ def test_diagram_shows_the_ensembles_steps() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(lipsync\w*)`", README))))
 def test_models_exist(name: str) -> None:
-    assert name in spec.MODELS
+    assert name in spec.ALL_MODELS
 
 
 @pytest.mark.parametrize(
