@@ -200,6 +200,7 @@ def test_the_backend_takes_the_path_that_the_environment_names(
         [{"name": tensor.name} for tensor in tensors] for tensors in (MODELS[name].inputs, MODELS[name].outputs)
     )
     arguments = {"model_repository": str(repository / name), "model_version": "1", "model_config": json.dumps(config)}
+    arguments["model_instance_name"] = f"{name}_0_1"
     model.initialize({**arguments, "model_instance_kind": "GPU", "model_instance_device_id": "3"})
     assert devices == (["cuda:3"] if on_gpu else [])
     requests = [feed(name, 1), feed(name, 2), feed(name, 1)]

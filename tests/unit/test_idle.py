@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -70,12 +71,43 @@ def test_threads_change_nothing(model: str) -> None:
         for tensor in MODELS[model].inputs
     }
     outputs = [tensor.name for tensor in MODELS[model].outputs]
-    results = []
-    for threads in (1, 2):
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        results.append(CpuSession(REPOSITORY / model / "1" / "model.onnx", options).run(outputs, feed))
+    path, options = REPOSITORY / model / "1" / "model.onnx", ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    cores = idle.cores_for(2, 0)
+    if not cores:
+        pytest.skip("this machine has one core")
+    spread = CpuSession(path, options, cores)
+    spread._idle = lambda: 1.0  # type: ignore[assignment]
+    allowed = os.sched_getaffinity(0)
+    results = [session.run(outputs, feed) for session in (CpuSession(path, options), spread)]
+    assert os.sched_getaffinity(0) == allowed
     for one, two in zip(*results, strict=True):
         np.testing.assert_allclose(
             one.astype(np.float32), two.astype(np.float32), atol=1.0 if one.dtype == np.uint8 else 1e-5
         )
+
+
+@pytest.mark.parametrize(
+    ("allowed", "threads", "expected"),
+    [
+        ({0, 1}, 2, [(0, 1), (0, 1), (0, 1)]),
+        ({3, 5, 6, 9}, 2, [(3, 5), (6, 9), (3, 5)]),
+        ({0, 1, 2}, 2, [(0, 1), (2, 0), (1, 2)]),
+        ({4}, 2, [(), (), ()]),
+    ],
+)
+def test_threads_get_cores_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, allowed: set[int], threads: int, expected: list[tuple[int, ...]]
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: allowed)
+    assert [idle.cores_for(threads, instance) for instance in range(3)] == expected
+
+
+def test_a_thread_goes_back_to_all_its_cores() -> None:
+    before = os.sched_getaffinity(0)
+    with idle.bound_to(min(before)):
+        assert os.sched_getaffinity(0) == {min(before)}
+    assert os.sched_getaffinity(0) == before
+    with idle.bound_to(100_000):  # there is no such core
+        assert os.sched_getaffinity(0) == before
+    assert os.sched_getaffinity(0) == before

@@ -18,12 +18,14 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from insync.ensemble.errors import ServerError
-from insync.ensemble.idle import IdleShare
+from insync.ensemble.idle import IdleShare, bound_to
 from insync.ensemble.plans import find_gpu
 from insync.ensemble.spec import MODELS, Tensor
 
 CUDA = "CUDAExecutionProvider"
 IDLE = 0.15  # share of the cores' time that is left over, from which a run may take more of them
+_RELEASE = tuple(int(part) for part in ort.__version__.split(".")[:2])
+_KNOWS_SPIN_DURATION = (1, 32)  # seen there: the first may be older
 _WARM_RUNS = 3  # before a capture, so that libraries have chosen their kernels and taken their memory
 _DTYPES: dict[str, type[np.generic]] = {"FP32": np.float32, "UINT8": np.uint8}
 
@@ -110,24 +112,42 @@ class CpuSession:
     Args:
         path: the ONNX file.
         options: of ONNX Runtime.
-        idle_options: those of a run while cores stand idle, if others: a live stream's frame is done sooner on several
-            cores, while of a whole job's frames more are done if each keeps to one.
+        idle_cores: those that a run takes while cores stand idle, a thread on each: a live stream's frame is done sooner on
+            several, while of a whole job's frames more are done if each keeps to one.
     """
 
-    def __init__(self, path: Path, options: ort.SessionOptions, idle_options: ort.SessionOptions | None = None) -> None:
-        self._session = self._when_idle = _open(path, options)
-        if idle_options is not None:
-            self._when_idle = _open(path, idle_options)
+    def __init__(self, path: Path, options: ort.SessionOptions, idle_cores: Sequence[int] = ()) -> None:
+        self._session = _open(path, options)
+        self._idle_cores = idle_cores
+        if idle_cores:
+            self._when_idle = _open(path, _spread(idle_cores))
         self._idle = IdleShare()
         self.inputs = tuple(tensor.name for tensor in self._session.get_inputs())
         self.outputs = tuple(tensor.name for tensor in self._session.get_outputs())
 
     def run(self, outputs: Sequence[str], feed: Arrays) -> list[NDArray[Any]]:
         """Computes these outputs of one batch."""
-        session = self._session
-        if self._when_idle is not session and self._idle() >= IDLE:
-            session = self._when_idle
-        return list(session.run(list(outputs), feed))
+        if self._idle_cores and self._idle() >= IDLE:
+            with bound_to(self._idle_cores[0]):
+                return list(self._when_idle.run(list(outputs), feed))
+        return list(self._session.run(list(outputs), feed))
+
+
+def _spread(cores: Sequence[int]) -> ort.SessionOptions:
+    """A thread for each core; the first is the caller's."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = len(cores), 1
+    # ONNX Runtime counts from 1.
+    options.add_session_config_entry(
+        "session.intra_op_thread_affinities", ";".join(str(core + 1) for core in cores[1:])
+    )
+    options.add_session_config_entry("session.dynamic_block_base", "4")
+    if _RELEASE >= _KNOWS_SPIN_DURATION:
+        # From one operator to the next a thread had better stay awake, but not from one frame to the next.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "200")
+    else:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
 
 
 def _open(path: Path, options: ort.SessionOptions) -> Any:

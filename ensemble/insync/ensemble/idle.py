@@ -1,8 +1,11 @@
-"""How much of the machine's processor time is left over, as Linux counts it."""
+"""How much of the machine's processor time is left over, as Linux counts it, and how a run takes several cores of it."""
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SPAN_S = 0.1  # at least, over which the share is taken: Linux counts in hundredths of a second
@@ -42,3 +45,35 @@ class IdleShare:
         except OSError:
             return 0, 0
         return sum(ticks[3:5]), sum(ticks)
+
+
+def cores_for(threads: int, instance: int) -> tuple[int, ...]:
+    """Different cores for the threads of a run, of those that this process may use.
+
+    Left to itself, Linux wakes a helper on the core of the thread that wakes it, and that one does not make way: the two
+    take longer than one alone.
+
+    Args:
+        threads: how many.
+        instance: number of the process among its like: neighbours get others, as far as there are any.
+
+    Returns:
+        Their numbers; none where there are fewer cores than threads.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) < threads:
+        return ()
+    return tuple(allowed[(instance * threads + k) % len(allowed)] for k in range(threads))
+
+
+@contextmanager
+def bound_to(core: int) -> Iterator[None]:
+    """Keeps the calling thread on one core; where it may not go there, it stays where it is."""
+    before = os.sched_getaffinity(0)
+    with suppress(OSError):
+        os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.sched_setaffinity(0, before)

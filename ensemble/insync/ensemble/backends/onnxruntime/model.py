@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from insync.ensemble import settings
 from insync.ensemble.gpu import CpuSession, Session, open_session
+from insync.ensemble.idle import cores_for
 from insync.ensemble.triton import array, failure, response
 
 Arrays = dict[str, NDArray[Any]]
@@ -31,15 +32,16 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"]
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-        options = _options(parameters, "intra_op_thread_count")
+        options = _options(parameters)
         path = folder / (config.get("default_model_filename") or "model.onnx")
         self._session: Session
         if settings.load().gpu:
             device = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
             self._session = open_session(path, config["name"], device, options)
         else:
-            idle = _options(parameters, "idle_thread_count") if "idle_thread_count" in parameters else None
-            self._session = CpuSession(path, options, idle)
+            threads, instance = int(parameters.get("idle_thread_count", "1")), args["model_instance_name"]
+            cores = cores_for(threads, int(instance.rpartition("_")[2])) if threads > 1 else ()
+            self._session = CpuSession(path, options, cores)
         self._batched = config["max_batch_size"] > 0
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
@@ -87,9 +89,9 @@ class TritonPythonModel:
         return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
 
 
-def _options(parameters: dict[str, str], threads: str) -> ort.SessionOptions:
+def _options(parameters: dict[str, str]) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = int(parameters.get(threads, "0"))
+    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", "0"))
     options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", "1"))
     # Threads that spin while they wait take the core from the other models' threads.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
