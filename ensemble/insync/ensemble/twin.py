@@ -7,7 +7,8 @@ which a blurred frame counts as nearer than it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,11 +125,7 @@ def head_pose(landmarks: Floats) -> Floats:
 def _look(frames: Sequence[bytes], finder: FaceFinder, basis: MouthBasis) -> list[_Seen]:
     seen = []
     box = None
-    for k, data in enumerate(frames):
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        if decoded is None:
-            raise BadInputError(f"FRAMES[{k}] cannot be decoded: its {len(data):,} bytes are a damaged picture")
-        image: Image = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    for k, image in enumerate(_decoded(frames)):
         face = finder.find(image, box)
         if face is None:
             continue  # the last box stays: the same person may come back
@@ -138,6 +135,24 @@ def _look(frames: Sequence[bytes], finder: FaceFinder, basis: MouthBasis) -> lis
         pose, width = head_pose(face.landmarks), float(face.box[2] - face.box[0])
         seen.append(_Seen(k, crop, basis.shape(face.landmarks), places, pose, _sharpness(crop), width))
     return seen
+
+
+def _decoded(frames: Sequence[bytes]) -> Iterator[Image]:
+    """The frames' pixels, RGB. While one is looked at, the next is decoded: not more, they may be large."""
+
+    def decode(k: int) -> Image:
+        image = cv2.imdecode(np.frombuffer(frames[k], np.uint8), cv2.IMREAD_COLOR)
+        if image is None:
+            raise BadInputError(f"FRAMES[{k}] cannot be decoded: its {len(frames[k]):,} bytes are a damaged picture")
+        return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(decode, 0)
+        for k in range(1, len(frames) + 1):
+            image = coming.result()
+            if k < len(frames):
+                coming = pool.submit(decode, k)
+            yield image
 
 
 def _sharpness(crop: Image) -> float:
