@@ -25,6 +25,7 @@ from benchmarks import machine
 from insync.client import Client, InsyncError
 from insync.client.media import AudioFile
 from insync.client.stages import StageClock
+from insync.ensemble import spec
 from insync.ensemble.supervisor import processes
 
 Image = NDArray[np.uint8]
@@ -103,8 +104,12 @@ class Serving:
         os.kill(self.triton, signal.SIGKILL)
 
     def kill_model(self, *models: str, how: signal.Signals = signal.SIGKILL) -> None:
-        """Sends a signal to one process of each model."""
-        found = {model: process for process, model in processes(self.triton).items()}
+        """Sends a signal to one process of each model, once they are there: they may be on their way back."""
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        found: dict[str, int] = {}
+        while not found.keys() >= set(models) and time.monotonic() < deadline_s:
+            found = {model: process for process, model in processes(self.triton).items()}
+            time.sleep(0.05)
         for model in models:
             os.kill(found[model], how)
 
@@ -140,8 +145,8 @@ class Footage:
             yield back_and_forth[index % len(back_and_forth)].copy()
 
     def audio(self, count: int) -> NDArray[np.float32]:
-        """Speech for so many frames at 25 per second."""
-        return np.resize(self.speech, count * 640)
+        """Speech for so many frames at 25 per second, and what the last one hears after it, as it would in a longer stream."""
+        return np.resize(self.speech, count * 640 + spec.WINDOW_FUTURE_SAMPLES)
 
 
 @dataclass
