@@ -139,7 +139,7 @@ def balancer(
     cluster["health_checks"][0].update(interval="0.2s", no_traffic_interval="0.2s")
     (folder / "envoy.yaml").write_text(yaml.safe_dump(config))
     program = str(Path(sysconfig.get_path("scripts")) / "envoy")
-    command = [program, "-c", str(folder / "envoy.yaml"), "--use-dynamic-base-id", "--concurrency", "1"]
+    command = [program, "-c", str(folder / "envoy.yaml"), "--disable-hot-restart", "--concurrency", "1"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True

@@ -323,7 +323,7 @@ class _Embedded(AbstractContextManager[str]):
 
     def __exit__(self, *exc: object) -> None:
         if self._server is not None:
-            self._server.stop()
+            self._server.stop(drain=False)  # nobody waits for an answer any more
 
 
 def missing_extra(extra: str, exc: ImportError) -> MissingExtra:
