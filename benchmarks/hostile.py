@@ -214,6 +214,9 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10_500, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after the start of all, stop sending")
+    parser.add_argument(
+        "--separate-steps", action="store_true", help="on a server with a model for each step of a frame"
+    )
     parser.add_argument("--add", action="store_true", help="to what earlier runs found")
     parser.add_argument("-o", "--out", type=Path, default=machine.FOLDER / "hostile.md", help="default: %(default)s")
     parser.add_argument("--log", type=Path, help="keep the server's log here")
@@ -224,10 +227,13 @@ def main() -> int:
     os.environ[CAPACITY_VARIABLE] = str(CAPACITY_FPS)
     with (
         tempfile.TemporaryDirectory() as folder,
-        EmbeddedServer(twin_store=Path(folder) / "twins", log=options.log) as server,
+        EmbeddedServer(
+            twin_store=Path(folder) / "twins", log=options.log, separate_steps=options.separate_steps
+        ) as server,
     ):
         result = attack(server, image, options.count, options.seed, until=until, capacity_fps=CAPACITY_FPS)
     limit = f" --seconds {options.seconds:g}" if np.isfinite(options.seconds) else ""
+    limit += " --separate-steps" * options.separate_steps
     command = f"python -m benchmarks.hostile --count {options.count} --seed {options.seed}{limit}"
     result = replace(result, command=command)
     kept = options.out.with_suffix(".json")

@@ -247,7 +247,8 @@ def ids(rng: Generator, kit: Kit) -> Call:
     if rng.random() < 0.3:
         return Infer(request("lipsync_twin", {"FORGET": Sent("BYTES", (1,), strings(value))}))
     if rng.random() < 0.3:
-        octets = (value if twin not in value else bytes(near))[: len(twin)].ljust(len(twin), b"0")
+        octets = value[: len(twin)].ljust(len(twin), b"0")
+        octets = bytes(near) if octets == twin else octets
         return Infer(request("lipsync_twin_features", {"TWIN": Sent("UINT8", (1, len(twin)), octets)}))
     model = _ensemble(rng)
     return Infer(request(model, {**kit.good(model), "TWIN": Sent("BYTES", (1, 1), strings(value))}))

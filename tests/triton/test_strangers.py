@@ -177,12 +177,17 @@ def test_malformed_and_refused_requests_claim_no_room(
 ) -> None:
     nan = np.full_like(audio, np.nan)
 
-    def ask(*asked: tuple[str, float], frame: NDArray[np.uint8] = photo, sound: NDArray[np.float32] = audio) -> None:
+    def ask(
+        *asked: tuple[str, float],
+        frame: NDArray[np.uint8] = photo,
+        sound: NDArray[np.float32] = audio,
+        twin: str = CANARY,
+    ) -> None:
         names, rates = (np.array(column)[:, None] for column in zip(*asked, strict=True))
         values: dict[str, tuple[str, NDArray[Any]]] = {
             "FRAME": ("UINT8", np.stack([frame] * len(asked))),
             "AUDIO": ("FP32", np.stack([sound] * len(asked))),
-            "TWIN": ("BYTES", np.full((len(asked), 1), CANARY, np.object_)),
+            "TWIN": ("BYTES", np.full((len(asked), 1), twin, np.object_)),
             "STREAM": ("BYTES", names.astype(np.object_)),
             "RATE": ("FP32", rates.astype(np.float32)),
         }
@@ -197,6 +202,8 @@ def test_malformed_and_refused_requests_claim_no_room(
             ask(("a", 5), frame=photo[:-9])
         with pytest.raises(triton.InferenceServerException, match="not finite"):
             ask(("a", 5), sound=nan)
+        with pytest.raises(triton.InferenceServerException, match="not in the twin store"):
+            ask(("a", 5), twin="0" * 32)
         with pytest.raises(triton.InferenceServerException, match="the server is full"):
             ask(("a", 5), ("b", CAPACITY_FPS))
         with pytest.raises(triton.InferenceServerException, match=r"RATE is 0\.5"):

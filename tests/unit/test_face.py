@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from insync.ensemble.errors import BadInputError
 from insync.ensemble.face import (
     TEMPLATE,
     FaceFinder,
@@ -143,6 +144,18 @@ def test_invert_and_centred_transform() -> None:
     assert np.abs(corner - [-0.4, 127.5]).max() < 0.01
     both = np.vstack([invert(transform), [0, 0, 1]]) @ np.vstack([transform, [0, 0, 1]])
     np.testing.assert_allclose(both, np.eye(3), atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "message"), [((0, 9), "has no pixels"), ((9, 32_001), "sides up to 32,000")])
+def test_no_picture_to_find_a_face_in(size: tuple[int, int], message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        centred_transform(*size)
+
+
+def test_a_face_is_looked_for_in_the_longest_picture(repository: Path) -> None:
+    """OpenCV samples no longer one."""
+    finder = FaceFinder(repository / "lipsync_face" / "1")
+    assert finder.find(np.full((16, 32_000, 3), 90, np.uint8)) is None
 
 
 def test_crop_of_the_template_itself_is_the_identity() -> None:

@@ -83,6 +83,7 @@ def test_every_cut_is_noticed(kind: str) -> None:
         (png_header(5000, 4000), r"5000×4000 \(20\.0 megapixels\), allowed are up to 16\.8 megapixels"),
         (png_header(2**31 - 1, 2**31 - 1), "megapixels"),
         (png_header(8, 400), "8×400, allowed are sides from 16"),
+        (png_header(40_000, 100), "40000×100, allowed are sides from 16 to 32,000 pixels"),
         (png_header(0, 0), "0×0"),
         (encoded(".jpg") + bytes(MAX_FRAME_BYTES), "allowed are up to"),
         (png_header(64, 48), "a PNG without pixels"),

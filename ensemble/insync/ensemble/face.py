@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from insync.ensemble.errors import BadInputError
-from insync.ensemble.spec import CROP_SIZE
+from insync.ensemble.spec import CROP_SIZE, MAX_SIDE
 
 Image = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -124,10 +124,12 @@ def centred_transform(width: int, height: int) -> Floats:
     """The similarity that fits the whole frame into the crop: what a frame without a face gets. float32 [2, 3].
 
     Raises:
-        BadInputError: the frame has no pixels.
+        BadInputError: the frame has no pixels, or a side that is too long.
     """
     if min(width, height) < 1:
         raise BadInputError(f"IMAGE is {width}×{height}: it has no pixels")
+    if max(width, height) > MAX_SIDE:
+        raise BadInputError(f"IMAGE is {width}×{height}, allowed are sides up to {MAX_SIDE:,} pixels")
     return _Region((width - 1) / 2, (height - 1) / 2, max(width, height)).matrix(CROP_SIZE)
 
 

@@ -20,6 +20,7 @@ from insync.ensemble.spec import (
     MAX_REGISTRATION_BYTES,
     MAX_REGISTRATION_FRAMES,
     MAX_REGISTRATION_PIXELS,
+    MAX_SIDE,
     WINDOW_SAMPLES,
 )
 
@@ -75,8 +76,10 @@ def check_frame(data: bytes | memoryview, name: str = "FRAME") -> Size:
             f"{name} is {size.width}×{size.height} ({size.width * size.height / 1e6:.1f} megapixels), "
             f"allowed are up to {MAX_PIXELS / 1e6:.1f} megapixels: scale it down"
         )
-    if min(size) < MIN_SIDE:
-        raise BadInputError(f"{name} is {size.width}×{size.height}, allowed are sides from {MIN_SIDE} pixels")
+    if min(size) < MIN_SIDE or max(size) > MAX_SIDE:
+        raise BadInputError(
+            f"{name} is {size.width}×{size.height}, allowed are sides from {MIN_SIDE} to {MAX_SIDE:,} pixels"
+        )
     if not whole:
         raise BadInputError(f"{name} is truncated: its {len(data):,} bytes have no end marker, send the whole picture")
     if head.startswith(_PNG):

@@ -35,6 +35,7 @@ TWIN_LENGTH = 32  # hexadecimal digits of a twin's id
 LIPS = 44  # landmarks of lips and chin, which speech moves
 STILL = 29  # landmarks around them, which it does not
 MAX_PIXELS = 16_777_216  # of one frame, checked before it is decoded
+MAX_SIDE = 32_000  # of one frame, in pixels: OpenCV samples none that has 32,767
 MAX_FRAME_BYTES = 32 * 2**20  # of one encoded frame
 MAX_REGISTRATION_FRAMES = 300
 MAX_REGISTRATION_BYTES = 256 * 2**20  # of a registration's encoded frames together

@@ -204,6 +204,15 @@ class TwinStore:
         """Whether there is a twin of this id."""
         return _ID.fullmatch(twin) is not None and (self.folder / twin).is_dir()
 
+    def expect(self, twin: str) -> None:
+        """Does nothing where there is a twin of this id; the canary is always there.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        if twin != CANARY:
+            self._folder(twin)
+
     def _folder(self, twin: str) -> Path:
         # The form is checked before the name meets the file system: no «..» and no separator gets there. Who asks for
         # something that is no id learns no more than who asks for one that is not there.

@@ -11,17 +11,19 @@ import numpy as np
 from insync.ensemble import settings
 from insync.ensemble.admission import Admission
 from insync.ensemble.guard import check_audio, check_frame
-from insync.ensemble.store import digits
-from insync.ensemble.triton import Array, Outputs, answer, array, optional, text
+from insync.ensemble.store import TwinStore, digits
+from insync.ensemble.triton import Outputs, answer, array, optional, text
 
 
 class TritonPythonModel:
     """FRAME, AUDIO, TWIN, and STREAM and RATE of live streams → the first three, checked and admitted."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Opens the table of admitted streams."""
+        """Opens the table of admitted streams, and the store."""
         said = json.loads(args["model_config"])["parameters"]["capacity_fps"]["string_value"]
-        self._admission = Admission(float(said) if said else settings.load().capacity_fps)
+        read = settings.load()
+        self._admission = Admission(float(said) if said else read.capacity_fps)
+        self._store = TwinStore(read.twins)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answers each request with its inputs, or with what is wrong with them."""
@@ -33,8 +35,11 @@ class TritonPythonModel:
         for frame, audio in zip(frames, windows, strict=True):
             check_frame(memoryview(frame))
             check_audio(audio)
-        twins = _digits(array(request, "TWIN"))
-        # Last: what is malformed claims no room.
+        names = [text(twin) for twin in array(request, "TWIN").reshape(-1)]
+        twins = np.stack([digits(name) for name in names])
+        for name in names:
+            self._store.expect(name)
+        # Last: what is malformed, or of nobody, claims no room.
         self._admission.admit_all(
             [
                 (None if streams is None else text(streams[k, 0]), None if rates is None else float(rates[k, 0]))
@@ -42,7 +47,3 @@ class TritonPythonModel:
             ]
         )
         return {"CHECKED_FRAME": frames, "CHECKED_AUDIO": windows, "CHECKED_TWIN": twins}
-
-
-def _digits(twins: Array) -> Array:
-    return np.stack([digits(text(twin)) for twin in twins.reshape(-1)])
