@@ -16,6 +16,7 @@ from tests.triton.conftest import jpeg, octets
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from benchmarks.hostile import CAPACITY_FPS, attack
+from benchmarks.hostile_kit import Kit, Sent, request
 from insync.client import Client, NotFound
 from insync.ensemble.access import admin_headers
 from insync.ensemble.server import EmbeddedServer
@@ -161,6 +162,25 @@ def test_asking_to_classify_breaks_nothing(server: EmbeddedServer, photo: NDArra
             wanted = [triton.InferRequestedOutput(name, class_count=2)]
             client.infer("lipsync_twin", [frames], outputs=wanted, client_timeout=60)
     server.check()
+
+
+def test_batches_of_none_harm_nobody(
+    server: EmbeddedServer, raw: Any, images: Images, audio: NDArray[np.float32], twin: NDArray[np.object_]
+) -> None:
+    """Triton lets them through to a model, which would fail all requests that it is given together with them."""
+    kit = Kit(images[0], twin[0].decode(), server.models)
+    good = {"FRAME": octets(jpeg(images[0])), "AUDIO": audio, "TWIN": twin}
+    expected = raw("lipsync_patch", **good)["MOUTH"]
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        sent = []
+        for model in server.models:
+            inputs = {n: Sent(t.datatype, (0, *t.shape[1:]), t.data) for n, t in kit.good(model).items()}
+            sent += [stub.ModelInfer.future(request(model, inputs), timeout=60) for _ in range(6)]
+        for answer in raw.together("lipsync_patch", [good] * 12):
+            assert not isinstance(answer, Exception), answer
+            np.testing.assert_allclose(answer["MOUTH"], expected, atol=1e-3)
+        assert all(future.exception() is None or future.code() for future in sent)  # each has its own answer
 
 
 @pytest.fixture(scope="module")

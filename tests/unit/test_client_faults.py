@@ -152,6 +152,10 @@ def fails(numbers: Any, code: grpc.StatusCode, text: str) -> Callable[[int, Any]
         (grpc.StatusCode.UNAVAILABLE, "Socket closed"),
         (grpc.StatusCode.CANCELLED, ""),
         (grpc.StatusCode.INTERNAL, "in ensemble 'lipsync_patch', Stub process 'lipsync_mixer_0_0' is not healthy."),
+        (
+            grpc.StatusCode.INTERNAL,
+            "in ensemble 'lipsync_patch', batch size 33 for 'lipsync_mixer_0_0', max allowed is 8",
+        ),
         (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'lipsync_patch' has no available versions"),
         (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'lipsync_patch' is not found"),
         (

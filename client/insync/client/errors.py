@@ -145,8 +145,11 @@ STATUSES: dict[grpc.StatusCode, tuple[type[InsyncError], bool]] = {
     grpc.StatusCode.PERMISSION_DENIED: (ServerError, False),
     grpc.StatusCode.UNAUTHENTICATED: (ServerError, False),
 }
-# What a server says while a model's process is dead, or is being replaced: minutes later at most all is well.
-_RECOVERING = re.compile(r"is not healthy|has no available versions|is not ready|not (?:yet )?loaded|unloading")
+# What a server says while a model's process is dead, or is being replaced: minutes later at most all is well. And of a batch
+# that is too long: ours is never, somebody else's false one was put together with it.
+_RECOVERING = re.compile(
+    r"is not healthy|has no available versions|is not ready|not (?:yet )?loaded|unloading|batch size \d+ for '\w+', max allowed"
+)
 # A server that stops takes its models out of service while it still listens; of a twin, it is our own words that say so.
 _NO_MODEL = re.compile(r"(?:in ensemble '\w+', )?Request for unknown model\b")
 _TOO_LARGE = re.compile(r"larger than max")  # gRPC's limit of a message has the same status as a full server
