@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from tests.triton.conftest import Raw, jpeg, octets
 
 from insync.ensemble.server import EmbeddedServer
-from insync.ensemble.spec import ALL_MODELS, MODELS
+from insync.ensemble.spec import ALL_MODELS, ENSEMBLES, MODELS
 from insync.ensemble.supervisor import processes
 
 pytestmark = pytest.mark.triton
 
 Image = NDArray[np.uint8]
-ENSEMBLES = [name for name, model in MODELS.items() if model.backend == "ensemble"]
 
 
 @pytest.fixture(scope="module")

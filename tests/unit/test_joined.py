@@ -11,7 +11,8 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
 from insync.ensemble import joined
-from insync.ensemble.spec import ALL_MODELS, FRAME_MODEL, MODELS, Tensor
+from insync.ensemble.spec import ALL_MODELS, ENSEMBLES, FRAME_MODEL, MODELS, Tensor
+from insync.ensemble.steps import Step, needed
 
 PATCH_OUTPUTS = [tensor.name for tensor in MODELS["lipsync_patch"].outputs]
 
@@ -44,7 +45,7 @@ def test_the_frame_model_is_what_the_specification_says(written: Path) -> None:
     assert not made.HasField("dynamic_batching")
 
 
-@pytest.mark.parametrize("name", joined.ENSEMBLES)
+@pytest.mark.parametrize("name", ENSEMBLES)
 def test_ensembles_look_the_same_from_outside(written: Path, repository: Path, name: str) -> None:
     made, original = config(written, name), config(repository, name)
     guard, frame = made.ensemble_scheduling.step
@@ -74,7 +75,7 @@ def test_only_what_is_asked_for_is_run(repository: Path) -> None:
     steps = joined.read_steps(repository)
 
     def run(*wanted: str) -> list[str]:
-        return [step.model.removeprefix("lipsync_") for step in joined.needed(steps, wanted)]
+        return [step.model.removeprefix("lipsync_") for step in needed(steps, wanted)]
 
     assert run("SYNCED") == [step.model.removeprefix("lipsync_") for step in steps]
     assert "composite" not in run(*PATCH_OUTPUTS)
@@ -85,7 +86,7 @@ def test_only_what_is_asked_for_is_run(repository: Path) -> None:
 
 def test_steps_reach_their_process_whole(written: Path, repository: Path) -> None:
     text = config(written, FRAME_MODEL.name).parameters["steps"].string_value
-    assert [joined.Step(**step) for step in json.loads(text)] == joined.read_steps(repository)
+    assert [Step(**step) for step in json.loads(text)] == joined.read_steps(repository)
 
 
 def test_a_step_finds_its_neighbours_files(written: Path) -> None:

@@ -48,7 +48,6 @@ async def _send_canary(client: Client) -> None:
         "STREAM": np.array([spec.CANARY.encode()], np.object_),
         "RATE": np.ones(1, np.float32),
     }
-    for name, model in spec.MODELS.items():
-        if model.backend == "ensemble":
-            with suppress(Overloaded):
-                await client._infer(name, arrays, f"a frame through {name}")
+    for name in spec.ENSEMBLES:
+        with suppress(Overloaded):
+            await client._infer(name, arrays, f"a frame through {name}")

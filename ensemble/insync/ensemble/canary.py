@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from insync.ensemble.access import ask_over_http
 from insync.ensemble.errors import NotFoundError, ServerError, StorageError
-from insync.ensemble.spec import CANARY, MODELS, WINDOW_SAMPLES
+from insync.ensemble.spec import CANARY, ENSEMBLES, WINDOW_SAMPLES
 from insync.ensemble.store import TwinStore, canary_record
 
-ENSEMBLES = tuple(name for name, model in MODELS.items() if model.backend == "ensemble")
 Values = dict[str, tuple[str, NDArray[Any]]]  # type and array of each tensor
 
 

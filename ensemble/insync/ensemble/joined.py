@@ -9,43 +9,27 @@ device, each step is a model of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format, text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
-from insync.ensemble.spec import FRAME_MODEL, MODELS, Tensor
+from insync.ensemble.spec import ENSEMBLES, FRAME_MODEL, MODELS, Tensor
+from insync.ensemble.steps import Step
 
 GUARD = "lipsync_guard"  # stays by itself: its one instance counts what the server admits
 STEPS = (GUARD, FRAME_MODEL.name)  # of a frame
-ENSEMBLES = tuple(name for name, model in MODELS.items() if model.backend == "ensemble")
 # Not loaded as models of their own. Registration asks for a twin's features.
 _JOINED = set(MODELS["lipsync"].steps) - {GUARD, "lipsync_twin_features"}
 SERVED = (*(name for name in MODELS if name not in _JOINED), FRAME_MODEL.name)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step of a frame.
-
-    Attributes:
-        model: its name.
-        backend: Triton's name for what runs it.
-        folder: of the model.
-        config: the model's, as Triton gives it to a Python backend.
-        inputs: the model's tensor → the ensemble's.
-        outputs: the ensemble's tensor → the model's.
-    """
-
-    model: str
-    backend: str
-    folder: str
-    config: dict[str, Any]
-    inputs: dict[str, str]
-    outputs: dict[str, str]
+def read_config(repository: Path, model: str) -> Any:
+    """A model's `config.pbtxt`, parsed."""
+    text = (repository / model / "config.pbtxt").read_text(encoding="utf-8")
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
 def read_steps(repository: Path) -> list[Step]:
@@ -55,9 +39,9 @@ def read_steps(repository: Path) -> list[Step]:
         repository: a Triton model repository with a model for each step.
     """
     found = []
-    for step in _read(repository, "lipsync").ensemble_scheduling.step:
+    for step in read_config(repository, "lipsync").ensemble_scheduling.step:
         if step.model_name != GUARD:
-            config = _read(repository, step.model_name)
+            config = read_config(repository, step.model_name)
             found.append(
                 Step(
                     step.model_name,
@@ -69,16 +53,6 @@ def read_steps(repository: Path) -> list[Step]:
                 )
             )
     return found
-
-
-def needed(steps: Sequence[Step], wanted: Collection[str]) -> list[Step]:
-    """Of these steps, in their order, those that these tensors depend on."""
-    tensors, found = set(wanted), []
-    for step in reversed(steps):
-        if tensors & step.outputs.keys():
-            found.append(step)
-            tensors |= set(step.inputs.values())
-    return found[::-1]
 
 
 def write_repository(source: Path, folder: Path, processes: int) -> list[str]:
@@ -102,11 +76,6 @@ def write_repository(source: Path, folder: Path, processes: int) -> list[str]:
     return sorted(model.name for model in folder.iterdir() if model.name not in _JOINED and model.is_dir())
 
 
-def _read(repository: Path, model: str) -> Any:
-    text = (repository / model / "config.pbtxt").read_text(encoding="utf-8")
-    return text_format.Parse(text, model_config_pb2.ModelConfig())
-
-
 def _frame_config(source: Path, processes: int) -> Any:
     config = model_config_pb2.ModelConfig(
         name=FRAME_MODEL.name, backend=FRAME_MODEL.backend, max_batch_size=FRAME_MODEL.max_batch_size
@@ -127,7 +96,7 @@ def _described(tensor: Tensor) -> dict[str, Any]:
 
 def _ensemble_config(source: Path, name: str) -> Any:
     """An ensemble of the guard and `lipsync_frame`."""
-    config = _read(source, name)
+    config = read_config(source, name)
     (guard,) = (step for step in config.ensemble_scheduling.step if step.model_name == GUARD)
     config.ClearField("ensemble_scheduling")
     config.ensemble_scheduling.step.append(guard)

@@ -185,6 +185,7 @@ MODELS: dict[str, Model] = {
         ),
     )
 }
+ENSEMBLES = tuple(name for name, model in MODELS.items() if model.backend == "ensemble")
 
 # Of the embedded server alone, on a CPU: every step behind the guard in one; see `insync.ensemble.joined`.
 FRAME_MODEL = Model(

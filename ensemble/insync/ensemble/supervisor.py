@@ -17,11 +17,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from insync.ensemble.canary import ENSEMBLES
 from insync.ensemble.errors import ServerError
 from insync.ensemble.management import Counts
 from insync.ensemble.server import EmbeddedServer
-from insync.ensemble.spec import FRAME_MODEL
+from insync.ensemble.spec import ENSEMBLES, FRAME_MODEL
 
 __all__ = ["Patience", "Supervisor", "behind", "processes"]
 
@@ -30,6 +29,7 @@ _CALLED = dict.fromkeys(("lipsync_twin_features", "lipsync_twin", FRAME_MODEL.na
 _INSTANCE = re.compile(r"(lipsync\w*?)_\d+_\d+")  # how Triton names the process of a model's instance
 _ILL = re.compile(r"Stub process '(lipsync\w*?)_\d+_\d+' is not healthy")
 _NONE = Counts()
+_GONE, _STOPPED = ("", "Z", "X"), "T"  # letters of the kernel's for a process
 _FAILURES = 3  # of canaries in a row, where no model can be blamed, until the server is started again
 
 
@@ -91,8 +91,9 @@ class Supervisor:
             return
         if not self._processes:
             self._processes = processes(pid)
-        dead = {model for process, model in self._processes.items() if not _lives(process, pid)}
-        stopped = {model for process, model in self._processes.items() if _state(process, pid) == "T"}
+        states = [(model, _state(process, pid)) for process, model in self._processes.items()]
+        dead = {model for model, state in states if state in _GONE}
+        stopped = {model for model, state in states if state == _STOPPED}
         if dead:
             self._revive(dead, "its process had died")
         elif stopped:  # where a model has several processes, frames go past one that does nothing: no canary tells
@@ -246,7 +247,7 @@ def processes(server: int | None) -> dict[int, str]:
 
 def _lives(process: int, parent: int | None) -> bool:
     """Whether this is a child of that process, and more than an entry that it has not read yet."""
-    return _state(process, parent) not in ("", "Z", "X")
+    return _state(process, parent) not in _GONE
 
 
 def _state(process: int, parent: int | None) -> str:

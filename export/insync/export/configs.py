@@ -14,9 +14,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from google.protobuf import text_format  # type: ignore[import-untyped]
-from tritonclient.grpc import model_config_pb2
 
+from insync.ensemble.joined import read_config
 from insync.ensemble.spec import MODELS, Model, Tensor
 from insync.export.dali import GPU_MODEL_FILE
 
@@ -212,22 +211,16 @@ def render(name: str, home: str, repository: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _default(name: str, repository: Path) -> Any:
-    """A model's `config.pbtxt`, parsed."""
-    text = (repository / name / "config.pbtxt").read_text(encoding="utf-8")
-    return text_format.Parse(text, model_config_pb2.ModelConfig())
-
-
 def _parameters(model: Model, placed: Placement, repository: Path) -> dict[str, str]:
     given = dict(placed.parameters)
     if placed.backend in ("python", "dali"):  # ONNX Runtime's are for the CPU
-        usual = _default(model.name, repository).parameters
+        usual = read_config(repository, model.name).parameters
         given.update({key: usual[key].string_value for key in sorted(usual) if key not in given})
     return given
 
 
 def _ensemble(model: Model, repository: Path) -> str:
-    steps = _default(model.name, repository).ensemble_scheduling.step
+    steps = read_config(repository, model.name).ensemble_scheduling.step
     lines = [
         "# Frames under way are bounded at every step, so that a flood of them cannot fill the GPU's memory.",
         *_written_by(),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb
 
-from insync.ensemble.joined import Step, needed
+from insync.ensemble.steps import Step, needed
 from insync.ensemble.triton import failure
 
 LIMIT_S = 45.0  # for one request. A process that takes longer hangs: it ends itself, and is replaced by who watches it
