@@ -36,13 +36,13 @@ lint: $(VENV)/.all
 	$(BIN)/mypy
 
 bench: $(VENV)/.all
-	$(BIN)/python -m benchmarks.dub_speed
-	$(BIN)/python -m benchmarks.ensemble_share
-	$(BIN)/python -m benchmarks.adaat_speed
-	$(BIN)/python -m benchmarks.runtime_speed
+	$(BIN)/python -m benchmarks.serving.dub_speed
+	$(BIN)/python -m benchmarks.serving.ensemble_share
+	$(BIN)/python -m benchmarks.serving.adaat_speed
+	$(BIN)/python -m benchmarks.serving.runtime_speed
 	$(BIN)/insync export precision samples/sample.mp4 --speech samples/speech.wav --seconds 5 -o benchmarks/precision
-	$(BIN)/python -m benchmarks.faults
-	$(BIN)/python -m benchmarks.overload
+	$(BIN)/python -m benchmarks.faults.faults
+	$(BIN)/python -m benchmarks.serving.overload
 
 # matplotlib carries the photograph; only its data folder is read, so nothing that it depends on is installed.
 sample: $(VENV)/.serve

@@ -4,7 +4,11 @@ The whole job on files, as `insync dub` does it, is `insync.client.dub.dub`.
 """
 
 from insync.client.client import Client, Twin
-from insync.client.errors import (
+from insync.client.streaming.pictures import TimedFrame
+from insync.client.streaming.stream import SyncedFrame
+from insync.client.streaming.timings import Stages
+from insync.client.transport.tls import TlsOptions
+from insync.core.errors import (
     BadInput,
     InsyncError,
     MediaError,
@@ -20,10 +24,6 @@ from insync.client.errors import (
     UnreadableMedia,
     UnwritableMedia,
 )
-from insync.client.picture import TimedFrame
-from insync.client.stages import Stages
-from insync.client.stream import SyncedFrame
-from insync.client.tls import TlsOptions
 
 __all__ = [
     "BadInput",

@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from insync.client.errors import BadInput, InsyncError, ProtocolError, ServerTimeout, ServerUnavailable, mapped_errors
-from insync.client.pacer import Late
-from insync.client.picture import open_picture, to_jpeg
-from insync.client.region import Region
-from insync.client.servers import RetryOptions, Route, Servers
-from insync.client.source import Source
-from insync.client.stages import StageClock
-from insync.client.stream import Stream, StreamOptions, SyncedFrame
-from insync.client.tls import TlsOptions, diagnosis
-from insync.ensemble import spec
+from insync.client.streaming.frame_dropping import Late
+from insync.client.streaming.pictures import open_picture, to_jpeg
+from insync.client.streaming.region import Region
+from insync.client.streaming.sources import Source
+from insync.client.streaming.stream import Stream, StreamOptions, SyncedFrame
+from insync.client.streaming.timings import StageClock
+from insync.client.transport.errors import mapped_errors
+from insync.client.transport.failover import RetryOptions, Route, Servers
+from insync.client.transport.tls import TlsOptions, diagnosis
+from insync.core import spec
+from insync.core.errors import BadInput, InsyncError, ProtocolError, ServerTimeout, ServerUnavailable
 
 __all__ = ["DEFAULT_SERVER", "Client", "Twin"]
 

@@ -5,32 +5,30 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from insync.client.client import REGISTRATION_FRAMES, RETRY_S, Client, Twin
-from insync.client.errors import BadInput, InsyncError, MissingExtra, ServerError
-from insync.client.extend import EXTENSIONS, extended
-from insync.client.media import AudioFile, VideoFile
-from insync.client.pacer import Late
-from insync.client.picture import TimedFrame
-from insync.client.provenance import Mark, can_be_signed
-from insync.client.stages import StageClock, Stages
-from insync.client.stream import StreamOptions
-from insync.client.tls import TlsOptions
-from insync.client.writer import QUALITIES, VideoWriter, carries_display_matrix, check_output
-from insync.client.yuv import YuvPicture, copy_frame
-from insync.ensemble.spec import SAMPLE_RATE_HZ
+from insync.client.media.extension import EXTENSIONS, extended
+from insync.client.media.reader import AudioFile, VideoFile
+from insync.client.media.writer import QUALITIES, VideoWriter, carries_display_matrix, check_output
+from insync.client.media.yuv import YuvPicture, copy_frame
+from insync.client.provenance.manifest import Mark, can_be_signed
+from insync.client.streaming.frame_dropping import Late
+from insync.client.streaming.pictures import TimedFrame
+from insync.client.streaming.stream import StreamOptions, SyncedFrame
+from insync.client.streaming.timings import StageClock, Stages
+from insync.client.transport.tls import TlsOptions
+from insync.core.errors import BadInput
+from insync.core.spec import SAMPLE_RATE_HZ
 
-__all__ = ["DubReport", "dub", "embedded_server", "registration_pictures"]
+__all__ = ["DubJob", "DubOptions", "DubReport", "dub", "registration_pictures"]
 
-MOST_FPS = Fraction(240)  # that a server reserves room for
+MOST_FPS = Fraction(240)  # that a server admits of one stream
 REGISTRATION_S = 24  # of the video's beginning; twice what a twin needs
 
 
@@ -66,48 +64,60 @@ class DubReport:
         return self.stages.totals_s
 
 
-def dub(
-    video: str | Path,
-    audio: str | Path,
-    out: str | Path,
-    *,
-    server: str | None = None,
-    twin: str | None = None,
-    extend: str = "bounce",
-    trim: bool = False,
-    quality: str = "high",
-    in_flight: int = 8,
-    region: bool = True,
-    progress: bool = True,
-    tls: TlsOptions | None = None,
-    provenance: bool = True,
-    deadline_s: float | None = None,
-    late: Late = "wait",
-    retry_s: float = RETRY_S,
-) -> DubReport:
-    """Makes the person in `video` speak `audio`, and writes the result to `out`.
+@dataclass(frozen=True)
+class DubOptions:
+    """How a job is done.
 
-    Where the video is longer than the audio, its rest is spoken to silence: the mouth rests. Frames without a face pass
-    through untouched. The output appears when it is whole; a failed job leaves nothing. Not for use inside a running
-    event loop: there, use `Client`.
-
-    Args:
-        video: a video file, or a photo (which becomes a still video at 25 fps).
-        audio: any file with an audio track.
-        out: .mp4, .m4v, .mov or .mkv; an existing file is replaced.
-        server: HOST:PORT of a server, or several with commas between them; None starts one on this machine for the job.
-        twin: id of a registered person; None registers the one in `video`.
+    Attributes:
+        twin: id of a registered person; None registers the one in the video.
         extend: how the video goes on where the audio is longer: "bounce", "loop", "freeze", or "none" (audio is cut).
         trim: end with the audio where the video is longer.
         quality: "lossless", "high", "medium" or "low".
         in_flight: frames under way at once.
         region: send only the face's surroundings.
         progress: show a progress bar on stderr.
-        tls: how to speak TLS with `server`.
         provenance: mark the output as synthetic. Leave it on, unless you mark it yourself.
-        deadline_s: takes `video` for a camera: its frames come at their own pace, and each is wanted so many seconds later.
-        late: what becomes of a frame that is not there in time, as in `Client.stream`.
+        deadline_s: take the video for a camera: its frames come at their own pace, each is wanted so many seconds later.
+        late: the policy for a frame that is not there in time, as in `Client.stream`.
         retry_s: for how long frames are sent again while no server answers.
+        tls: how to speak TLS with the server; None speaks without.
+
+    Raises:
+        BadInput: an option is outside of what is allowed.
+    """
+
+    twin: str | None = None
+    extend: str = "bounce"
+    trim: bool = False
+    quality: str = "high"
+    in_flight: int = 8
+    region: bool = True
+    progress: bool = True
+    provenance: bool = True
+    deadline_s: float | None = None
+    late: Late = "wait"
+    retry_s: float = RETRY_S
+    tls: TlsOptions | None = None
+
+    def __post_init__(self) -> None:
+        if self.extend not in EXTENSIONS:
+            raise BadInput(f"extend is {self.extend!r}; allowed: {', '.join(EXTENSIONS)}")
+        if self.quality not in QUALITIES:
+            raise BadInput(f"quality is {self.quality!r}; allowed: {', '.join(QUALITIES)}")
+        StreamOptions(in_flight=self.in_flight, deadline_s=self.deadline_s, late=self.late)  # checks these three
+
+
+def dub(
+    video: str | Path, audio: str | Path, out: str | Path, *, server: str, options: DubOptions | None = None
+) -> DubReport:
+    """Make the person in `video` speak `audio`, and write the result to `out`.
+
+    Not for use inside a running event loop: there, use `Client`.
+
+    Args:
+        video, audio, out: as of `DubJob`.
+        server: HOST:PORT of a server, or several with commas between them.
+        options: how to do it; None takes the defaults.
 
     Returns:
         What was done, and where the time went.
@@ -116,147 +126,141 @@ def dub(
         InsyncError: see its tree. `NoVideoTrack`, `NoAudioTrack` and the like for files; `BadInput` where no face is
             found to register.
     """
-    video, audio, out = Path(video), Path(audio), Path(out)
-    if extend not in EXTENSIONS:
-        raise BadInput(f"extend is {extend!r}; allowed: {', '.join(EXTENSIONS)}")
-    if quality not in QUALITIES:
-        raise BadInput(f"quality is {quality!r}; allowed: {', '.join(QUALITIES)}")
-    StreamOptions(in_flight=in_flight, deadline_s=deadline_s, late=late)  # refuses before anything is started
-    check_output(out, video, audio)
-    source = VideoFile(video, upright=not carries_display_matrix(out))
-    speech = AudioFile(audio)
-    if tls is not None and server is None:
-        raise BadInput("TLS options need a server: one for this job alone listens on loopback, without TLS")
-    job = _Job(
-        video=source,
-        audio=speech,
-        out=out,
-        twin=twin,
-        extend=extend,
-        trim=trim,
-        quality=quality,
-        in_flight=in_flight,
-        region=region,
-        progress=progress,
-        tls=tls,
-        provenance=provenance,
-        deadline_s=deadline_s,
-        late=late,
-        retry_s=retry_s,
-    )
-    with nullcontext(server) if server is not None else embedded_server() as address:
-        return asyncio.run(job.run(address))
+    return DubJob(video, audio, out, options).run(server)
 
 
-@dataclass(frozen=True)
-class _Job:
-    video: VideoFile
-    audio: AudioFile
-    out: Path
-    twin: str | None
-    extend: str
-    trim: bool
-    quality: str
-    in_flight: int
-    region: bool
-    progress: bool
-    tls: TlsOptions | None
-    provenance: bool
-    deadline_s: float | None
-    late: Late
-    retry_s: float
+class DubJob:
+    """One job on files, checked before any server is needed.
 
-    async def run(self, server: str) -> DubReport:
+    Where the video is longer than the audio, its rest is spoken to silence: the mouth rests. Frames without a face pass
+    through untouched. The output appears when it is whole; a failed job leaves nothing.
+
+    Args:
+        video: a video file, or a photo (which becomes a still video at 25 fps).
+        audio: any file with an audio track.
+        out: .mp4, .m4v, .mov or .mkv; an existing file is replaced.
+        options: how to do it; None takes the defaults.
+
+    Raises:
+        MediaError: a file cannot be read, or the output cannot be written.
+    """
+
+    def __init__(
+        self, video: str | Path, audio: str | Path, out: str | Path, options: DubOptions | None = None
+    ) -> None:
+        self._options = options or DubOptions()
+        self._out = Path(out)
+        check_output(self._out, Path(video), Path(audio))
+        self._video = VideoFile(Path(video), upright=not carries_display_matrix(self._out))
+        self._audio = AudioFile(Path(audio))
+        self._times: dict[int, int] = {}  # pts of the frames under way
+
+    def run(self, server: str) -> DubReport:
+        """Do the job by a server at HOST:PORT, or several with commas between them.
+
+        Raises:
+            InsyncError: see its tree.
+        """
+        return asyncio.run(self._run(server))
+
+    async def _run(self, server: str) -> DubReport:
+        options, video = self._options, self._video
         clock = StageClock()
-        frames = changed = done = 0
-        pts = 0
-        times: dict[int, int] = {}  # pts of the frames under way
-        async with Client(server, tls=self.tls, retry_s=self.retry_s) as client:
-            twin = self.twin or await self._register(client)
+        async with Client(server, tls=options.tls, retry_s=options.retry_s) as client:
+            twin = options.twin or await self._register(client)
             clock.restart()
-            with (
-                VideoWriter(self.out, self.video, self.audio, self.quality, self.provenance) as writer,
-                tqdm(total=self._expected(), unit="frame", desc="dub", disable=not self.progress) as bar,
-            ):
-                pictures = self._pictures(times)
+            with VideoWriter(self._out, video, self._audio, options.quality, options.provenance) as writer:
+                pictures = self._pictures()
                 stream = client.stream(
-                    pictures if self.deadline_s is None else _paced(pictures),
-                    self.audio.speech(),
+                    pictures if options.deadline_s is None else _paced(pictures),
+                    self._audio.speech(),
                     twin=twin,
-                    # What a live stream asks the server's room for. Frames bring their own times.
-                    fps=min(self.video.fps, MOST_FPS),
+                    # What a live stream asks the server's capacity for. Frames bring their own times.
+                    fps=min(video.fps, MOST_FPS),
                     audio_rate_hz=SAMPLE_RATE_HZ,
-                    in_flight=self.in_flight,
-                    region=self.region,
-                    deadline_s=self.deadline_s,
-                    late=self.late,
+                    in_flight=options.in_flight,
+                    region=options.region,
+                    deadline_s=options.deadline_s,
+                    late=options.late,
                     clock=clock,
                 )
-                try:
-                    async for synced in stream:
-                        picture = synced.picture
-                        assert isinstance(picture, YuvPicture)  # as `_pictures` made it
-                        pts = times[synced.index]
-                        for index in range(done, synced.index + 1):  # those left out, too
-                            times.pop(index)
-                        done = synced.index + 1
-                        # The writer keeps what it is given: what is repeated has to be a copy.
-                        frame = copy_frame(picture.frame) if self.late == "repeat" else picture.frame
-                        with clock.measure("encode"):
-                            await asyncio.to_thread(writer.write, frame, pts)
-                        frames += 1
-                        changed += synced.changed
-                        bar.update()
-                finally:
-                    await stream.aclose()
-                if self.extend != "none" or self.video.photo:
+                frames, changed, pts = await self._write(stream, writer, clock)
+                if options.extend != "none" or video.photo:
                     writer.write_audio(None)
-        end_s = (pts + self.video.step) * self.video.time_base
+        end_s = (pts + video.step) * video.time_base
         return DubReport(
-            out=self.out,
+            out=self._out,
             twin=twin,
             frames=frames,
             changed=changed,
             duration_s=float(end_s),
             stages=clock.stages(frames),
             mark=writer.mark,
-            failed_to_sign=writer.unsigned if can_be_signed(self.out) else "",
+            failed_to_sign=writer.unsigned if can_be_signed(self._out) else "",
             notes=tuple([*self._notes(frames, changed, end_s, writer.unsigned), *_trouble(clock)]),
         )
 
-    def _pictures(self, times: dict[int, int]) -> Iterator[TimedFrame]:
-        for index, decoded in enumerate(extended(self.video, self.audio.duration_s, self.extend, self.trim)):
-            times[index] = decoded.frame.pts = decoded.pts
-            yield TimedFrame(self.video.picture(decoded.frame), decoded.pts * self.video.time_base)
+    async def _write(
+        self, stream: AsyncGenerator[SyncedFrame, None], writer: VideoWriter, clock: StageClock
+    ) -> tuple[int, int, int]:
+        """Write every frame of the stream; returns how many, how many of them with a new mouth, and the last one's pts."""
+        frames = changed = done = pts = 0
+        with tqdm(total=self._expected(), unit="frame", desc="dub", disable=not self._options.progress) as bar:
+            try:
+                async for synced in stream:
+                    picture = synced.picture
+                    assert isinstance(picture, YuvPicture)  # as `_pictures` made it
+                    pts = self._times[synced.index]
+                    for index in range(done, synced.index + 1):  # those left out, too
+                        self._times.pop(index)
+                    done = synced.index + 1
+                    # The writer keeps what it is given: what is repeated has to be a copy.
+                    frame = copy_frame(picture.frame) if self._options.late == "repeat" else picture.frame
+                    with clock.measure("encode"):
+                        await asyncio.to_thread(writer.write, frame, pts)
+                    frames += 1
+                    changed += synced.changed
+                    bar.update()
+            finally:
+                await stream.aclose()
+        return frames, changed, pts
+
+    def _pictures(self) -> Iterator[TimedFrame]:
+        video, options = self._video, self._options
+        for index, decoded in enumerate(extended(video, self._audio.duration_s, options.extend, options.trim)):
+            self._times[index] = decoded.frame.pts = decoded.pts
+            yield TimedFrame(video.picture(decoded.frame), decoded.pts * video.time_base)
 
     async def _register(self, client: Client) -> Twin:
+        video = self._video
         try:
-            return await client.register(registration_pictures(self.video))
+            return await client.register(registration_pictures(video))
         except BadInput:
             # The person may come into view later: look through the whole video, at its key frames.
-            if self.video.photo or self.video.frames_expected <= REGISTRATION_S * self.video.fps:
+            if video.photo or video.frames_expected <= REGISTRATION_S * video.fps:
                 raise
-            return await client.register(self.video.picture(frame) for frame in self.video.keyframes())
+            return await client.register(video.picture(frame) for frame in video.keyframes())
 
     def _expected(self) -> int | None:
-        spoken = math.ceil(self.audio.duration_s * self.video.fps)
-        shown = self.video.frames_expected
+        spoken = math.ceil(self._audio.duration_s * self._video.fps)
+        shown = self._video.frames_expected
         if not shown:
             return None
-        if self.video.photo:
+        if self._video.photo:
             return max(1, spoken)
-        if self.extend == "none":
-            return min(shown, spoken) if self.trim else shown
-        return spoken if self.trim else max(shown, spoken)
+        if self._options.extend == "none":
+            return min(shown, spoken) if self._options.trim else shown
+        return spoken if self._options.trim else max(shown, spoken)
 
     def _notes(self, frames: int, changed: int, end_s: Fraction, unsigned: str) -> Iterator[str]:
+        video, audio = self._video, self._audio
         if unsigned:
-            yield f"{self.out} has a metadata tag that says it is synthetic, but it is not signed: {unsigned}"
-        yield from self.video.notes
-        if self.video.skipped:
-            yield f"{self.video.path}: {self.video.skipped} damaged packets were left out"
-        if self.extend == "none" and not self.video.photo and self.audio.duration_s > end_s + Fraction(1, 20):
-            yield f"the audio ({float(self.audio.duration_s):.1f} s) was cut at the video's end ({float(end_s):.1f} s)"
+            yield f"{self._out} has a metadata tag that says it is synthetic, but it is not signed: {unsigned}"
+        yield from video.notes
+        if video.skipped:
+            yield f"{video.path}: {video.skipped} damaged packets were left out"
+        if self._options.extend == "none" and not video.photo and audio.duration_s > end_s + Fraction(1, 20):
+            yield f"the audio ({float(audio.duration_s):.1f} s) was cut at the video's end ({float(end_s):.1f} s)"
         if not changed:
             yield "no face was found in any frame: the picture is unchanged"
         elif changed < frames:
@@ -289,43 +293,3 @@ def registration_pictures(video: VideoFile) -> Iterator[YuvPicture]:
             return
         if index % stride == 0:
             yield video.picture(decoded.frame)
-
-
-def embedded_server(twin_store: Path | None = None) -> AbstractContextManager[str]:
-    """A server on this machine for as long as the block runs: a context manager that gives its address.
-
-    Raises:
-        MissingExtra: the serving part is not installed.
-        ServerError: the server does not start.
-    """
-    return _Embedded(twin_store)
-
-
-class _Embedded(AbstractContextManager[str]):
-    def __init__(self, twin_store: Path | None) -> None:
-        self._twin_store = twin_store
-        self._server: Any = None
-
-    def __enter__(self) -> str:
-        try:
-            from insync.ensemble.errors import EnsembleError
-            from insync.ensemble.server import EmbeddedServer
-        except ImportError as exc:
-            raise missing_extra("serve", exc) from exc
-        try:
-            self._server = EmbeddedServer(twin_store=self._twin_store)
-            self._server.start()
-        except EnsembleError as exc:
-            text = str(exc)
-            kind: type[InsyncError] = MissingExtra if "insync[serve]" in text else ServerError
-            raise kind(f"no --server was given, and none can be started here: {text}") from exc
-        return str(self._server.grpc_url)
-
-    def __exit__(self, *exc: object) -> None:
-        if self._server is not None:
-            self._server.stop(drain=False)  # nobody waits for an answer any more
-
-
-def missing_extra(extra: str, exc: ImportError) -> MissingExtra:
-    """The error for a part that is not installed."""
-    return MissingExtra(f"this needs a part that is not installed ({exc.name}): pip install 'insync[{extra}]'")

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insync.client.client import Client
-from insync.client.errors import Overloaded
-from insync.client.picture import to_jpeg
-from insync.client.tls import TlsOptions
-from insync.ensemble import spec
+from insync.client.streaming.pictures import to_jpeg
+from insync.client.transport.tls import TlsOptions
+from insync.core import spec
+from insync.core.errors import Overloaded
 
 __all__ = ["probe"]
 

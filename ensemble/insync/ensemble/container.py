@@ -8,7 +8,6 @@ that needs them builds them, and every later one with the same three finds them 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import fcntl
 import hashlib
 import os
@@ -22,15 +21,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from insync.ensemble.errors import ServerError
-from insync.ensemble.server import default_repository
-from insync.ensemble.spec import MODELS
+from insync.core.errors import ServerError
+from insync.ensemble.inference.device import find_gpu, library_version
+from insync.ensemble.repository.locate import default_repository
+from insync.ensemble.repository.tensorrt_plans import GRAPHS, MANIFEST, PLAN
 
 CONFIGS = ("h100", "onnx_gpu", "default")
-GRAPHS = tuple(name for name, model in MODELS.items() if model.backend == "onnxruntime")
-PLAN = "model.plan"
-MANIFEST = "plans.json"  # the last file of a finished set
-_TENSORRT = ("libnvinfer.so.11", "libnvinfer.so.10")
 # What the server is told in every home of the container; after these come the caller's own.
 _ARGUMENTS = (
     "--disable-auto-complete-config",  # our configs are whole, and completing starts every Python model twice
@@ -61,20 +57,10 @@ def find_target() -> Target:
     Raises:
         ServerError: one of them is not there.
     """
-    program = shutil.which("nvidia-smi")
-    command = [program or "", "--query-gpu=name", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60) if program else None
-    name = done.stdout.partition("\n")[0].strip() if done is not None and done.returncode == 0 else ""
-    if not name:
+    gpu = find_gpu()
+    if gpu is None:
         raise ServerError("no GPU is visible here: start the container with --gpus, or serve with --config default")
-    for library in _TENSORRT:
-        try:
-            loaded = ctypes.CDLL(library)
-            parts = [getattr(loaded, f"getInferLib{part}Version")() for part in ("Major", "Minor", "Patch", "Build")]
-        except (OSError, AttributeError):
-            continue
-        return Target(name, ".".join(map(str, parts)))
-    raise ServerError(f"TensorRT is not in this image: none of {', '.join(_TENSORRT)} can be loaded")
+    return Target(gpu.name, library_version())
 
 
 def plan_folder(repository: Path, cache: Path, target: Target) -> Path:
@@ -144,7 +130,7 @@ def build_with_tensorrt(repository: Path) -> None:
     Raises:
         ServerError: it failed; its own lines have said why.
     """
-    command = [sys.executable, "-m", "insync.client", "export", "--repository", str(repository), "tensorrt"]
+    command = [sys.executable, "-m", "insync.cli", "export", "--repository", str(repository), "tensorrt"]
     if subprocess.run(command, check=False).returncode:
         raise ServerError("insync export tensorrt has failed")
 

@@ -15,8 +15,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from insync.ensemble.joined import read_config
-from insync.ensemble.spec import MODELS, Model, Tensor
+from insync.core.spec import MODELS, Model, Tensor
+from insync.ensemble.repository.config import read_config
 from insync.export.dali import GPU_MODEL_FILE
 
 ONNX = "onnxruntime"

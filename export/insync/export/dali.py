@@ -15,8 +15,8 @@ import numpy as np
 from nvidia.dali import Pipeline, fn, types
 from nvidia.dali._utils import dali_trace
 
-from insync.ensemble.mel import log_mel
-from insync.ensemble.spec import CROP_SIZE, MODELS
+from insync.core.spec import CROP_SIZE, MODELS
+from insync.ensemble.models.log_mel import log_mel
 
 MODEL_FILE = "model.dali"
 GPU_MODEL_FILE = "model_gpu.dali"

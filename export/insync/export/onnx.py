@@ -19,34 +19,24 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.export import Dim
 
-from insync.ensemble import spec
-from insync.ensemble.face import FaceFinder, take_crop
-from insync.ensemble.spec import MEL_BANDS, MEL_FRAMES, MODELS, MOUTH, REFERENCES
+from insync.core import spec
+from insync.core.spec import MEL_BANDS, MEL_FRAMES, MODELS, MOUTH, REFERENCES
+from insync.ensemble.models.face import FaceFinder, take_crop
 from insync.network.adaat import adaat
 from insync.network.copying import pixels_of
-from insync.network.model import DecoderGraph, EncoderGraph, LipSync, MixerGraph, ReferenceGraph
+from insync.network.model import EncoderGraph, LipSync, MixerGraph
+from insync.network.served import SERVED_GRAPHS, ParityError
 
 OPSET = 18
 FLOAT_TOLERANCE = 1e-3  # largest error over the tensor's largest magnitude
 PATCH_TOLERANCE = 1.0  # levels of 255: both sides round
 MANIFEST = "manifest.json"
 
-GRAPHS: dict[str, type[nn.Module]] = {
-    "lipsync_encoder": EncoderGraph,
-    "lipsync_reference": ReferenceGraph,
-    "lipsync_mixer": MixerGraph,
-    "lipsync_decoder": DecoderGraph,
-}
 
 Arrays = dict[str, npt.NDArray[Any]]
-
-
-class ParityError(RuntimeError):
-    """An exported graph computes something else than the network does."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +90,7 @@ def export_onnx(network: LipSync, repository: Path, video: Path, face_models: Pa
     records: dict[str, GraphRecord] = {}
     with tempfile.TemporaryDirectory() as scratch:
         files: dict[str, bytes] = {}
-        for name, graph in GRAPHS.items():
+        for name, graph in SERVED_GRAPHS.items():
             path = Path(scratch) / f"{name}.onnx"
             _export(graph(network).eval(), name, feeds[name], path)
             errors = _check(path, name, feeds[name], graph(network).eval())
@@ -232,31 +222,3 @@ def _record(path: Path, errors: dict[str, float]) -> GraphRecord:
         round(len(data) / 1e6, 3),
         {key: float(f"{value:.2g}") for key, value in errors.items()},
     )
-
-
-def read_weights(repository: Path) -> LipSync:
-    """The network with the weights that the repository serves.
-
-    The exporter folds batch normalisation into the convolution before it; what comes back has them folded.
-
-    Raises:
-        FileNotFoundError: A graph is missing.
-        ParityError: A weight is missing from the graphs, or has another shape.
-    """
-    network = LipSync().eval()
-    found: dict[str, Tensor] = {}
-    for name in GRAPHS:
-        for initializer in onnx.load(str(repository / name / "1" / "model.onnx")).graph.initializer:
-            found[initializer.name] = torch.from_numpy(numpy_helper.to_array(initializer).copy())
-    folded = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm1d)}
-    for module in folded.values():
-        module.running_var.fill_(1 - module.eps)  # type: ignore[union-attr]
-    for name, weight in network.state_dict().items():
-        if name.rpartition(".")[0] in folded:
-            continue
-        if name not in found or found[name].shape != weight.shape:
-            raise ParityError(
-                f"{name} {tuple(weight.shape)} is not in the graphs: were they exported from another network?"
-            )
-        weight.copy_(found[name])
-    return network

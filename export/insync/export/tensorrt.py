@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from insync.ensemble.plans import BUILDER, GRAPHS, PLAN, Gpu, PlanManifest, PlanRecord, find_gpu, sha256
-from insync.ensemble.spec import MODELS, Tensor
+from insync.core.spec import MODELS, Tensor
+from insync.ensemble.inference.device import Gpu, find_gpu
+from insync.ensemble.repository.tensorrt_plans import BUILDER, GRAPHS, PLAN, PlanManifest, PlanRecord, sha256
 
 RTX = "TensorRT for RTX"
 TIMING_CACHE = "timing.cache"
@@ -95,7 +96,7 @@ def build_plans(
     out: Path | None = None,
     options: PlanOptions | None = None,
     trt: Any = None,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> PlanManifest:
     """Writes `<model>/1/model.plan` for each graph, and `plans.json`. Nothing is written before every plan is built.
 
@@ -105,7 +106,7 @@ def build_plans(
             does not load, never go there.
         options: by default strict FP32 for this machine's GPU.
         trt: TensorRT's module, by default the installed one.
-        say: is told each step, in words.
+        log: is told each step, in words.
 
     Raises:
         PlanError: TensorRT is not installed or refuses a graph, there is no GPU, or less than FP32 was asked for without
@@ -127,7 +128,7 @@ def build_plans(
     records: dict[str, PlanRecord] = {}
     builder = _Builder(trt, options, cache.read_bytes() if cache.is_file() else b"")
     for name in GRAPHS:
-        say(f"{name}: building")
+        log(f"{name}: building")
         onnx = repository / name / "1" / "model.onnx"
         shapes = profile(MODELS[name].inputs, max_batch(repository, name))
         started = time.monotonic()

@@ -10,15 +10,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from insync.client.errors import InsyncError
-from insync.client.pacer import LATE
-from insync.client.tls import add_tls_options, tls_options
-from insync.loadtest import footage
-from insync.loadtest.capacity import Limits
+from insync.cli.options import add_tls_options, tls_options
+from insync.client.streaming.frame_dropping import LATE
+from insync.core.errors import InsyncError
 from insync.loadtest.jobs import Job, find_capacity, load, soak
 from insync.loadtest.options import ROLES, UserOptions
-from insync.loadtest.shapes import PLANS
+from insync.loadtest.runs.capacity import Limits
+from insync.loadtest.runs.shapes import PLANS
 from insync.loadtest.target import target
+from insync.loadtest.users import footage
 
 __all__ = ["main"]
 

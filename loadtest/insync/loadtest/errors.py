@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from insync.client.errors import InsyncError
+from insync.core.errors import InsyncError
 
 __all__ = ["LoadTestError"]
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from insync.loadtest import report
-from insync.loadtest.capacity import CapacityShape, Limits
-from insync.loadtest.conductor import Conductor, Record
 from insync.loadtest.errors import LoadTestError
 from insync.loadtest.options import UserOptions
-from insync.loadtest.shapes import PLANS, PlannedShape, Soak
-from insync.loadtest.soak import Growth, judge, warm_up_s
+from insync.loadtest.report import page
+from insync.loadtest.runs.capacity import CapacityShape, Limits
+from insync.loadtest.runs.runner import Conductor, Record
+from insync.loadtest.runs.shapes import PLANS, PlannedShape, Soak
+from insync.loadtest.runs.soak import Growth, judge, warm_up_s
 from insync.loadtest.target import Target
 
 __all__ = ["Job", "find_capacity", "load", "soak"]
@@ -57,9 +57,9 @@ class Job:
             self.say(f"Locust's page: http://127.0.0.1:{self.web_port}")
         return Conductor(self.options, self.target, users, self.processes, sample_s, self.web_port, self.say)
 
-    def data(self, kind: str, record: Record) -> report.Data:
+    def data(self, kind: str, record: Record) -> page.Data:
         """The report's common part."""
-        return report.gather(kind, record, self.options, self.target, self.command)
+        return page.gather(kind, record, self.options, self.target, self.command)
 
 
 def load(job: Job, shape: str, run_time_s: float) -> str:
@@ -71,7 +71,7 @@ def load(job: Job, shape: str, run_time_s: float) -> str:
     record = job.conductor(users).run(planned)
     if endless and record.ended == "interrupted":
         record.ended = "complete"  # that is how it ends
-    report.write(job.out, job.data("load", record))
+    page.write(job.out, job.data("load", record))
     return record.ended
 
 
@@ -97,7 +97,7 @@ def find_capacity(job: Job, limits: Limits) -> str:
     started_s = time.monotonic()
     record, shape = _search(job, limits)
     data = job.data("capacity", record)
-    report.add_search(data, shape, limits, job.options.fps)
+    page.add_search(data, shape, limits, job.options.fps)
     left_s = limits.run_time_s - (time.monotonic() - started_s)
     slower_fps = job.options.fps / _SLOWER
     if record.ended == "complete" and shape.steps and not shape.search.held and left_s > 2 * limits.step_s:
@@ -107,8 +107,8 @@ def find_capacity(job: Job, limits: Limits) -> str:
         record, shape = _search(job, limits)
         searches = data["searches"]
         data = job.data("capacity", record)
-        report.add_search(data, shape, limits, slower_fps, searches)
-    report.write(job.out, data)
+        page.add_search(data, shape, limits, slower_fps, searches)
+    page.write(job.out, data)
     return record.ended
 
 
@@ -143,6 +143,6 @@ def soak(job: Job, run_time_s: float) -> str:
     if grown and record.ended == "complete":
         record.ended = f"grew after warm-up: {', '.join(grown)}"
     data["ended"] = record.ended
-    report.add_growth(data, growth, warm_up_s(ended_s))
-    report.write(job.out, data)
+    page.add_growth(data, growth, warm_up_s(ended_s))
+    page.write(job.out, data)
     return record.ended

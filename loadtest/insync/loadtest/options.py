@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from insync.client.pacer import LATE, Late
-from insync.client.tls import TlsOptions
+from insync.client.streaming.frame_dropping import LATE, Late
+from insync.client.transport.tls import TlsOptions
 from insync.loadtest.errors import LoadTestError
 
 __all__ = ["ROLES", "UserOptions"]

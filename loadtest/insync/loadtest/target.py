@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from insync.client.dub import missing_extra
+from insync.core.errors import missing_extra
 from insync.loadtest.errors import LoadTestError
-from insync.loadtest.metrics import scrape
+from insync.loadtest.measure.triton_metrics import scrape
 
 __all__ = ["Target", "target"]
 
@@ -58,21 +58,21 @@ def target(host: str | None, metrics: str | None) -> Iterator[Target]:
         yield Target(host, found if readable else None)
         return
     try:
-        from insync.ensemble.errors import EnsembleError
-        from insync.ensemble.server import EmbeddedServer
+        from insync.core.errors import InsyncError
+        from insync.ensemble.server.embedded import EmbeddedServer
     except ImportError as exc:
         raise missing_extra("serve", exc) from exc
     with tempfile.TemporaryDirectory(prefix="insync-load-", ignore_cleanup_errors=True) as folder:
         try:
             server = EmbeddedServer(twin_store=Path(folder) / "twins")
             server.start()
-        except EnsembleError as exc:
+        except InsyncError as exc:
             raise LoadTestError(f"no --host was given, and no server can be started here: {exc}") from exc
 
         def check() -> None:
             try:
                 server.check()
-            except EnsembleError as exc:
+            except InsyncError as exc:
                 raise LoadTestError(str(exc)) from exc
 
         try:

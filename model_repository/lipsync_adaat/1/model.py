@@ -1,4 +1,4 @@
-"""Triton's shell around `insync.ensemble.adaat`, and around `insync.ensemble.adaat_cuda` for tensors that lie on a GPU."""
+"""Triton's shell around `insync.ensemble.models.adaat`, and around `insync.ensemble.models.adaat_cuda` for tensors that lie on a GPU."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from insync.ensemble.adaat import adaat
-from insync.ensemble.adaat_cuda import AdaatKernel
-from insync.ensemble.triton import Outputs, answer, anywhere, array, device_response, failure, on_gpu
+from insync.ensemble.models.adaat import adaat
+from insync.ensemble.models.adaat_cuda import AdaatKernel
+from insync.ensemble.triton.python_backend import Outputs, answer, anywhere, array, device_response, failure, on_gpu
 
 
 class TritonPythonModel:

@@ -1,4 +1,4 @@
-"""Triton's shell around `insync.ensemble.composite`."""
+"""Triton's shell around `insync.core.compositing`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from insync.ensemble import settings
-from insync.ensemble.composite import blend, encode_jpeg, place
-from insync.ensemble.triton import Array, Outputs, answer, array
+from insync.core import settings
+from insync.core.compositing import blend, encode_jpeg, place
+from insync.ensemble.triton.python_backend import Array, Outputs, answer, array
 
 
 class TritonPythonModel:

@@ -1,4 +1,4 @@
-"""Triton's shell around `insync.ensemble.face`."""
+"""Triton's shell around `insync.ensemble.models.face`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from insync.ensemble.face import FaceFinder, centred_transform
-from insync.ensemble.head import head_of
-from insync.ensemble.spec import HEAD
-from insync.ensemble.triton import Outputs, answer, array, optional
+from insync.core.head import head_of
+from insync.core.spec import HEAD
+from insync.ensemble.models.face import FaceFinder, centred_transform
+from insync.ensemble.triton.python_backend import Outputs, answer, array, optional
 
 
 class TritonPythonModel:

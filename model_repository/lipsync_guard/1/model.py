@@ -1,4 +1,4 @@
-"""Triton's shell around `insync.ensemble.guard` and `insync.ensemble.admission`."""
+"""Triton's shell around `insync.ensemble.models.guard` and `insync.ensemble.models.admission`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from insync.ensemble import settings
-from insync.ensemble.admission import Admission
-from insync.ensemble.guard import check_audio, check_frame
-from insync.ensemble.store import TwinStore, digits
-from insync.ensemble.triton import Outputs, answer, array, optional, text
+from insync.core import settings
+from insync.ensemble.models.admission import Admission
+from insync.ensemble.models.guard import check_audio, check_frame
+from insync.ensemble.models.twin_store import TwinStore, digits
+from insync.ensemble.triton.python_backend import Outputs, answer, array, optional, text
 
 
 class TritonPythonModel:

@@ -1,4 +1,4 @@
-"""Triton's shell around `insync.ensemble.twin`: registers a person, or forgets one."""
+"""Triton's shell around `insync.ensemble.models.registration`: registers a person, or forgets one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from insync.ensemble import settings
-from insync.ensemble.errors import BadInputError
-from insync.ensemble.face import FaceFinder
-from insync.ensemble.mouth import MouthBasis
-from insync.ensemble.store import TwinStore, digits
-from insync.ensemble.triton import Outputs, answer, array, call, optional, text
-from insync.ensemble.twin import register
+from insync.core import settings
+from insync.core.errors import BadInput
+from insync.core.mouth import MouthBasis
+from insync.ensemble.models.face import FaceFinder
+from insync.ensemble.models.registration import register
+from insync.ensemble.models.twin_store import TwinStore, digits
+from insync.ensemble.triton.python_backend import Outputs, answer, array, call, optional, text
 
 
 class TritonPythonModel:
@@ -42,7 +42,7 @@ class TritonPythonModel:
         if forget is None:
             return self._register(request)
         if optional(request, "FRAMES") is not None:
-            raise BadInputError("FRAMES and FORGET came together: register a person, or forget one")
+            raise BadInput("FRAMES and FORGET came together: register a person, or forget one")
         twin = text(forget.reshape(-1)[0])
         self._store.remove(twin)
         return _told(twin, {"forgotten": True})

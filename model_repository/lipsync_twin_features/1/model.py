@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from insync.ensemble import settings
-from insync.ensemble.features import FeatureCache, Features
-from insync.ensemble.store import Record, TwinStore
-from insync.ensemble.triton import Counters, Outputs, answer, array, call
-from insync.ensemble.twin import pixels_of
+from insync.core import settings
+from insync.ensemble.models.registration import pixels_of
+from insync.ensemble.models.twin_features import FeatureCache, Features
+from insync.ensemble.models.twin_store import Record, TwinStore
+from insync.ensemble.triton.python_backend import Counters, Outputs, answer, array, call
 
 
 class TritonPythonModel:

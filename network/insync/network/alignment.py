@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from insync.ensemble.spec import CHANNELS, IDENTITY, MOUTH, POSE, REFERENCES, STYLE
+from insync.core.spec import CHANNELS, IDENTITY, MOUTH, POSE, REFERENCES, STYLE
 from insync.network.blocks import activation, mlp
 
 SCALE_RANGE = 0.35  # of the logarithm

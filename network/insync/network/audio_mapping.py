@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from insync.ensemble.spec import MOUTH, SPEECH
+from insync.core.spec import MOUTH, SPEECH
 from insync.network.blocks import activation
 
 

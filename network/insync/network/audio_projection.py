@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from insync.ensemble.spec import MEL_BANDS, MEL_FRAMES, SPEECH
+from insync.core.spec import MEL_BANDS, MEL_FRAMES, SPEECH
 from insync.network.blocks import activation
 
 

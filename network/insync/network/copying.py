@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from insync.ensemble.spec import CROP_SIZE, REFERENCE_CHANNELS, REFERENCES
+from insync.core.spec import CROP_SIZE, REFERENCE_CHANNELS, REFERENCES
 from insync.network import mask
 from insync.network.blocks import activation, conv, exact
 from insync.network.placing import Flow, Inside

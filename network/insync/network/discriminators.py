@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from insync.ensemble.spec import MOUTH
+from insync.core.spec import MOUTH
 from insync.network import mask
 from insync.network.blocks import activation, conv
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from insync.ensemble.spec import (
+from insync.core.spec import (
     CHANNELS,
     CROP_SIZE,
     REFERENCE_CHANNELS,

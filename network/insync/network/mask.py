@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from insync.ensemble.spec import CROP_SIZE, WINDOW_COLUMNS, WINDOW_ROWS
+from insync.core.spec import CROP_SIZE, WINDOW_COLUMNS, WINDOW_ROWS
 
 # An ellipse from the base of the nose to below the chin of an open mouth, within the cheeks of a turned head; pixels of the crop.
 CENTRE = (127.5, 186.0)

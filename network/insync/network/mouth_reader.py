@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from insync.ensemble.spec import MOUTH
+from insync.core.spec import MOUTH
 from insync.network.blocks import Residual, activation, conv
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from insync.ensemble.mouth import INNER_LIPS, OUTER_LIPS, MouthBasis
-from insync.ensemble.spec import FEATURE_HEIGHT, FEATURE_WIDTH, LIPS, MOUTH, WINDOW_COLUMNS, WINDOW_ROWS
+from insync.core.mouth import INNER_LIPS, OUTER_LIPS, MouthBasis
+from insync.core.spec import FEATURE_HEIGHT, FEATURE_WIDTH, LIPS, MOUTH, WINDOW_COLUMNS, WINDOW_ROWS
 from insync.network.blocks import exact
 
 REACH = 3.0  # pixels within which a landmark alone decides
@@ -21,7 +21,7 @@ HALF = ((WINDOW_COLUMNS[1] - WINDOW_COLUMNS[0]) / 2, (WINDOW_ROWS[1] - WINDOW_RO
 
 
 class Placing(nn.Module):
-    """Mouth code → places of the landmarks, on a head that is held in this way; see `insync.ensemble.head`."""
+    """Mouth code → places of the landmarks, on a head that is held in this way; see `insync.core.head`."""
 
     lips: Tensor
 

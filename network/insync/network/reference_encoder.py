@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from insync.ensemble.spec import IDENTITY, MOUTH, REFERENCE_CHANNELS, REFERENCES
+from insync.core.spec import IDENTITY, MOUTH, REFERENCE_CHANNELS, REFERENCES
 from insync.network import mask
 from insync.network.blocks import Residual, activation, conv, mlp, pool
 

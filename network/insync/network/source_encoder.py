@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from insync.ensemble.spec import POSE, SEEN_CHANNELS
+from insync.core.spec import POSE, SEEN_CHANNELS
 from insync.network import mask
 from insync.network.blocks import Residual, activation, conv
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from insync.ensemble.spec import MEL_BANDS, MEL_FRAMES
+from insync.core.spec import MEL_BANDS, MEL_FRAMES
 from insync.network.blocks import activation
 
 MOUTH_FRAMES = 5

@@ -1,0 +1,68 @@
+"""`insync serve`: run the server on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from insync.core.errors import BadInput, missing_extra
+
+__all__ = ["add_serve"]
+
+
+def add_serve(commands: Any) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="run the server on this machine",
+        description="Runs Triton with InSync's models until Ctrl-C or SIGTERM, and prints where it listens.",
+    )
+    serve.add_argument("--repository", metavar="FOLDER", type=Path, help="model repository (default: the shipped one)")
+    serve.add_argument("--twins", metavar="FOLDER", type=Path, help="twin store (default: $INSYNC_TWINS)")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    for name, port in (("grpc", 8001), ("http", 8000), ("metrics", 8002)):
+        serve.add_argument(f"--{name}-port", metavar="PORT", type=int, default=port, help="default: %(default)s")
+    serve.add_argument(
+        "--gpu", action="store_true", help="run the networks on the GPU: ONNX Runtime's CUDA, or else PyTorch's"
+    )
+    serve.add_argument(
+        "--separate-steps",
+        action="store_true",
+        help="on the CPU too, a process for each step of a frame, with metrics of its own: slower",
+    )
+    serve.add_argument("--tls-cert", metavar="PEM", type=Path, help="speak TLS over gRPC, with this certificate")
+    serve.add_argument("--tls-key", metavar="PEM", type=Path, help="its key")
+    serve.add_argument(
+        "--tls-client-ca", metavar="PEM", type=Path, help="let in only clients whose certificate it signed"
+    )
+    serve.add_argument("--log", metavar="FILE", type=Path, help="keep the server's log here")
+    serve.add_argument("--debug", action="store_true", help="show tracebacks")
+    serve.set_defaults(run=_serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    try:
+        from insync.ensemble.server.security import ServerTls
+        from insync.ensemble.server.serve import serve
+    except ImportError as exc:
+        raise missing_extra("serve", exc) from exc
+    tls = None
+    if options.tls_cert or options.tls_key or options.tls_client_ca:
+        if not (options.tls_cert and options.tls_key):
+            raise BadInput("TLS needs both --tls-cert and --tls-key")
+        tls = ServerTls(options.tls_cert, options.tls_key, options.tls_client_ca)
+    return int(
+        serve(
+            repository=options.repository,
+            twin_store=options.twins,
+            grpc_port=options.grpc_port,
+            http_port=options.http_port,
+            metrics_port=options.metrics_port,
+            host=options.host,
+            log=options.log,
+            gpu=options.gpu,
+            tls=tls,
+            separate_steps=options.separate_steps,
+        )
+        or 0
+    )

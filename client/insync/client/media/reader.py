@@ -1,0 +1,371 @@
+"""Reading video, photo and audio files with PyAV: every frame with its exact time, nothing guessed silently."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+from numpy.typing import NDArray
+
+from insync.client.media.yuv import NATIVE_FORMATS, YuvPicture, plane_views
+from insync.core.errors import BadInput, NoAudioTrack, NoVideoTrack, UnreadableMedia
+from insync.core.spec import SAMPLE_RATE_HZ
+
+__all__ = ["AudioFile", "DecodedFrame", "VideoFile"]
+
+PHOTO_FPS = 25
+PHOTO_MAX_SIDE = 1920  # pixels; larger photos become a video of this size
+_PHOTO_TIME_BASE = Fraction(1, 12_800)
+_BT709 = 1
+_LIMITED_RANGE = 1
+# What FFmpeg recognises in plain text; never a video that somebody means.
+_NOT_MEDIA = {"tty", "lrc", "srt", "webvtt", "ass"}
+
+
+@dataclass(frozen=True)
+class DecodedFrame:
+    """A decoded frame, in a format of `NATIVE_FORMATS`.
+
+    Attributes:
+        pts: its time in the file's time base, 0 for the first frame, strictly rising.
+        frame: an av.VideoFrame, the reader's to keep.
+    """
+
+    pts: int
+    frame: Any
+
+
+class VideoFile:
+    """A video, or a photo as a video of one frame.
+
+    Args:
+        path: the file.
+        upright: turn the frames as their rotation tag says, for outputs that cannot carry the tag. Otherwise they stay
+            as they lie, and `turns` and `matrix` say how they are to be shown.
+
+    Attributes:
+        width, height: of the frames as they are given, in pixels.
+        format: pixel format, one of `NATIVE_FORMATS`.
+        fps: average frames per second.
+        time_base: of every pts, in seconds.
+        step: usual distance of two frames, in `time_base`.
+        frames_expected: from the file's header; 0 where it does not say.
+        turns: quarter turns counter-clockwise that set the frames upright.
+        matrix: the file's display matrix, nine integers as in the MP4 format, or None.
+        pixel_aspect: a pixel's width over its height.
+        colours: (colour space, range, primaries, transfer), as FFmpeg's numbers.
+        photo: whether this is a still picture.
+        notes: what had to be converted, in words, for the user.
+
+    Raises:
+        UnreadableMedia: the file is missing, empty, damaged or of no known format.
+        NoVideoTrack: it has no video track.
+    """
+
+    def __init__(self, path: Path, upright: bool = False) -> None:
+        self.path = path
+        self.notes: list[str] = []
+        self.skipped = 0  # packets that could not be decoded
+        self._upright = upright
+        with _opened(path) as container:
+            stream = self._stream(container)
+            # Cover art in a sound file has no frame rate of its own; a photo is opened by an image demuxer.
+            self.photo = container.format.name == "image2" or container.format.name.endswith("_pipe")
+            first = next(self._raw(container, stream), None)
+            if first is None:
+                raise UnreadableMedia(f"{path}: not one video frame can be decoded; is the file damaged?")
+            self._source_format = first.format.name
+            self.turns, self.matrix = _orientation(first)
+            self.fps = Fraction(stream.average_rate or stream.guessed_rate or PHOTO_FPS)
+            self.time_base = Fraction(stream.time_base)
+            self.frames_expected = int(stream.frames) or self._frames_by_duration(container, stream)
+            aspect = stream.codec_context.sample_aspect_ratio
+            self.pixel_aspect = Fraction(aspect) if aspect and aspect > 0 else Fraction(1)
+            if self.photo:
+                self.fps, self.time_base, self.frames_expected = Fraction(PHOTO_FPS), _PHOTO_TIME_BASE, 1
+                self.pixel_aspect = Fraction(1)
+            self.format = self._target_format(first)
+            shown = self._converted(first)
+            if upright or self.photo:
+                if self.turns % 2:
+                    self.pixel_aspect = 1 / self.pixel_aspect
+                self.turns, self.matrix = 0, None
+            self.width, self.height = int(shown.width), int(shown.height)
+            self.colours = (
+                int(shown.colorspace),
+                int(shown.color_range),
+                int(shown.color_primaries),
+                int(shown.color_trc),
+            )
+        self.step = max(1, round(1 / (self.fps * self.time_base)))
+
+    @property
+    def sideways(self) -> bool:
+        """Whether width and height are exchanged when shown."""
+        return self.turns % 2 == 1
+
+    def frames(self) -> Iterator[DecodedFrame]:
+        """Every frame, from the first."""
+        with _opened(self.path) as container:
+            stream = self._stream(container)
+            start: int | None = None
+            last = -1
+            for frame in self._raw(container, stream):
+                pts = last + self.step if frame.pts is None or self.photo else int(frame.pts) - (start or 0)
+                if start is None:
+                    start = int(frame.pts or 0)
+                    pts = 0
+                last = pts = max(pts, last + 1)
+                yield DecodedFrame(pts, self._converted(frame))
+                if self.photo:
+                    return
+            self._start = start or 0
+
+    def between(self, first: int, last: int) -> list[DecodedFrame]:
+        """The frames with first ≤ pts ≤ last, once more. Needs that `frames` has run to its end."""
+        for seek in (True, False):  # not every file can be sought in: then from its start
+            found: list[DecodedFrame] = []
+            with _opened(self.path) as container:
+                stream = self._stream(container)
+                if seek:
+                    container.seek(first + self._start, stream=stream, backward=True)
+                for frame in self._raw(container, stream):
+                    if frame.pts is None:
+                        break
+                    pts = int(frame.pts) - self._start
+                    if pts > first and not found:
+                        break
+                    if pts > last:
+                        return found
+                    if pts >= first:
+                        found.append(DecodedFrame(pts, self._converted(frame)))
+                else:
+                    if found:
+                        return found
+        raise UnreadableMedia(
+            f"{self.path}: the frames around {float(first * self.time_base):.2f} s cannot be read again"
+        )
+
+    def keyframes(self) -> Iterator[Any]:
+        """Only the frames that are coded on their own, quickly, as av.VideoFrames."""
+        with _opened(self.path) as container:
+            stream = self._stream(container)
+            stream.codec_context.skip_frame = "NONKEY"
+            for frame in self._raw(container, stream):
+                yield self._converted(frame)
+
+    def picture(self, frame: Any) -> YuvPicture:
+        """A frame of this file for the stream."""
+        return YuvPicture(frame, self.turns, float(self.pixel_aspect))
+
+    def _stream(self, container: Any) -> Any:
+        videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        if not videos or container.format.name in _NOT_MEDIA:
+            kinds = sorted({s.type for s in container.streams}) or ["nothing"]
+            raise NoVideoTrack(f"{self.path}: no video track and no photo; the file holds {', '.join(kinds)}")
+        videos[0].thread_type = "AUTO"
+        return videos[0]
+
+    def _raw(self, container: Any, stream: Any) -> Iterator[Any]:
+        """Decoded frames as they come; packets that cannot be decoded are left out and counted."""
+        try:
+            for packet in container.demux(stream):
+                try:
+                    yield from packet.decode()
+                except av.error.InvalidDataError:
+                    self.skipped += 1
+        except av.error.InvalidDataError:
+            self.skipped += 1  # the container itself breaks off here
+        except (av.error.FFmpegError, OSError) as exc:
+            raise UnreadableMedia(f"{self.path}: reading failed: {exc}") from exc
+
+    @staticmethod
+    def _frames_by_duration(container: Any, stream: Any) -> int:
+        if stream.duration and stream.average_rate:
+            return int(stream.duration * stream.time_base * stream.average_rate + Fraction(1, 2))
+        if container.duration and stream.average_rate:
+            return int(Fraction(container.duration, av.time_base) * stream.average_rate + Fraction(1, 2))
+        return 0
+
+    def _target_format(self, frame: Any) -> str:
+        if self.photo:
+            if max(frame.width, frame.height) > PHOTO_MAX_SIDE:
+                self.notes.append(f"{frame.width}×{frame.height} photo, scaled down to {PHOTO_MAX_SIDE} pixels")
+            return "yuv420p"
+        name = str(frame.format.name)
+        across, down = 64 // max(1, frame.format.chroma_width(64)), 64 // max(1, frame.format.chroma_height(64))
+        target = name if name in NATIVE_FORMATS else ""
+        if not target:
+            if name.startswith("gray") or (across >= 2 and down >= 2):
+                target = "yuv420p"
+            else:
+                target = "yuv422p" if across >= 2 else "yuv444p"
+        if (NATIVE_FORMATS[target][1] == 2 and frame.width % 2) or (
+            NATIVE_FORMATS[target][2] == 2 and frame.height % 2
+        ):
+            target = "yuvj444p" if target.startswith("yuvj") else "yuv444p"  # halved chroma needs even sizes
+        if self._upright and target in ("yuv422p", "yuvj422p") and self.turns % 2:
+            target = target.replace("422", "444")  # turned, its chroma would be halved the other way
+        if target != name:
+            self.notes.append(f"pixel format {name} is converted to {target}")
+        return target
+
+    def _converted(self, frame: Any) -> Any:
+        """The frame in `format`; itself where it has it already."""
+        if self.photo:
+            return self._photo(frame)
+        turns = _orientation(frame)[0] if self._upright else 0
+        if frame.format.name != self.format:
+            pts, time_base = frame.pts, frame.time_base
+            if frame.format.is_rgb:
+                frame = frame.reformat(format=self.format, dst_colorspace=_BT709, dst_color_range=_LIMITED_RANGE)
+                frame.colorspace, frame.color_range = _BT709, _LIMITED_RANGE
+            else:
+                frame = frame.reformat(format=self.format)
+            frame.pts, frame.time_base = pts, time_base
+        return _turned(frame, turns) if turns else frame
+
+    def _photo(self, frame: Any) -> Any:
+        """A photo as players like a video best: BT.709, limited range, 4:2:0, even sides, upright."""
+        turns = _orientation(frame)[0]
+        scale = min(1.0, PHOTO_MAX_SIDE / max(frame.width, frame.height))
+        width, height = (max(2, round(side * scale) // 2 * 2) for side in (frame.width, frame.height))
+        frame = frame.reformat(
+            width, height, "yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED_RANGE, interpolation="AREA"
+        )
+        if turns:
+            frame = _turned(frame, turns)
+        frame.colorspace = frame.color_primaries = frame.color_trc = _BT709
+        frame.color_range = _LIMITED_RANGE
+        return frame
+
+
+class AudioFile:
+    """The first audio track of any file. It is decoded once at the start, to know its true length.
+
+    Attributes:
+        rate_hz: samples per second.
+        layout: FFmpeg's name of the channel layout, as in "stereo".
+        channels: how many.
+        samples: per channel.
+        wide: whether samples have more than 16 bits.
+
+    Raises:
+        UnreadableMedia: the file is missing, empty, damaged or of no known format.
+        NoAudioTrack: it has no audio track, or one of length 0.
+        BadInput: a sample is not finite.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.samples = 0
+        self.rate_hz = 0
+        self.layout = "mono"
+        self.channels = 1
+        self.wide = False
+        for frame in self.frames():
+            if not self.rate_hz:
+                self.rate_hz, self.layout = int(frame.sample_rate), str(frame.layout.name)
+                self.channels = int(frame.layout.nb_channels)
+                self.wide = frame.format.name not in ("s16", "s16p", "u8", "u8p")
+            if frame.format.name.startswith(("flt", "dbl")):
+                finite = np.isfinite(frame.to_ndarray()).all(axis=0)
+                if not finite.all():
+                    at = self.samples + int(np.argmin(finite)) // (1 if frame.format.is_planar else self.channels)
+                    raise BadInput(
+                        f"{path}: the audio's sample {at} ({at / self.rate_hz:.3f} s) is not a finite number; "
+                        "every sample must be one in [-1, 1]"
+                    )
+            self.samples += int(frame.samples)
+        if not self.samples:
+            raise NoAudioTrack(f"{path}: the audio track has length 0; nothing to speak")
+
+    @property
+    def duration_s(self) -> Fraction:
+        """Seconds, exactly."""
+        return Fraction(self.samples, self.rate_hz)
+
+    def frames(self) -> Iterator[Any]:
+        """Decoded av.AudioFrames."""
+        with _opened(self.path) as container:
+            if not container.streams.audio or container.format.name in _NOT_MEDIA:
+                kinds = sorted({s.type for s in container.streams}) or ["nothing"]
+                raise NoAudioTrack(f"{self.path}: no audio track; the file holds {', '.join(kinds)}")
+            try:
+                for packet in container.demux(container.streams.audio[0]):
+                    yield from _decoded(packet)
+            except av.error.InvalidDataError:
+                return  # the container breaks off here; what was there counts
+            except (av.error.FFmpegError, OSError) as exc:
+                raise UnreadableMedia(f"{self.path}: reading failed: {exc}") from exc
+
+    def speech(self) -> Iterator[NDArray[np.float32]]:
+        """The track at 16 kHz mono in [-1, 1], piece by piece: float32 [N] each."""
+        resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE_HZ)
+        left = round(self.duration_s * SAMPLE_RATE_HZ)
+        waiting: list[NDArray[np.float32]] = []
+        for frame in itertools.chain(self.frames(), (None,)):
+            if frame is not None:
+                frame.pts = None  # gaps between packets stay closed, as they are in the output
+            for piece in resampler.resample(frame):
+                samples = piece.to_ndarray()[0][:left].astype(np.float32, copy=False)
+                left -= len(samples)
+                waiting.append(samples)
+            if frame is None or sum(map(len, waiting)) >= SAMPLE_RATE_HZ // 2:  # not in crumbs: each costs its reader
+                yield np.concatenate(waiting) if waiting else np.zeros(0, np.float32)
+                waiting = []
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        if os.path.getsize(path) == 0:
+            raise UnreadableMedia(f"{path}: the file is empty (0 bytes)")
+        container = av.open(str(path))
+    except FileNotFoundError as exc:
+        raise UnreadableMedia(f"{path}: there is no such file") from exc
+    except IsADirectoryError as exc:
+        raise UnreadableMedia(f"{path}: this is a folder, not a file") from exc
+    except PermissionError as exc:
+        raise UnreadableMedia(f"{path}: no permission to read it") from exc
+    except (av.error.FFmpegError, OSError) as exc:
+        raise UnreadableMedia(f"{path}: no video, photo or audio that FFmpeg knows, or a damaged file") from exc
+    with container:
+        yield container
+
+
+def _decoded(packet: Any) -> list[Any]:
+    try:
+        return list(packet.decode())
+    except av.error.InvalidDataError:
+        return []  # a damaged packet; the rest of the track is good
+
+
+def _orientation(frame: Any) -> tuple[int, tuple[int, ...] | None]:
+    """Quarter turns counter-clockwise that set a frame upright, and its display matrix."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 0, None
+    matrix = tuple(int(value) for value in np.frombuffer(data, np.int32))
+    return round(frame.rotation / 90) % 4, matrix
+
+
+def _turned(frame: Any, turns: int) -> Any:
+    """A copy of a frame, turned counter-clockwise by quarter turns."""
+    width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
+    turned = av.VideoFrame(width, height, frame.format.name)
+    for target, source in zip(plane_views(turned), plane_views(frame), strict=True):
+        target[...] = np.rot90(source, turns)
+    turned.colorspace, turned.color_range = frame.colorspace, frame.color_range
+    turned.color_primaries, turned.color_trc = frame.color_primaries, frame.color_trc
+    turned.pts, turned.time_base = frame.pts, frame.time_base
+    return turned

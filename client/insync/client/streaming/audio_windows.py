@@ -1,0 +1,193 @@
+"""Audio of any rate and channel count → the 16 kHz mono windows that the network hears."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from insync.core.errors import BadInput
+from insync.core.spec import SAMPLE_RATE_HZ, WINDOW_FUTURE_SAMPLES, WINDOW_PAST_SAMPLES, WINDOW_SAMPLES
+
+__all__ = ["AudioWindows", "Resampler", "mono", "slices"]
+
+MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
+SLICE_S = 0.25  # long arrays are fed in slices of this length, so that memory stays bounded
+
+
+def mono(chunk: NDArray[Any], first_sample: int = 0) -> NDArray[np.float32]:
+    """One chunk of audio as mono float32.
+
+    Args:
+        chunk: float [-1, 1] or int16 / int32 / uint8 PCM, [N] or [N, channels].
+        first_sample: index of the chunk's first sample, for messages.
+
+    Returns:
+        float32 [N], the mean of the channels.
+
+    Raises:
+        BadInput: another type or shape, or a value that is not finite.
+    """
+    samples = np.asarray(chunk)
+    if samples.ndim == 2 and 1 <= samples.shape[1] <= 64:
+        channels = samples.shape[1]
+    elif samples.ndim == 1:
+        channels = 1
+    else:
+        raise BadInput(
+            f"audio chunk has shape {list(samples.shape)}; allowed: [samples] or [samples, channels] with 1–64 channels"
+        )
+    if samples.dtype == np.int16:
+        scaled = samples.astype(np.float32) / 2**15
+    elif samples.dtype == np.int32:
+        scaled = (samples / 2**31).astype(np.float32)
+    elif samples.dtype == np.uint8:
+        scaled = (samples.astype(np.float32) - 128) / 128
+    elif np.issubdtype(samples.dtype, np.floating):
+        scaled = samples.astype(np.float32, copy=False)
+        finite = np.isfinite(scaled)
+        if not finite.all():
+            row = int(np.argwhere(~finite)[0][0])
+            raise BadInput(
+                f"audio sample {first_sample + row} is {scaled[row]}; every sample must be a finite number in [-1, 1]"
+            )
+    else:
+        raise BadInput(f"audio chunk is {samples.dtype}; allowed: float32, float64, int16, int32, uint8")
+    return scaled if channels == 1 and scaled.ndim == 1 else scaled.mean(axis=1, dtype=np.float32)
+
+
+def slices(samples: NDArray[Any], rate_hz: int) -> Iterator[NDArray[Any]]:
+    """A long array as consecutive slices of `SLICE_S`."""
+    step = max(1, int(rate_hz * SLICE_S))
+    for start in range(0, len(samples), step):
+        yield samples[start : start + step]
+
+
+class Resampler:
+    """A stateful resampler to 16 kHz mono, by FFmpeg's libswresample. Not thread-safe.
+
+    Args:
+        rate_hz: rate of what will be pushed.
+
+    Raises:
+        BadInput: a rate outside 4–384 kHz.
+    """
+
+    def __init__(self, rate_hz: int) -> None:
+        if not isinstance(rate_hz, int) or not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+            raise BadInput(f"audio rate is {rate_hz!r} Hz; allowed: a whole number in {MIN_RATE_HZ}–{MAX_RATE_HZ}")
+        self.rate_hz = rate_hz
+        self._taken = 0
+        self._given = 0
+        self._inner = (
+            None if rate_hz == SAMPLE_RATE_HZ else av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE_HZ)
+        )
+
+    def push(self, chunk: NDArray[Any]) -> NDArray[np.float32]:
+        """float32 [M] at 16 kHz, as much as is settled by now. `chunk` as in `mono`."""
+        samples = mono(chunk, self._taken)
+        self._taken += len(samples)
+        if self._inner is None or not len(samples):
+            return samples
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[None], format="fltp", layout="mono")
+        frame.rate = self.rate_hz
+        return self._collect(self._inner.resample(frame))
+
+    def flush(self) -> NDArray[np.float32]:
+        """What the filter still held: together as many samples as the input's duration, rounded."""
+        if self._inner is None or not self._taken:
+            return np.zeros(0, np.float32)
+        rest = self._collect(self._inner.resample(None))
+        over = self._given - round(Fraction(self._taken * SAMPLE_RATE_HZ, self.rate_hz))
+        return rest[: len(rest) - over] if 0 < over <= len(rest) else rest
+
+    def _collect(self, frames: list[Any]) -> NDArray[np.float32]:
+        parts = [frame.to_ndarray()[0] for frame in frames]
+        samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        self._given += len(samples)
+        return samples.astype(np.float32, copy=False)
+
+
+class AudioWindows:
+    """Cuts the audio windows of frames out of audio that arrives piece by piece.
+
+    A frame at time t hears the 4,480 samples before `round(t * 16000)` and the 1,920 from it on: its window is complete
+    120 ms after it. Before the audio's start and after its end there is silence. Frames are asked for in the order of
+    their times; what no later frame can need is dropped, so memory holds the window and what was pushed ahead.
+
+    Args:
+        rate_hz: rate of the audio to be pushed, 4–384 kHz.
+    """
+
+    def __init__(self, rate_hz: int = SAMPLE_RATE_HZ) -> None:
+        self._resampler = Resampler(rate_hz)
+        self._kept = np.zeros(WINDOW_PAST_SAMPLES, np.float32)
+        self._start = -WINDOW_PAST_SAMPLES  # index of the first kept sample
+        self._finished = False
+
+    @property
+    def end(self) -> int:
+        """How many samples at 16 kHz have arrived."""
+        return self._start + len(self._kept)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the audio has ended."""
+        return self._finished
+
+    def push(self, chunk: NDArray[Any]) -> None:
+        """Takes the next piece of audio, as in `mono`.
+
+        Raises:
+            BadInput: a wrong type or shape, a value that is not finite, or audio after `finish`.
+        """
+        if self._finished:
+            raise BadInput("audio was pushed after its end")
+        self._append(self._resampler.push(chunk))
+
+    def finish(self) -> None:
+        """The audio has ended: every window is complete now, with silence after the end."""
+        if not self._finished:
+            self._append(self._resampler.flush())
+            self._finished = True
+
+    def ready(self, time_s: float | Fraction) -> bool:
+        """Whether the window of a frame at this time is complete."""
+        return self._finished or self.end >= _centre(time_s) + WINDOW_FUTURE_SAMPLES
+
+    def window(self, k: int, fps: float | Fraction) -> NDArray[np.float32]:
+        """The window of frame number k of a constant frame rate; see `window_at`."""
+        return self.window_at(k / Fraction(fps))
+
+    def window_at(self, time_s: float | Fraction) -> NDArray[np.float32]:
+        """The window of the frame at this time: float32 [6400] at 16 kHz.
+
+        Raises:
+            BadInput: the window is not complete yet, or it lies before one that was asked for already.
+        """
+        first = _centre(time_s) - WINDOW_PAST_SAMPLES
+        if not self.ready(time_s):
+            raise BadInput(f"the audio up to {float(time_s):.3f} s + 120 ms has not arrived yet")
+        if first < self._start:
+            raise BadInput(f"frame time {float(time_s):.3f} s lies before a frame that was asked for already")
+        self._kept = self._kept[first - self._start :]  # empty where the audio ended before the window
+        self._start = first
+        window = np.zeros(WINDOW_SAMPLES, np.float32)
+        part = self._kept[:WINDOW_SAMPLES]
+        window[: len(part)] = part
+        return window
+
+    def _append(self, samples: NDArray[np.float32]) -> None:
+        if len(samples):
+            self._kept = np.concatenate([self._kept, samples])
+
+
+def _centre(time_s: float | Fraction) -> int:
+    if not isinstance(time_s, Fraction) and not math.isfinite(time_s):
+        raise BadInput(f"frame time is {time_s}; it must be a finite number of seconds")
+    return math.floor(Fraction(time_s) * SAMPLE_RATE_HZ + Fraction(1, 2))

@@ -1,0 +1,195 @@
+"""What the stream needs of a frame: to cut a region out of it, and to paste a patch into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from insync.client.streaming.region import Region
+from insync.core.compositing import Placed, blend
+from insync.core.errors import BadInput
+from insync.core.spec import MAX_FRAME_BYTES
+
+__all__ = [
+    "Image",
+    "Picture",
+    "RgbPicture",
+    "TimedFrame",
+    "decode_image",
+    "open_picture",
+    "resized",
+    "to_jpeg",
+    "to_png",
+]
+
+Image = NDArray[np.uint8]
+
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+MIN_SIDE = 16  # pixels
+LINEAR_UP_TO = 1.5  # bilinear sampling shrinks by as much without showing what it leaves out
+
+
+@runtime_checkable
+class Picture(Protocol):
+    """A frame in whatever pixels it lives. Upright: y runs down, faces stand. Not thread-safe."""
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+
+    @property
+    def pixel_aspect(self) -> float:
+        """A pixel's width over its height."""
+
+    def cut(self, region: Region) -> Image:
+        """The region at its sent size: uint8 [region.height, region.width, 3] RGB."""
+
+    def paste(self, placed: Placed) -> None:
+        """Blends a patch in. Nothing outside the patch changes."""
+
+    def rgb(self) -> Image:
+        """The whole frame: uint8 [height, width, 3] RGB."""
+
+
+@dataclass(frozen=True)
+class TimedFrame:
+    """A frame with its own time, for variable frame rates.
+
+    Attributes:
+        frame: anything that a stream takes as a frame.
+        time_s: seconds on the audio's clock, not before the previous frame's.
+    """
+
+    frame: Any
+    time_s: float | Fraction
+
+
+class RgbPicture:
+    """A picture of RGB pixels. The caller's array is never written to.
+
+    Args:
+        image: uint8 [H, W, 3].
+        encoded: the JPEG or PNG that it came as, sent as it is where the whole frame is wanted.
+    """
+
+    def __init__(self, image: Image, encoded: bytes | None = None) -> None:
+        self._image = image
+        self._own = False
+        self.encoded = encoded
+        self.height, self.width = int(image.shape[0]), int(image.shape[1])
+        self.pixel_aspect = 1.0
+
+    def cut(self, region: Region) -> Image:
+        """See `Picture`."""
+        part = self._image[region.y0 : region.y1, region.x0 : region.x1]
+        return resized(part, (region.width, region.height))
+
+    def paste(self, placed: Placed) -> None:
+        """See `Picture`."""
+        if not self._own:
+            self._image, self._own = self._image.copy(), True
+        self.encoded = None
+        blend(self._image, placed)
+
+    def rgb(self) -> Image:
+        """See `Picture`."""
+        return self._image
+
+
+def resized(pixels: Image, size: tuple[int, int]) -> Image:
+    """A picture or a plane of one at another size, averaged where it shrinks.
+
+    Averaging over areas that are no whole pixels takes ten times as long as halving or sampling, which OpenCV does
+    several pixels at a time: a picture is halved while it can be, and sampled where little is left.
+
+    Args:
+        pixels: uint8 [H, W] or [H, W, C].
+        size: width and height, in pixels.
+
+    Returns:
+        uint8 [height, width] or [height, width, C]; `pixels` itself where it has that size.
+    """
+    height, width = pixels.shape[:2]
+    while width % 2 == height % 2 == 0 and width >= 2 * size[0] and height >= 2 * size[1]:
+        height, width = height // 2, width // 2
+        pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    if (width, height) == size:
+        return pixels
+    across, down = width / size[0], height / size[1]
+    linear = max(across, down) <= LINEAR_UP_TO or min(across, down) < 1
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR if linear else cv2.INTER_AREA), np.uint8)
+
+
+def open_picture(frame: Any, name: str) -> Picture:
+    """A frame as it came from the caller, as a picture.
+
+    Args:
+        frame: uint8 [H, W, 3] RGB, or the bytes of a JPEG or PNG, or a `Picture`.
+        name: for messages, as in "frame 12".
+
+    Raises:
+        BadInput: anything else, or bytes that cannot be decoded.
+    """
+    if isinstance(frame, np.ndarray):
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise BadInput(f"{name} is {frame.dtype} {list(frame.shape)}; allowed: uint8 [height, width, 3] RGB")
+        if min(frame.shape[:2]) < MIN_SIDE:
+            raise BadInput(
+                f"{name} is {frame.shape[1]}×{frame.shape[0]} pixels; allowed: at least {MIN_SIDE}×{MIN_SIDE}"
+            )
+        return RgbPicture(frame)
+    if isinstance(frame, (bytes, bytearray, memoryview)):
+        data = bytes(frame)
+        # OpenCV turns a picture as its EXIF data says; the server may not, so then it gets the turned pixels.
+        turned = b"Exif\0\0" in data[:64] or b"eXIf" in data[:4096]
+        return RgbPicture(decode_image(data, name), None if turned else data)
+    if isinstance(frame, Picture):
+        return frame
+    raise BadInput(
+        f"{name} is a {type(frame).__name__}; allowed: a NumPy array uint8 [height, width, 3] RGB, "
+        "or the bytes of a JPEG or PNG"
+    )
+
+
+def decode_image(data: bytes, name: str) -> Image:
+    """The pixels of a JPEG or PNG, uint8 [H, W, 3] RGB.
+
+    Raises:
+        BadInput: no JPEG or PNG, too long, cut off, or damaged.
+    """
+    if not data.startswith(_SIGNATURES):
+        raise BadInput(f"{name} is {len(data)} bytes that begin with {data[:4]!r}; allowed: a JPEG or PNG")
+    if len(data) > MAX_FRAME_BYTES:
+        raise BadInput(f"{name} is {len(data)} bytes; allowed: at most {MAX_FRAME_BYTES}")
+    # A decoder fills what is missing of a cut JPEG with grey: the end marker tells.
+    end = b"IEND" if data[0] == 0x89 else b"\xff\xd9"
+    if end not in data[-64:]:
+        raise BadInput(f"{name} is cut off: the {'PNG' if data[0] == 0x89 else 'JPEG'}'s end is missing")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as exc:
+        raise BadInput(f"{name} cannot be decoded: {exc.err}") from exc
+    if image is None:
+        raise BadInput(f"{name} is damaged: it cannot be decoded")
+    return np.asarray(image, np.uint8)
+
+
+def to_jpeg(image: Image, quality: int) -> bytes:
+    """uint8 [H, W, 3] RGB as a JPEG of this quality (1–100)."""
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return data.tobytes()
+
+
+def to_png(image: Image) -> bytes:
+    """uint8 [H, W, 3] RGB as a PNG."""
+    _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    return data.tobytes()

@@ -1,0 +1,425 @@
+"""One stream: frames and audio in, synced frames out, in order, with a bounded number of frames in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from insync.client.streaming.audio_windows import AudioWindows, slices
+from insync.client.streaming.frame_dropping import LATE, Late, Thinner
+from insync.client.streaming.pictures import Image, Picture, RgbPicture, TimedFrame, decode_image, open_picture, to_jpeg
+from insync.client.streaming.region import Region, RegionTracker
+from insync.client.streaming.sources import Source
+from insync.client.streaming.timings import StageClock
+from insync.core import spec
+from insync.core.compositing import place
+from insync.core.errors import BadInput, ProtocolError
+
+__all__ = ["Stream", "StreamOptions", "SyncedFrame"]
+
+_FRAME_THREADS = 2  # cut, encode, decode and paste pictures; OpenCV lets go of the interpreter's lock
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How a stream runs.
+
+    Attributes:
+        fps: frames per second of frames that carry no time of their own.
+        audio_rate_hz: of the audio pushed in.
+        in_flight: most frames read but not yet taken by the consumer.
+        region: send only what the server needs of a frame: the face's surroundings, not larger than the crop needs.
+        composite: who blends the patch in: the client on its own pixels, or the server, which gives the frame as JPEG.
+        jpeg_quality: of pictures sent, 1–100.
+        deadline_s: of a live stream: from having a frame and its audio to its answer; None: there is no hurry.
+        late: what becomes of a live stream's frame whose answer is not there in time.
+    """
+
+    fps: float | Fraction = 25
+    audio_rate_hz: int = spec.SAMPLE_RATE_HZ
+    in_flight: int = 8
+    region: bool = True
+    composite: Literal["client", "server"] = "client"
+    jpeg_quality: int = 92
+    deadline_s: float | None = None
+    late: Late = "wait"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps <= 1000:
+            raise BadInput(f"fps is {self.fps}; allowed: more than 0, up to 1000")
+        if not 1 <= self.in_flight <= 256:
+            raise BadInput(f"in_flight is {self.in_flight}; allowed: 1–256 frames")
+        if self.composite not in ("client", "server"):
+            raise BadInput(f"composite is {self.composite!r}; allowed: 'client', 'server'")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise BadInput(f"jpeg_quality is {self.jpeg_quality}; allowed: 1–100")
+        if self.deadline_s is not None and not 0 < self.deadline_s <= 60:
+            raise BadInput(f"deadline_s is {self.deadline_s}; allowed: more than 0, up to 60 s, or None")
+        if self.late not in LATE:
+            raise BadInput(f"late is {self.late!r}; allowed: {', '.join(map(repr, LATE))}")
+        if self.late != "wait" and self.deadline_s is None:
+            raise BadInput(f"late is {self.late!r} without deadline_s: say in how many seconds a frame is wanted")
+
+
+@dataclass(frozen=True)
+class SyncedFrame:
+    """A frame whose mouth follows the audio.
+
+    Attributes:
+        index: 0 for the first frame.
+        time_s: the frame's time on the audio's clock.
+        picture: the frame with the patch in it; `image` gives its pixels.
+        confidence: that a face was found, in [0, 1]; 0: the frame passed through untouched.
+        face: float32 [4], x0, y0, x1, y1 in frame pixels; zeros without a face.
+        mouth: float32 [12], the predicted mouth code.
+        transform: float64 [2, 3], frame pixel → crop pixel; None where the server composited.
+        changed: whether a patch was blended in.
+        latency_s: from having the frame and its audio to the finished frame.
+        sent_bytes: length of the pictures sent for it.
+        encoded: the finished frame's JPEG (or untouched source bytes), where the server composited.
+        late: its answer did not come within the stream's deadline, or was not asked for, as those before it came late.
+        repeated: nothing came in time: picture, face, mouth and transform are those of the frame before.
+        skipped: late frames left out between the frame before and this one.
+    """
+
+    index: int
+    time_s: float
+    picture: Picture = field(repr=False)
+    confidence: float
+    face: NDArray[np.float32]
+    mouth: NDArray[np.float32] = field(repr=False)
+    transform: NDArray[np.float64] | None = field(repr=False)
+    changed: bool
+    latency_s: float
+    sent_bytes: int
+    encoded: bytes | None = field(default=None, repr=False)
+    late: bool = False
+    repeated: bool = False
+    skipped: int = 0
+
+    @property
+    def image(self) -> Image:
+        """uint8 [H, W, 3] RGB."""
+        return self.picture.rgb()
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A model's answer, in frame pixels."""
+
+    region: Region
+    confidence: float
+    face: NDArray[np.float32]
+    mouth: NDArray[np.float32]
+    transform: NDArray[np.float64]
+    patch: Image
+
+
+@dataclass(frozen=True)
+class _Ticket:
+    """A frame under way, or without a task one that is not sent. `ready_s` is when it and its audio were there, on the clock
+    of time.perf_counter."""
+
+    index: int
+    time_s: float
+    ready_s: float
+    task: asyncio.Task[SyncedFrame] | None
+
+
+Infer = Callable[[str, dict[str, NDArray[Any]], str], Awaitable[dict[str, NDArray[Any]]]]
+
+
+class Stream:
+    """One run over frames and audio; see `Client.stream`.
+
+    Args:
+        infer: asks a model: (name, inputs without batch dimension, what for) → outputs likewise.
+        frames, audio: any iterables; audio may be one array.
+        twin: id of the registered person.
+        options: how to run.
+        clock: takes the stages' times.
+    """
+
+    def __init__(
+        self,
+        infer: Infer,
+        frames: Iterable[Any] | AsyncIterable[Any],
+        audio: Iterable[Any] | AsyncIterable[Any] | NDArray[Any],
+        twin: str,
+        options: StreamOptions,
+        clock: StageClock | None = None,
+    ) -> None:
+        if not isinstance(twin, str) or not twin:
+            raise BadInput(f"twin is {twin!r}; allowed: the id that register() returned")
+        self._infer = infer
+        self._twin = np.array([twin.encode()], dtype=np.object_)
+        self._options = options
+        self._clock = clock or StageClock()
+        self._windows = AudioWindows(options.audio_rate_hz)
+        self._frames = Source(frames, "frames")
+        self._audio = Source(slices(audio, options.audio_rate_hz) if isinstance(audio, np.ndarray) else audio, "audio")
+        self._tracker = RegionTracker(options.region and options.composite == "client")
+        self._newest = -1  # index of the newest frame that the tracker has seen the answer of
+        self._slots = asyncio.Semaphore(options.in_flight)
+        # Never full by itself: every entry but the end marker holds a slot.
+        self._queue: asyncio.Queue[_Ticket | None] = asyncio.Queue(options.in_flight + 1)
+        self._tasks: set[asyncio.Task[SyncedFrame]] = set()
+        self._last: SyncedFrame | None = None  # given to the consumer
+        self._skipped = 0  # since then
+        lossy = options.deadline_s is not None and options.late != "wait"
+        self._thinner = Thinner(float(options.fps), options.deadline_s or 0.0) if lossy else None
+
+    async def run(self) -> AsyncGenerator[SyncedFrame, None]:
+        """The synced frames, in order. Closing it early cancels what is under way."""
+        self._threads = ThreadPoolExecutor(_FRAME_THREADS, thread_name_prefix="insync-picture")
+        producer = asyncio.create_task(self._produce())
+        try:
+            while True:
+                ticket = await self._queue.get()
+                if ticket is None:
+                    await producer  # raises what ended it
+                    return
+                synced = await self._in_time(ticket)
+                self._slots.release()
+                if synced is not None:
+                    self._last, self._skipped = synced, 0
+                    yield synced
+        finally:
+            pending: list[asyncio.Task[Any]] = [producer, *self._tasks]
+            for task_ in pending:
+                task_.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+            while (
+                not self._queue.empty()
+            ):  # their errors hold this stream, and calls the connection: no ring may be left
+                self._queue.get_nowait()
+            await self._frames.close()
+            await self._audio.close()
+            self._threads.shutdown(wait=False)
+
+    async def _in_time(self, ticket: _Ticket) -> SyncedFrame | None:
+        """The ticket's frame, or what the stream has instead of a late one; None: nothing."""
+        options, task = self._options, ticket.task
+        # The first frame is waited for: nothing could be repeated.
+        if options.deadline_s is not None and self._thinner is not None and self._last is not None:
+            if task is not None and not task.done():
+                left_s = ticket.ready_s + options.deadline_s - time.perf_counter()
+                await asyncio.wait({task}, timeout=max(0.0, left_s))
+                if not task.done():
+                    task.cancel()
+                    self._thinner.late(time.perf_counter())
+                    task = None
+            if task is None:
+                self._clock.late += 1
+                if options.late == "skip":
+                    self._clock.skipped += 1
+                    self._skipped += 1
+                    return None
+                self._clock.repeated += 1
+                return replace(
+                    self._last,
+                    index=ticket.index,
+                    time_s=ticket.time_s,
+                    latency_s=time.perf_counter() - ticket.ready_s,
+                    sent_bytes=0,
+                    late=True,
+                    repeated=True,
+                    skipped=0,
+                )
+        assert task is not None  # which only a stream that has a thinner leaves out
+        synced = await task
+        late = options.deadline_s is not None and synced.latency_s > options.deadline_s
+        self._clock.late += late
+        if self._thinner is not None:
+            if late:
+                self._thinner.late(time.perf_counter())
+            else:
+                self._thinner.in_time()
+        return replace(synced, late=late, skipped=self._skipped) if late or self._skipped else synced
+
+    def _ended(self, task: asyncio.Task[SyncedFrame]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at, so that asyncio does not complain of one that a late frame ended with
+
+    async def _produce(self) -> None:
+        """Reads frames as slots come free, and the audio that each needs."""
+        try:
+            index = 0
+            last = Fraction(0)
+            while True:
+                await self._slots.acquire()
+                with self._clock.measure("decode"):
+                    more, item = await self._frames.next()
+                if not more:
+                    return
+                name = f"frame {index}"
+                time_s = Fraction(index) / Fraction(self._options.fps)
+                if isinstance(item, TimedFrame):
+                    item, time_s = item.frame, Fraction(item.time_s)
+                if time_s < last:
+                    raise BadInput(f"{name} has time {float(time_s):.4f} s, before the frame ahead of it")
+                last = time_s
+                picture = open_picture(item, name)
+                await self._hear(time_s)
+                window = self._windows.window_at(time_s)
+                ready_s = time.perf_counter()
+                task = None
+                if index == 0 or self._thinner is None or self._thinner.due(ready_s):
+                    task = asyncio.create_task(self._sync(index, time_s, picture, window))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._ended)
+                self._queue.put_nowait(_Ticket(index, float(time_s), ready_s, task))
+                if index == 0 and task is not None:
+                    # Where the face is decides what to send of every later frame; it pays to wait for it once.
+                    await asyncio.wait({task})
+                index += 1
+        finally:
+            self._queue.put_nowait(None)
+
+    async def _hear(self, time_s: Fraction) -> None:
+        while not self._windows.ready(time_s):
+            more, chunk = await self._audio.next()
+            if more:
+                self._windows.push(chunk)
+            else:
+                self._windows.finish()
+
+    async def _sync(self, index: int, time_s: Fraction, picture: Picture, window: NDArray[np.float32]) -> SyncedFrame:
+        start = time.perf_counter()
+        name = f"frame {index}"
+        if self._options.composite == "server":
+            return await self._composited(index, time_s, picture, window, start)
+        tracker = self._tracker
+        region = tracker.propose(picture.width, picture.height, picture.pixel_aspect)
+        hint = tracker.hint
+        answer, sent = await self._ask(name, picture, window, region, hint)
+        if tracker.doubtful(region, answer.face, answer.transform, answer.confidence):
+            if index >= self._newest:
+                tracker.forget()
+            whole = RegionTracker(tracker.enabled).propose(picture.width, picture.height, picture.pixel_aspect)
+            answer, again = await self._ask(name, picture, window, whole, np.zeros(4, np.float32))
+            sent += again
+        if index > self._newest:
+            self._newest = index
+            tracker.observe(answer.face, answer.transform, answer.confidence)
+        if answer.region.whole and answer.confidence > 0 and tracker.too_coarse(answer.region, answer.transform):
+            # The face was found in a picture made small for the search: now send it as fine as the frame has it.
+            alone = RegionTracker()
+            alone.propose(picture.width, picture.height)
+            alone.observe(answer.face, answer.transform, answer.confidence)
+            if alone.hint.any():
+                finer = alone.propose(picture.width, picture.height, picture.pixel_aspect)
+                better, again = await self._ask(name, picture, window, finer, alone.hint)
+                sent += again
+                if not alone.doubtful(finer, better.face, better.transform, better.confidence):
+                    answer = better
+        changed = await self._in_thread("paste", _paste, picture, answer)
+        return SyncedFrame(
+            index=index,
+            time_s=float(time_s),
+            picture=picture,
+            confidence=answer.confidence,
+            face=answer.face,
+            mouth=answer.mouth,
+            transform=answer.transform,
+            changed=changed,
+            latency_s=time.perf_counter() - start,
+            sent_bytes=sent,
+        )
+
+    async def _ask(
+        self, name: str, picture: Picture, window: NDArray[np.float32], region: Region, hint: NDArray[np.float32]
+    ) -> tuple[_Answer, int]:
+        data = await self._in_thread("prepare", _encoded, picture, region, self._options.jpeg_quality)
+        outputs = await self._timed_infer("lipsync_patch", data, window, region.box_to_sent(hint), name)
+        transform = outputs["TRANSFORM"].astype(np.float64)
+        confidence = float(outputs["CONFIDENCE"][0])
+        (a, b, _), (c, d, _) = transform.tolist()
+        if not np.isfinite(transform).all() or a * d == b * c or not 0 <= confidence <= 1:
+            raise ProtocolError(f"{name}: the server's TRANSFORM or CONFIDENCE makes no sense")
+        return _Answer(
+            region=region,
+            confidence=confidence,
+            face=region.box_to_frame(outputs["FACE"]),
+            mouth=outputs["MOUTH"],
+            transform=region.transform_to_frame(transform),
+            patch=outputs["PATCH"],
+        ), len(data)
+
+    async def _composited(
+        self, index: int, time_s: Fraction, picture: Picture, window: NDArray[np.float32], start: float
+    ) -> SyncedFrame:
+        name = f"frame {index}"
+        region = RegionTracker(enabled=False).propose(picture.width, picture.height)
+        data = await self._in_thread("prepare", _encoded, picture, region, self._options.jpeg_quality)
+        outputs = await self._timed_infer("lipsync", data, window, self._tracker.hint, name)
+        confidence = float(outputs["CONFIDENCE"][0])
+        if index > self._newest:
+            self._newest = index
+            self._tracker.hint = outputs["FACE"]
+        encoded = outputs["SYNCED"].tobytes()
+        image = await self._in_thread("paste", decode_image, encoded, f"{name} as the server gave it back")
+        return SyncedFrame(
+            index=index,
+            time_s=float(time_s),
+            picture=RgbPicture(image, encoded),
+            confidence=confidence,
+            face=outputs["FACE"],
+            mouth=outputs["MOUTH"],
+            transform=None,
+            changed=encoded != data,
+            latency_s=time.perf_counter() - start,
+            sent_bytes=len(data),
+            encoded=encoded,
+        )
+
+    async def _timed_infer(
+        self, model: str, data: bytes, window: NDArray[np.float32], hint: NDArray[np.float32], name: str
+    ) -> dict[str, NDArray[Any]]:
+        if len(data) > spec.MAX_FRAME_BYTES:
+            raise BadInput(f"{name} is {len(data)} bytes when encoded; allowed: at most {spec.MAX_FRAME_BYTES}")
+        self._clock.requests += 1
+        self._clock.sent_bytes += len(data)
+        # Zeros are no hint; it is always there, since only requests with the same inputs are batched together.
+        inputs: dict[str, NDArray[Any]] = {
+            "FRAME": np.frombuffer(data, np.uint8),
+            "AUDIO": window,
+            "TWIN": self._twin,
+            "FACE_HINT": hint.astype(np.float32),
+        }
+        with self._clock.measure("server"):
+            return await self._infer(model, inputs, name)
+
+    async def _in_thread(self, stage: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        def timed() -> Any:
+            with self._clock.measure(stage):
+                return function(*arguments)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, timed)
+
+
+def _encoded(picture: Picture, region: Region, quality: int) -> bytes:
+    """A region as it is sent: the caller's own bytes where they are just that, else a JPEG."""
+    as_it_is = region.whole and (region.width, region.height) == (picture.width, picture.height)
+    own = getattr(picture, "encoded", None)
+    return own if as_it_is and own is not None else to_jpeg(picture.cut(region), quality)
+
+
+def _paste(picture: Picture, answer: _Answer) -> bool:
+    try:
+        placed = place(answer.patch, answer.transform, answer.confidence, picture.width, picture.height)
+    except ValueError as exc:
+        raise ProtocolError(f"the server's patch cannot be placed: {exc}") from exc
+    if placed is None:
+        return False
+    picture.paste(placed)
+    return True

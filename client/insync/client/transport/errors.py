@@ -1,0 +1,107 @@
+"""Turn every error of tritonclient and gRPC into one of our own tree."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+from tritonclient.utils import InferenceServerException
+
+from insync.core.errors import (
+    BadInput,
+    InsyncError,
+    NotFound,
+    Overloaded,
+    ProtocolError,
+    ServerError,
+    ServerTimeout,
+    ServerUnavailable,
+    is_overload,
+    retry_hint_s,
+)
+
+__all__ = ["STATUSES", "mapped_errors"]
+
+# What each gRPC status means to the caller, and whether trying again may help.
+STATUSES: dict[grpc.StatusCode, tuple[type[InsyncError], bool]] = {
+    grpc.StatusCode.OK: (ProtocolError, False),  # raised as an error, it makes no sense
+    grpc.StatusCode.UNAVAILABLE: (ServerUnavailable, True),
+    grpc.StatusCode.CANCELLED: (ServerUnavailable, True),  # by the server: our own cancelling is asyncio's error
+    grpc.StatusCode.DEADLINE_EXCEEDED: (ServerTimeout, True),
+    grpc.StatusCode.INVALID_ARGUMENT: (BadInput, False),
+    grpc.StatusCode.OUT_OF_RANGE: (BadInput, False),
+    grpc.StatusCode.NOT_FOUND: (NotFound, False),
+    grpc.StatusCode.UNIMPLEMENTED: (ProtocolError, False),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (Overloaded, True),
+    grpc.StatusCode.ABORTED: (ServerError, True),
+    grpc.StatusCode.INTERNAL: (ServerError, False),
+    grpc.StatusCode.UNKNOWN: (ServerError, False),
+    grpc.StatusCode.DATA_LOSS: (ServerError, False),
+    grpc.StatusCode.ALREADY_EXISTS: (ServerError, False),
+    grpc.StatusCode.FAILED_PRECONDITION: (ServerError, False),
+    grpc.StatusCode.PERMISSION_DENIED: (ServerError, False),
+    grpc.StatusCode.UNAUTHENTICATED: (ServerError, False),
+}
+# What a server says while a model's process is dead, or is being replaced: minutes later at most all is well. And of a batch
+# that is too long: ours is never, somebody else's false one was put together with it.
+_RECOVERING = re.compile(
+    r"is not healthy|has no available versions|is not ready|not (?:yet )?loaded|unloading|batch size \d+ for '\w+', max allowed"
+)
+# A server that stops takes its models out of service while it still listens; of a twin, it is our own words that say so.
+_NO_MODEL = re.compile(r"(?:in ensemble '\w+', )?Request for unknown model\b")
+_TOO_LARGE = re.compile(r"larger than max")  # gRPC's limit of a message has the same status as a full server
+_BY_NAME = {str(code): code for code in grpc.StatusCode}
+
+
+@contextmanager
+def mapped_errors(doing: str, server: str) -> Iterator[None]:
+    """Turns every error of tritonclient and gRPC inside the block into one of `InsyncError`'s tree.
+
+    Args:
+        doing: what was tried, as in "frame 12"; begins the message.
+        server: the address, for the message.
+
+    Raises:
+        InsyncError: the mapped error, `from` the original. asyncio.CancelledError passes through.
+    """
+    try:
+        yield
+    except InferenceServerException as exc:
+        code = _BY_NAME.get(exc.status() or "")
+        raise _mapped(code, exc.message() or "no message", doing, server) from exc
+    except grpc.RpcError as exc:
+        code = exc.code() if isinstance(exc, grpc.Call) else None
+        raise _mapped(code, str(exc), doing, server) from exc
+    except grpc.aio.UsageError as exc:  # "Channel is closed": the client was closed while calls were made
+        raise ServerUnavailable(f"{doing}: the connection to {server} is closed", retryable=False) from exc
+    except asyncio.TimeoutError as exc:
+        raise ServerTimeout(f"{doing}: {server} did not answer in time; is it overloaded?") from exc
+
+
+def _mapped(code: grpc.StatusCode | None, message: str, doing: str, server: str) -> InsyncError:
+    if code is None:  # tritonclient's own complaint about what it was given
+        return ProtocolError(f"{doing}: {message}")
+    kind, retryable = STATUSES[code]
+    if _TOO_LARGE.search(message) and code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return BadInput(f"{doing}: the message is too large: {message}")
+    if kind is Overloaded or (kind is ServerUnavailable and is_overload(message)):
+        # Triton's own errors have no code for it.
+        return Overloaded(f"{doing}: {server} is full: {message}", retry_hint_s(message))
+    if kind is NotFound and _NO_MODEL.match(message):
+        return ServerUnavailable(
+            f"{doing}: {server} does not serve this model: it is stopping, or serves others ({message})"
+        )
+    if _RECOVERING.search(message) and (kind is ServerError or kind is ServerUnavailable):
+        return ServerUnavailable(f"{doing}: {server} is not ready: {message}")
+    if kind is ServerUnavailable:
+        return kind(
+            f"{doing}: no server answers at {server} ({message}); start one with 'insync serve' or check the address"
+        )
+    if kind is ServerTimeout:
+        return kind(f"{doing}: {server} did not answer in time; is it overloaded? ({message})")
+    if kind is ServerError:
+        return kind(f"{doing}: the server failed with {code.name}: {message}", retryable=retryable)
+    return kind(f"{doing}: {message}", retryable=retryable)

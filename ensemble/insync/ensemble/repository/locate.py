@@ -1,0 +1,20 @@
+"""Find the model repository that came with this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from insync.core.errors import ServerError
+
+
+def default_repository() -> Path:
+    """The model repository that came with this package: in the wheel, or in the checkout.
+
+    Raises:
+        ServerError: there is none.
+    """
+    here = Path(__file__).resolve()
+    for folder in (here.parents[2] / "model_repository", here.parents[4] / "model_repository"):
+        if folder.is_dir():
+            return folder
+    raise ServerError("the model repository is missing from this installation: say where it is with --repository")

@@ -1,0 +1,352 @@
+"""The embedded server: a real `tritonserver` on this machine, without a GPU and without Docker.
+
+The binary comes from the `nvidia-pytriton` wheel, or from a system-wide installation. What the model repository asks
+for and the installation lacks (`onnxruntime`, `dali`) is filled in by the stand-ins of `insync.ensemble.triton.backends`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from insync.core import settings
+from insync.core.errors import ServerError
+from insync.core.spec import MODELS
+from insync.ensemble.repository import fused
+from insync.ensemble.repository.locate import default_repository
+from insync.ensemble.server import reaper
+from insync.ensemble.server.canary import answers_frames
+from insync.ensemble.server.installation import Installation, find_installation
+from insync.ensemble.server.management import Management
+from insync.ensemble.server.security import ServerTls, admin_headers, new_admin_key, restrictions
+
+STOP_TIMEOUT_S = 10.0
+LOOPBACK = "127.0.0.1"
+_POLL_S = 0.05
+# Of each Python model's region, at its start and at each growth: Triton keeps every mapping that a region has outgrown, so
+# one that grows by Triton's own 1 MiB steps shows as many times its size in the server's resident memory.
+_REGION_BYTES = 16 * 2**20
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+class EmbeddedServer:
+    """A Triton server as a child process; a context manager.
+
+    `start` returns when every model is ready and both ensembles have answered a real inference; `stop` leaves no
+    process and no shared memory. Not thread-safe.
+
+    Attributes:
+        grpc_url, http_url, metrics_url: HOST:PORT, known before `start`.
+        repository, twin_store: the folders in use.
+        shared_memory_prefix: of the names of this server's regions under /dev/shm.
+        models: those that it serves.
+        frame_steps: the models that a frame passes, in order.
+        admin_key: opens the management endpoints (`insync.ensemble.server.security.admin_headers`); new for each server.
+    """
+
+    def __init__(
+        self,
+        repository: Path | None = None,
+        twin_store: Path | None = None,
+        grpc_port: int | None = None,
+        http_port: int | None = None,
+        metrics_port: int | None = None,
+        host: str = "127.0.0.1",
+        log: Path | None = None,
+        start_timeout_s: float = 120.0,
+        gpu: bool = False,
+        tls: ServerTls | None = None,
+        separate_steps: bool = False,
+    ) -> None:
+        """Chooses ports and folders; nothing is started yet.
+
+        Args:
+            repository: Triton model repository, by default the one that came with the package.
+            twin_store: folder of the twins, by default what the environment says.
+            grpc_port, http_port, metrics_port: by default free ones.
+            host: address to listen on. Other machines are let in only where this says so.
+            log: file for the server's log, by default one that goes with the server.
+            start_timeout_s: for `start`.
+            gpu: runs the networks on the GPU; `start` fails where there is none.
+            tls: of the gRPC endpoint. HTTP and metrics, for which Triton has none, then stay on loopback.
+            separate_steps: each step of a frame is a model of its own, as in other servers and always on a GPU, and not
+                joined with the others (`insync.ensemble.repository.fused`): slower on a CPU.
+
+        Raises:
+            ServerError: a given port is taken, there is no repository, or the TLS files are not what they should be.
+        """
+        self.repository = (repository or default_repository()).resolve()
+        self.twin_store = (twin_store or settings.load().twins).expanduser().absolute()
+        if tls is not None:
+            tls.check()
+        self._tls = tls
+        self._host, self._plain_host = host, LOOPBACK if tls is not None else host
+        hosts = (self._host, self._plain_host, self._plain_host)
+        wanted = {"gRPC": grpc_port, "HTTP": http_port, "metrics": metrics_port}
+        self._ports = _choose_ports(hosts, wanted)
+        self.grpc_url, self.http_url, self.metrics_url = (
+            f"{host}:{port}" for host, port in zip(hosts, self._ports, strict=True)
+        )
+        self.admin_key = new_admin_key()
+        self._given_log = log
+        self._start_timeout_s = start_timeout_s
+        self._gpu = gpu
+        self._joined = not (separate_steps or gpu)
+        self.models = fused.SERVED if self._joined else tuple(MODELS)
+        self.frame_steps = fused.STEPS if self._joined else MODELS["lipsync"].steps
+        self.shared_memory_prefix = (
+            f"insync_{secrets.token_hex(6)}_"  # of shared memory: cleaning up touches nobody else's
+        )
+        self._folder: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reaper: subprocess.Popen[bytes] | None = None
+        self._started = False
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the server, None while it is not running."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def log(self) -> Path | None:
+        """The server's log file, None before `start` and after `stop` of a server that had a temporary one."""
+        return self._given_log or (self._folder / "server.log" if self._folder is not None else None)
+
+    def __enter__(self) -> EmbeddedServer:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Starts the server and waits until it serves.
+
+        Raises:
+            ServerError: something is missing or broken, or it takes longer than `start_timeout_s`.
+        """
+        if self._process is not None:
+            raise ServerError("the server is already started")
+        if not (self.repository / "lipsync" / "config.pbtxt").is_file():
+            raise ServerError(f"{self.repository} is not InSync's model repository: lipsync/config.pbtxt is not in it")
+        installation = find_installation()
+        if self._gpu:
+            _check_gpu(installation)
+        atexit.register(self.stop)
+        try:
+            self._launch(installation)
+            deadline = time.monotonic() + self._start_timeout_s
+            self._wait_until_ready(deadline)
+            self._send_canary(self.twin_store, max(1.0, deadline - time.monotonic()))
+            self._started = True
+        except BaseException:  # an interrupt while it starts must not leave it running either
+            self.stop()
+            raise
+
+    def probe(self, timeout_s: float) -> None:
+        """Sends a frame through every ensemble, of a person whom every server knows: the twin store is not asked.
+
+        Args:
+            timeout_s: for each inference.
+
+        Raises:
+            ServerError: one does not answer, or with an error; or the gRPC endpoint does not speak TLS where it should.
+        """
+        self._send_canary(None, timeout_s)
+
+    def management(self) -> Management:
+        """The way to Triton's management endpoints."""
+        return Management(self.http_url, admin_headers(self.admin_key))
+
+    def _send_canary(self, twin_store: Path | None, timeout_s: float) -> None:
+        if self._tls is None:
+            answers_frames(self.grpc_url, twin_store, timeout_s)
+            return
+        # Clients' certificates are clients' own: we ask over HTTP on loopback, and of gRPC that it shows ours.
+        self._tls.is_spoken(self._reachable_host(), self._ports[0], timeout_s)
+        answers_frames(self.http_url, twin_store, timeout_s, over_http=True)
+
+    def _reachable_host(self) -> str:
+        """An address of this machine at which a server on `host` answers."""
+        return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self._host, self._host)
+
+    def stop(self, drain: bool = True) -> None:
+        """Stops the server and removes what it made, except twins and a given log. Safe to repeat.
+
+        Args:
+            drain: lets requests in flight finish and models unload, which takes seconds. Who knows that nobody waits for
+                an answer any more can do without: models keep nothing.
+        """
+        atexit.unregister(self.stop)
+        if self._process is not None:
+            if drain and self._process.poll() is None:
+                self._process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(STOP_TIMEOUT_S)
+            # Models run as its children: none may outlive it, whatever became of the server itself.
+            assert self._folder is not None
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            reaper.reap(self._process.pid, self._folder, self.shared_memory_prefix)
+            self._process = None
+        if self._reaper is not None:
+            self._reaper.communicate(reaper.DONE)
+            self._reaper = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def check(self) -> None:
+        """Does nothing while the server's process lives.
+
+        Raises:
+            ServerError: it is gone; the text says what its log says.
+        """
+        if self._process is not None and self._process.poll() is not None:
+            raise ServerError(f"the server died (exit code {self._process.returncode}): {self._reason()}")
+
+    def _launch(self, installation: Installation) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="insync-server-"))
+        backends = self._folder / "backends"
+        installation.write_backends(backends)
+        repository, loaded = self.repository, ["*"]
+        if self._joined:
+            repository = self._folder / "models"
+            loaded = fused.write_repository(self.repository, repository, settings.load().processes)
+        grpc, http, metrics = (str(port) for port in self._ports)
+        command = [
+            str(installation.server),
+            f"--model-repository={repository}",
+            f"--backend-directory={backends}",
+            f"--backend-config=python,shm-region-prefix-name={self.shared_memory_prefix}",
+            *_region_options(len(self.models)),
+            "--model-control-mode=explicit",  # a supervisor may load a model anew
+            *(f"--load-model={model}" for model in loaded),
+            "--disable-auto-complete-config",  # our configs are whole, and completing starts every Python model twice
+            f"--grpc-address={self._host}",
+            f"--grpc-port={grpc}",
+            f"--http-address={self._plain_host}",
+            f"--http-port={http}",
+            f"--metrics-address={self._plain_host}",
+            f"--metrics-port={metrics}",
+            "--grpc-infer-allocation-pool-size=0",  # kept for reuse, a request keeps the memory of its largest message
+            "--exit-timeout-secs=5",
+            *restrictions(self.admin_key),
+            *(self._tls.options() if self._tls is not None else ()),
+        ]
+        log = self.log
+        assert log is not None
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, **installation.environment(), settings.TWINS_VARIABLE: str(self.twin_store)}
+        if self._gpu:
+            environment[settings.GPU_VARIABLE] = "1"
+        with log.open("ab" if self._started else "wb") as file:  # what a server that died said last is worth keeping
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # a group of its own: Ctrl-C reaches us alone, and we can end all of it
+            )
+        # Its standard input ends with us, however we end.
+        end = [str(self._process.pid), str(self._folder), self.shared_memory_prefix]
+        self._reaper = subprocess.Popen(
+            [sys.executable, "-ISB", reaper.__file__, *end], stdin=subprocess.PIPE, start_new_session=True
+        )
+
+    def _wait_until_ready(self, deadline: float) -> None:
+        waiting = ["", *self.models]
+        while waiting:
+            assert self._process is not None
+            if self._process.poll() is not None:
+                raise ServerError(f"the server did not start: {self._reason()}")
+            if time.monotonic() > deadline:
+                late = waiting[0] or "server"
+                raise ServerError(f"{late} was not ready after {self._start_timeout_s:g} s: {self._reason()}")
+            path = f"/v2/models/{waiting[0]}/ready" if waiting[0] else "/v2/health/ready"
+            try:
+                with urllib.request.urlopen(f"http://{self.http_url}{path}", timeout=1):
+                    waiting.pop(0)
+            except (urllib.error.URLError, OSError):
+                time.sleep(_POLL_S)
+
+    def _reason(self) -> str:
+        log = self.log
+        if log is None or not log.is_file():
+            return "it left no log"
+        return failure_reason(log.read_text(errors="replace"))
+
+
+def _region_options(models: int) -> list[str]:
+    """How large the models' regions of shared memory are; Triton's own choice where this machine has little of it."""
+    try:
+        room = shutil.disk_usage(_SHARED_MEMORY).free
+    except OSError:
+        return []
+    if room < 4 * models * _REGION_BYTES:
+        return []
+    return [f"--backend-config=python,shm-{when}-byte-size={_REGION_BYTES}" for when in ("default", "growth")]
+
+
+def _check_gpu(installation: Installation) -> None:
+    from insync.ensemble.inference.runtime import find_runtime
+
+    find_runtime()
+    if (installation.backends / "onnxruntime").exists():
+        raise ServerError(
+            f"{installation.server} has an ONNX Runtime of its own, which --gpu does not reach: "
+            "start it with --model-config-name=onnx_gpu or h100"
+        )
+
+
+_LOAD_FAILURE = re.compile(r"failed to load '(\w+)' version \d+: (.+)")
+_ERROR = re.compile(r"^(?:E\d{4} .*?\] |error: )(.+)$", re.MULTILINE)
+
+
+def failure_reason(log: str) -> str:
+    """The one line of a server's log that says why it did not start."""
+    failures = _LOAD_FAILURE.findall(log)
+    if failures:
+        return "; ".join(f"{model}: {reason.strip().strip(chr(34))}" for model, reason in failures[:3])
+    # A server without a GPU says so in lines that look like errors, and are none here.
+    errors = [line for line in _ERROR.findall(log) if not re.search("CUDA|Cuda|NVML|DCGM", line)]
+    if errors:
+        return str(errors[0]).strip().strip('"')
+    lines = [line for line in log.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "its log is empty"
+
+
+def _choose_ports(hosts: Sequence[str], wanted: dict[str, int | None]) -> list[int]:
+    """Ports that are free now. All are held until all are chosen, so that none is given twice."""
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for host, (name, port) in zip(hosts, wanted.items(), strict=True):
+            held = stack.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                held.bind((host, port or 0))
+                held.listen(1)
+            except OverflowError as exc:
+                raise ServerError(f"{name} port {port} is not a port: allowed are 1 to 65535") from exc
+            except OSError as exc:
+                reason = "is taken, choose another" if port else "cannot be opened"
+                raise ServerError(f"{name} port {port or 'any'} on {host} {reason} ({exc.strerror})") from exc
+            ports.append(int(held.getsockname()[1]))
+        return ports

@@ -1,0 +1,336 @@
+"""`insync export precision`: what TF32, BF16 and FP16 would do to the picture and to the mouth's movement, and whether that may be served.
+
+Real clips are drawn by the served graphs and by graphs that round as each precision does (see `insync.export.precision.rounding`); the
+results are held against each other frame by frame. This emulates: it needs no GPU, and no GPU's own kernels ran.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from skimage.metrics import structural_similarity
+
+from insync.core import settings
+from insync.core.spec import WINDOW_COLUMNS, WINDOW_ROWS
+from insync.ensemble.repository.tensorrt_plans import GRAPHS
+from insync.export.precision.rounding import PRECISIONS, rounded_graph
+from insync.training.evaluation.evaluate import Evaluation, Footage
+from insync.training.metrics.summary import best_lag, correlation, lagged
+
+BLOCK = 16  # pixels
+REPORT = "precision.json"
+MIXED = "fp16_mixed"  # FP16, but for what computes with the landmarks' places: see `rounded_graph`
+WAYS = (*PRECISIONS, MIXED)
+_PLACES = ("PLACES", "REFERENCE_PLACES")
+_TITLES = {"jpeg": "SYNCED's JPEG alone", MIXED: "FP16, the landmarks' flow in FP32"}
+_MOUTH = (slice(*WINDOW_ROWS), slice(*WINDOW_COLUMNS))  # of the crop: nothing else is ever drawn
+_AMPLIFIED = 16  # differences in the picture
+_ENLARGED = 2
+
+Floats = NDArray[np.float32]
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """What a precision may change at most, everywhere and always, to be served.
+
+    Attributes:
+        ssim: least structural similarity of a frame's mouth with FP32's.
+        block_levels: largest mean difference in a block of 16 × 16 pixels, in levels of 255. SYNCED's JPEG, of which nobody
+            complains, changes more (its row in the report).
+        agreement: least correlation of the mouth's openings with FP32's.
+        follows: by how much the correlation of the mouth's opening with the filmed one may fall.
+    """
+
+    ssim: float = 0.99
+    block_levels: float = 3.0
+    agreement: float = 0.99
+    follows: float = 0.01
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one precision changed, over all clips; NaN where it is not known.
+
+    Attributes:
+        ssim, worst_ssim: structural similarity of the mouth with FP32's, mean and least of all frames.
+        worst_block: largest mean difference in a block, in levels; `worst_clip`, `worst_frame` and `worst_at` (row and
+            column in the crop) say where.
+        worst_pixel: largest difference of a pixel, in levels.
+        agreement: correlation of the mouth's openings with FP32's, of the clip where it is least.
+        obeys: correlation of the openings with those that the network predicted from speech, mean of the clips.
+        follows: correlation of the openings with the filmed ones at FP32's lag, mean of the clips with sound of their own.
+        follows_lost: by how much that fell, on the clip where it fell most.
+        failed: which parts of the threshold it misses; empty where it passed.
+    """
+
+    ssim: float
+    worst_ssim: float
+    worst_block: float
+    worst_clip: str
+    worst_frame: int
+    worst_at: tuple[int, int]
+    worst_pixel: int
+    agreement: float
+    obeys: float
+    follows: float
+    follows_lost: float
+    failed: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether it may be served."""
+        return not self.failed
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """One clip as one precision draws it: crops uint8 [N, 256, 256, 3], openings drawn and predicted float32 [N]."""
+
+    crops: Picture
+    openings: Floats
+    predicted: Floats
+
+
+def compare(
+    clips: Sequence[Path],
+    out: Path,
+    repository: Path,
+    speech: Path | None = None,
+    seconds: float = 6.0,
+    threads: int = 2,
+    threshold: Threshold | None = None,
+    log: Callable[[str], None] = lambda text: None,
+) -> dict[str, Change]:
+    """Draws clips in each precision; writes `precision.json`, `precision.md` and a picture of each one's worst case into `out`.
+
+    Args:
+        clips: videos that show one face each.
+        out: folder.
+        repository: the model repository whose graphs are judged.
+        speech: is spoken in clips without sound.
+        seconds: of each clip.
+        threads: CPU threads.
+        threshold: what may change at most.
+        log: is told each step, in words.
+
+    Returns:
+        What each of `WAYS` changed, and "jpeg": what SYNCED's encoding changes by itself, to compare with.
+
+    Raises:
+        ValueError: a clip shows too few faces, or is silent and no speech is given.
+    """
+    threshold = threshold or Threshold()
+    exact = Evaluation(repository, threads)
+    footages = {path.name: exact.read(path, seconds) for path in clips}
+    sounds = {name: _sound(name, footage, speech) for name, footage in footages.items()}
+    drawn: dict[str, dict[str, _Drawn]] = {}
+    for precision in ("fp32", *WAYS):
+        log(f"{precision}: drawing")
+        with tempfile.TemporaryDirectory() as scratch:
+            drawing = exact
+            if precision != "fp32":
+                drawing = Evaluation(_rounded_repository(repository, Path(scratch), precision), threads)
+            drawn[precision] = {name: _draw(drawing, exact, footages[name], sounds[name]) for name in footages}
+    drawn["jpeg"] = {name: _as_jpeg(exact, one) for name, one in drawn["fp32"].items()}
+    own = {name: footage for name, footage in footages.items() if footage.sound.size}
+    changes = {way: _change(drawn["fp32"], results, own, threshold) for way, results in drawn.items() if way != "fp32"}
+    out.mkdir(parents=True, exist_ok=True)
+    for way, change in changes.items():
+        original, result = (drawn[which][change.worst_clip].crops[change.worst_frame] for which in ("fp32", way))
+        cv2.imwrite(str(out / f"worst_{way}.png"), cv2.cvtColor(_picture(original, result, change), cv2.COLOR_RGB2BGR))
+    frames = sum(len(one.crops) for one in drawn["fp32"].values())
+    document = _document(changes, repository, list(footages), frames, threshold)
+    (out / REPORT).write_text(json.dumps(document, indent=1) + "\n")
+    (out / "precision.md").write_text(_page(document, changes))
+    return changes
+
+
+def _sound(name: str, footage: Footage, speech: Path | None) -> Floats:
+    if footage.sound.size:
+        return footage.sound
+    if speech is None:
+        raise ValueError(f"{name} has no sound: name a file with speech")
+    from insync.client.media.reader import AudioFile
+
+    return np.concatenate(list(AudioFile(speech).speech())).astype(np.float32)
+
+
+def _rounded_repository(repository: Path, folder: Path, precision: str) -> Path:
+    """A model repository for `Evaluation` whose graphs round in one of `WAYS`."""
+    for name in GRAPHS:
+        (folder / name / "1").mkdir(parents=True)
+        proto = onnx.load(str(repository / name / "1" / "model.onnx"))
+        graph = rounded_graph(proto, "fp16", _PLACES) if precision == MIXED else rounded_graph(proto, precision)
+        onnx.save(graph, str(folder / name / "1" / "model.onnx"))
+    for name in ("lipsync_face", "lipsync_twin"):
+        (folder / name).symlink_to(repository.resolve() / name)
+    return folder
+
+
+def _draw(way: Evaluation, exact: Evaluation, footage: Footage, sound: Floats) -> _Drawn:
+    with np.errstate(all="ignore"):  # what overflows is seen in the picture
+        crops, _, _, predicted = way.draw(footage, sound)
+    return _Drawn(crops, exact.openings(crops), predicted)
+
+
+def _as_jpeg(exact: Evaluation, drawn: _Drawn) -> _Drawn:
+    quality = [cv2.IMWRITE_JPEG_QUALITY, settings.load().jpeg_quality]
+    crops = np.stack([cv2.imdecode(cv2.imencode(".jpg", crop, quality)[1], cv2.IMREAD_COLOR) for crop in drawn.crops])
+    return _Drawn(crops, exact.openings(crops), drawn.predicted)
+
+
+def _change(
+    exact: dict[str, _Drawn], results: dict[str, _Drawn], own: dict[str, Footage], threshold: Threshold
+) -> Change:
+    """Holds results against FP32's, clip by clip; `own` are the clips with sound of their own."""
+    similar: list[float] = []
+    worst: tuple[float, str, int, tuple[int, int]] = (-1.0, "", 0, (0, 0))
+    pixel = 0
+    agreement, obeys, follows, lost = [], [], [], []
+    for name, result in results.items():
+        for frame, (want, got) in enumerate(zip(exact[name].crops, result.crops, strict=True)):
+            similar.append(float(structural_similarity(want[_MOUTH], got[_MOUTH], channel_axis=2)))
+            difference = cv2.absdiff(want, got)
+            pixel = max(pixel, int(difference.max()))
+            block, at = worst_block(difference)
+            worst = max(worst, (block, name, frame, at))
+        agreement.append(correlation(result.openings, exact[name].openings))
+        obeys.append(correlation(result.openings, result.predicted))
+        if name in own:
+            filmed = own[name].openings[own[name].first :]
+            lag = best_lag(exact[name].openings, filmed)
+            follows.append(lagged(result.openings, filmed, lag))
+            lost.append(lagged(exact[name].openings, filmed, lag) - follows[-1])
+    figures = {
+        "worst_ssim": min(similar),
+        "agreement": min(agreement) if np.isfinite(agreement).all() else float("nan"),
+        "follows_lost": max(lost) if lost and np.isfinite(lost).all() else float("nan"),
+    }
+    failed = []
+    # Written so that a figure that is not a number fails.
+    if not figures["worst_ssim"] >= threshold.ssim:
+        failed.append(f"SSIM of the worst frame {figures['worst_ssim']:.4f} < {threshold.ssim}")
+    if not worst[0] <= threshold.block_levels:
+        failed.append(f"worst block {worst[0]:.2f} > {threshold.block_levels} levels")
+    if not figures["agreement"] >= threshold.agreement:
+        failed.append(f"openings agree by {figures['agreement']:.4f} < {threshold.agreement}")
+    if own and not figures["follows_lost"] <= threshold.follows:
+        failed.append(f"follows speech less by {figures['follows_lost']:.4f} > {threshold.follows}")
+    return Change(
+        float(np.mean(similar)), figures["worst_ssim"], worst[0], worst[1], worst[2], worst[3], pixel,
+        figures["agreement"], float(np.mean(obeys)), float(np.mean(follows)) if follows else float("nan"),
+        figures["follows_lost"], tuple(failed),
+    )  # fmt: skip
+
+
+def worst_block(difference: Picture) -> tuple[float, tuple[int, int]]:
+    """The largest mean of a block of 16 × 16 pixels in a difference uint8 [H, W, 3], and its row and column."""
+    means = cv2.boxFilter(difference.astype(np.float32).mean(2), -1, (BLOCK, BLOCK), anchor=(0, 0))
+    inside = means[: 1 - BLOCK, : 1 - BLOCK]
+    row, column = (int(k) for k in np.unravel_index(int(inside.argmax()), inside.shape))
+    return float(inside[row, column]), (row, column)
+
+
+def _picture(exact: Picture, result: Picture, change: Change) -> Picture:
+    """FP32, the other precision, and their difference 16 times enlarged; the worst block is framed."""
+    difference = np.clip(cv2.absdiff(exact, result).astype(int) * _AMPLIFIED, 0, 255).astype(np.uint8)
+    row, column = change.worst_at
+    panels = []
+    for panel in (exact, result, difference):
+        framed = cv2.rectangle(panel.copy(), (column - 1, row - 1), (column + BLOCK, row + BLOCK), (255, 220, 0), 1)
+        window = framed[_MOUTH]
+        panels.append(cv2.resize(window, None, fx=_ENLARGED, fy=_ENLARGED, interpolation=cv2.INTER_NEAREST))
+    return np.asarray(np.hstack(panels), np.uint8)
+
+
+def _document(
+    changes: dict[str, Change], repository: Path, clips: list[str], frames: int, threshold: Threshold
+) -> dict[str, Any]:
+    hashes = {
+        name: hashlib.sha256((repository / name / "1" / "model.onnx").read_bytes()).hexdigest() for name in GRAPHS
+    }
+    precisions = {name: {**asdict(change), "passed": change.passed} for name, change in changes.items()}
+    yardstick = precisions.pop("jpeg")
+    return {
+        "emulated": True,
+        "graphs": hashes,
+        "clips": clips,
+        "frames": frames,
+        "threshold": asdict(threshold),
+        "precisions": precisions,
+        "jpeg": yardstick,
+        "decision": _decision(changes),
+    }
+
+
+def _decision(changes: dict[str, Change]) -> str:
+    passed = [_title(name) for name in WAYS if changes[name].passed]
+    if not passed:
+        return "FP32 alone: every lesser precision misses the threshold."
+    refused = [_title(name) for name in WAYS if not changes[name].passed]
+    others = f" Not: {'; '.join(refused)}." if refused else ""
+    return f"FP32 stays the default. With these weights, on a GPU, may be tried: {'; '.join(passed)}.{others}"
+
+
+def _title(way: str) -> str:
+    return _TITLES.get(way, way.upper())
+
+
+def _page(document: dict[str, Any], changes: dict[str, Change]) -> str:
+    head = (
+        "", "SSIM", "worst frame's SSIM", "worst block", "worst pixel", "openings agree", "obeys", "follows", "passed",
+    )  # fmt: skip
+    rows = [head, ("---", *["---:"] * (len(head) - 1))]
+    for name, change in changes.items():
+        numbers = (change.ssim, change.worst_ssim, change.worst_block)
+        rows.append(
+            (
+                _title(name),
+                *(f"{number:.{digits}f}" for number, digits in zip(numbers, (5, 4, 2), strict=True)),
+                str(change.worst_pixel),
+                *(_known(number) for number in (change.agreement, change.obeys, change.follows)),
+                "–" if name == "jpeg" else "yes" if change.passed else "no",
+            )
+        )
+    limit = document["threshold"]
+    parts = [
+        "# Precision",
+        f"`insync export precision`: {document['frames']} frames of {', '.join(document['clips'])}, "
+        "drawn by the served graphs in FP32 and by the same graphs with rounded weights and activations. "
+        "**Emulated on the CPU: no GPU's kernels ran.** Differences are from FP32's result, inside the patch's window; "
+        "blocks are 16 × 16 pixels, in levels of 255. Agreement, obeying and following are correlations of the mouth's opening: "
+        "with FP32's, with the predicted one, with the filmed one. The landmarks' flow is what the decoder computes with PLACES and "
+        "REFERENCE_PLACES, but for convolutions, up to the coordinates at which references are sampled.",
+        "\n".join(f"| {' | '.join(row)} |" for row in rows),
+        f"Threshold, for every frame of every clip: SSIM at least {limit['ssim']}, no block changed by more than "
+        f"{limit['block_levels']:g} levels, openings that agree with FP32's by at least {limit['agreement']}, and following "
+        f"the filmed mouth by no more than {limit['follows']} less.",
+        f"**{document['decision']}**",
+        *(
+            f"{_title(name)}: {'; '.join(change.failed)}."
+            for name, change in changes.items()
+            if change.failed and name != "jpeg"
+        ),
+        f"Worst cases, from the left FP32, the other, and their difference × {_AMPLIFIED}, the worst block framed:",
+        *(
+            f"{_title(name)}, frame {change.worst_frame} of {change.worst_clip}:\n\n![{name}](worst_{name}.png)"
+            for name, change in changes.items()
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _known(number: float) -> str:
+    return f"{number:.4f}" if np.isfinite(number) else "–"

@@ -1,0 +1,264 @@
+"""The report's plots, as SVG text: matplotlib's, without a display and without fonts from anywhere."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.ticker
+from matplotlib.figure import Figure
+
+from insync.loadtest.runs.soak import MODELS_MEMORY, SERVER_MEMORY
+
+__all__ = ["figures", "png"]
+
+_WIDTH, _HEIGHT = 10.0, 3.4  # inches
+_COLOURS = {"p50": "#3b6fb6", "p95": "#e0912f", "p99": "#b42318", "other": "#5b6577", "good": "#0a7d38"}
+_STYLE = {
+    "svg.fonttype": "path",  # looks the same everywhere
+    "svg.hashsalt": "insync",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e9ef",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+}
+# Of an embedded server the first, of another the rest.
+_MODELS = (
+    "lipsync_frame",
+    "lipsync_face",
+    "lipsync_encoder",
+    "lipsync_adaat",
+    "lipsync_decoder",
+    "lipsync_composite",
+)
+
+
+def figures(data: dict[str, Any]) -> list[str]:
+    """Every plot that the data has something for."""
+    made = []
+    with mpl.rc_context(_STYLE):
+        if data.get("searches") and data["searches"][-1]["steps"]:
+            search = data["searches"][-1]
+            made.append(_svg(_capacity(data, search)))
+            if any(step["models"] for step in search["steps"]):
+                made.append(_svg(_batches(search)))
+            made.append(_svg(_step_usage(search)))
+        if data["timeline"]:
+            made.append(_svg(_timeline(data)))
+        if data["samples"]:
+            made.append(_svg(_machine(data)))
+        if data.get("growth"):
+            made.append(_svg(_leaks(data)))
+    return made
+
+
+def png(data: dict[str, Any], path: str) -> None:
+    """Writes the plot that a run was made for as a picture, for a page that shows no SVG.
+
+    Args:
+        data: of a search for the capacity: latency and throughput against streams; of a soak: growth; else the timeline.
+        path: of the file.
+    """
+    with mpl.rc_context(_STYLE):
+        if data.get("searches"):
+            figure = _capacity(data, data["searches"][-1])
+        else:
+            figure = _leaks(data) if data.get("growth") else _timeline(data)
+        figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def _capacity(data: dict[str, Any], search: dict[str, Any]) -> Figure:
+    """Latency, miss rate and throughput against the number of streams."""
+    steps, limits = _believed(search), data["limits"]
+    streams = [step["streams"] for step in steps]
+    figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
+    latency, missed, rate = figure.subplots(1, 3)
+    for name in ("p50", "p95", "p99"):
+        values = [step["summary"][f"{name}_ms"] for step in steps]
+        latency.plot(streams, _numbers(values), "o-", color=_COLOURS[name], label=name)
+    latency.axhline(limits["p99_ms"], color=_COLOURS["other"], ls=":", label=f"limit {limits['p99_ms']:g} ms")
+    _logarithmic(latency)
+    each = f"live streams of {search['fps']:g} frames/s"
+    latency.set(title="Latency of a live frame", xlabel=each, ylabel="ms")
+    latency.legend()
+    missed.plot(streams, [100 * step["summary"]["miss_rate"] for step in steps], "o-", color=_COLOURS["p99"])
+    missed.axhline(
+        100 * limits["miss_rate"], color=_COLOURS["other"], ls=":", label=f"limit {100 * limits['miss_rate']:g} %"
+    )
+    missed.set(title="Late or missing frames", xlabel=each, ylabel="%", ylim=(-2, 102))
+    missed.legend()
+    rate.plot(streams, [step["summary"]["fps"] for step in steps], "o-", color=_COLOURS["p50"], label="answered")
+    due = [count * search["fps"] for count in streams]
+    rate.plot(streams, due, ls=":", color=_COLOURS["other"], label="due")
+    rate.set(title="Frames per second, all streams", xlabel=each, ylabel="frames/s")
+    rate.set_ylim(0, None)
+    rate.legend()
+    for axes in (latency, missed, rate):
+        _whole(axes)
+        axes.set_xlim(0, max(streams) + max(0.5, 0.05 * max(streams)))
+        if search["capacity"]:
+            axes.axvline(search["capacity"], color=_COLOURS["good"], lw=6, alpha=0.2)
+    return figure
+
+
+def _believed(search: dict[str, Any]) -> list[dict[str, Any]]:
+    """The last round of each number of streams."""
+    return list({step["streams"]: step for step in search["steps"]}.values())
+
+
+def _batches(search: dict[str, Any]) -> Figure:
+    """Mean batch, queue time and computing of the models against the number of streams."""
+    figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
+    fields = {
+        "batch": ("Mean batch", "requests"),
+        "queue_ms": ("Waiting in the queue", "ms"),
+        "compute_ms": ("Computing", "ms"),
+    }
+    places = figure.subplots(1, 3)
+    for axes, (name, (title, unit)) in zip(places, fields.items(), strict=True):
+        for model in _MODELS:
+            points = [
+                (step["streams"], step["models"][model][name]) for step in _believed(search) if model in step["models"]
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-", ms=3, label=model.removeprefix("lipsync_"))
+        axes.set(title=title, xlabel="live streams", ylabel=unit)
+        axes.set_ylim(0, None)
+        axes.set_xlim(0, None)
+        _whole(axes)
+    places[0].legend()
+    return figure
+
+
+def _step_usage(search: dict[str, Any]) -> Figure:
+    """Processor and memory against the number of streams."""
+    figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
+    cpu, memory = figure.subplots(1, 2)
+    steps = _believed(search)
+    streams = [step["streams"] for step in steps]
+    for axes, suffix, scale in ((cpu, "cores", 1.0), (memory, "bytes", 2**20)):
+        for part, title in (("server", "tritonserver"), ("stubs", "models' processes"), ("clients", "clients")):
+            axes.plot(streams, [step["usage"][f"{part}_{suffix}"] / scale for step in steps], "o-", label=title)
+        axes.set_ylim(0, None)
+        axes.set_xlim(0, None)
+        _whole(axes)
+        axes.legend()
+    cpu.set(title="Processor", xlabel="live streams", ylabel="cores in use")
+    memory.set(title="Resident memory", xlabel="live streams", ylabel="MiB")
+    return figure
+
+
+def _timeline(data: dict[str, Any]) -> Figure:
+    """Latency, throughput and users over the run."""
+    line = data["timeline"]
+    unit, scale = _clock(data)
+    times = [point["second"] / scale for point in line]
+    figure = Figure((_WIDTH, 1.6 * _HEIGHT), layout="constrained")
+    latency, rate = figure.subplots(2, 1, sharex=True)
+    for name in ("p50", "p95", "p99"):
+        latency.plot(times, _numbers([point[f"{name}_ms"] for point in line]), color=_COLOURS[name], lw=1, label=name)
+    latency.axhline(data["users"]["deadline_ms"], color=_COLOURS["other"], ls=":", label="deadline")
+    latency.set(title="Latency of live frames", ylabel="ms")
+    _logarithmic(latency)
+    latency.legend(ncols=4)
+    rate.plot(times, [point["fps"] for point in line], color=_COLOURS["p50"], lw=1, label="live frames/s")
+    dubbed = [point["dubbed"] / max(1.0, point["seconds"]) for point in line]
+    if any(dubbed):
+        rate.plot(times, dubbed, color=_COLOURS["p95"], lw=1, label="dubbed frames/s")
+    late = [point["late"] / max(1.0, point["seconds"]) for point in line]
+    rate.plot(times, late, color=_COLOURS["p99"], lw=1, label="late or missing frames/s")
+    count = rate.twinx()
+    seconds, users = zip(*data["users_over_time"], strict=True) if data["users_over_time"] else ((), ())
+    count.step(
+        [second / scale for second in seconds], users, where="post", color=_COLOURS["other"], alpha=0.6, label="users"
+    )
+    count.set_ylabel("users")
+    count.grid(visible=False)
+    count.set_ylim(0, None)
+    rate.set(title="Throughput", xlabel=unit, ylabel="frames/s")
+    rate.set_ylim(0, None)
+    lines, names = rate.get_legend_handles_labels()
+    more, others = count.get_legend_handles_labels()
+    rate.legend(lines + more, names + others, ncols=4)
+    return figure
+
+
+def _machine(data: dict[str, Any]) -> Figure:
+    """Processor and memory over the run."""
+    samples = data["samples"]
+    unit, scale = _clock(data)
+    times = [sample["second"] / scale for sample in samples]
+    figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
+    cpu, memory = figure.subplots(1, 2)
+    for part, title in (("server", "tritonserver"), ("stubs", "models' processes"), ("clients", "clients")):
+        cpu.plot(times, [sample[f"{part}_cores"] for sample in samples], lw=1, label=title)
+    for name in (SERVER_MEMORY, MODELS_MEMORY, "clients, memory", "shared memory"):
+        memory.plot(times, [sample[name] for sample in samples], lw=1, label=name)
+    cpu.set(title="Processor", xlabel=unit, ylabel="cores in use")
+    memory.set(title="Memory", xlabel=unit, ylabel="MiB")
+    for axes in (cpu, memory):
+        axes.set_ylim(0, None)
+        axes.legend()
+    return figure
+
+
+def _leaks(data: dict[str, Any]) -> Figure:
+    """Every kind of memory in a soak, in shares of its value after warm-up. Things that are counted come and go with users."""
+    samples, warm = data["samples"], data["warm_up_s"]
+    unit, scale = _clock(data)
+    times = [sample["second"] / scale for sample in samples]
+    figure = Figure((_WIDTH, 1.3 * _HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    for one in data["growth"]:
+        if one["before"] and one["unit"]:
+            values = [100 * (sample[one["name"]] / one["before"] - 1) for sample in samples]
+            axes.plot(times, values, lw=1, label=one["name"])
+    allowed = 100 * data["allowed_growth"]
+    axes.axhspan(-allowed, allowed, color=_COLOURS["good"], alpha=0.08)
+    axes.axvline(warm / scale, color=_COLOURS["other"], ls=":")
+    axes.set(
+        title="Growth of memory against the value after warm-up (dotted)",
+        xlabel=unit,
+        ylabel="%",
+        ylim=(-6 * allowed, 6 * allowed),
+    )
+    axes.legend(ncols=2, fontsize=8)
+    return figure
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]
+
+
+def _logarithmic(axes: Any) -> None:
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low / 1.5, high * 1.5)
+    axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+
+
+def _clock(data: dict[str, Any]) -> tuple[str, float]:
+    """The unit of a run's time axis, and how many seconds it has."""
+    last = max((point["second"] for point in data["timeline"]), default=0)
+    return ("minutes", 60.0) if last > 180 else ("seconds", 1.0)
+
+
+def _whole(axes: Any) -> None:
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]

@@ -1,0 +1,238 @@
+"""How many live streams a server holds: more and more of them until too many frames come late, then the edge between."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from insync.loadtest.measure.resources import Group, Sample, Sampler
+from insync.loadtest.measure.statistics import Summary, Tally
+from insync.loadtest.measure.triton_metrics import ModelLoad, between
+from insync.loadtest.runs.shapes import SPAWN_RATE, LoadTestShape
+
+__all__ = ["CapacityShape", "Limits", "Search", "Step", "Usage", "usage"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a number of streams counts as held, and how long each is tried.
+
+    Attributes:
+        p99_ms: the 99th percentile of live frames must not be above.
+        miss_rate: nor the share of frames that came late or never, 0 to 1.
+        settle_s: after all streams have begun, before measuring.
+        measure_s: measured.
+        start_s: longest wait for all streams to begin; longer counts as not held.
+        first: the number to begin with.
+        most: streams that are never exceeded.
+        beyond: numbers tried past the first that broke, so that the report shows how it breaks.
+        at_least: numbers tried where not one is held, for the same reason.
+        run_time_s: no number is begun that could end later than this, counted from the run's start.
+    """
+
+    p99_ms: float = 100.0
+    miss_rate: float = 0.01
+    settle_s: float = 3.0
+    measure_s: float = 8.0
+    start_s: float = 15.0
+    first: int = 1
+    most: int = 256
+    beyond: int = 1
+    at_least: int = 1
+    run_time_s: float = math.inf
+
+    @property
+    def step_s(self) -> float:
+        """What one number takes where its streams begin soon: events are up to a second on their way."""
+        return self.settle_s + self.measure_s + 2
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a stretch of a run took, in cores (1.0 is one core for all of the time) and bytes.
+
+    Attributes:
+        server_cores, stubs_cores, clients_cores: processor time per second.
+        other_cores: processor time per second of everything else on the machine, the conductor among it.
+        machine_cpu: share of all cores in use, by anything, 0 to 1.
+        server_bytes, stubs_bytes, clients_bytes: resident memory, most.
+    """
+
+    server_cores: float = 0.0
+    stubs_cores: float = 0.0
+    clients_cores: float = 0.0
+    other_cores: float = 0.0
+    machine_cpu: float = 0.0
+    server_bytes: int = 0
+    stubs_bytes: int = 0
+    clients_bytes: int = 0
+
+
+def usage(samples: Sequence[Sample]) -> Usage:
+    """Sums up consecutive samples; zeros of fewer than two."""
+    if len(samples) < 2:
+        return Usage()
+    seconds = samples[-1].at_s - samples[0].at_s
+
+    def cores(group: Callable[[Sample], Group]) -> float:
+        return max(0.0, group(samples[-1]).cpu_s - group(samples[0]).cpu_s) / seconds
+
+    def memory(group: Callable[[Sample], Group]) -> int:
+        return max(group(sample).rss_bytes for sample in samples)
+
+    server, stubs, clients = cores(lambda s: s.server), cores(lambda s: s.stubs), cores(lambda s: s.clients)
+    machine_cpu = sum(sample.machine_cpu for sample in samples[1:]) / (len(samples) - 1)
+    return Usage(
+        server_cores=server,
+        stubs_cores=stubs,
+        clients_cores=clients,
+        other_cores=max(0.0, machine_cpu * (os.cpu_count() or 1) - server - stubs - clients),
+        machine_cpu=machine_cpu,
+        server_bytes=memory(lambda s: s.server),
+        stubs_bytes=memory(lambda s: s.stubs),
+        clients_bytes=memory(lambda s: s.clients),
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One round of a number of streams.
+
+    Attributes:
+        streams: tried.
+        started: of them, streams that had begun when measuring did.
+        held: within the limits.
+        from_s, to_s: seconds of the run that were measured.
+        summary: what their frames did.
+        models: what each model did.
+        usage: what it took.
+    """
+
+    streams: int
+    started: int
+    held: bool
+    from_s: float
+    to_s: float
+    summary: Summary
+    models: dict[str, ModelLoad]
+    usage: Usage
+
+
+class Search:
+    """Which number of streams to try next: twice as many until one is not held, then halving the gap.
+
+    A number that is not held is tried once more before that is believed, as whatever else the machine does may be to blame:
+    it counts as held where the second round is. Numbers beyond the first that was not held are tried once.
+
+    Args:
+        most: never more.
+        beyond: numbers tried past the first that was not held, for the picture's sake.
+        first: the number to begin with.
+        at_least: where not even one is held, numbers tried in place of those beyond.
+    """
+
+    def __init__(self, most: int, beyond: int = 0, first: int = 1, at_least: int = 1) -> None:
+        self._most, self._beyond, self._first, self._at_least = most, beyond, first, at_least
+        self._results: dict[int, bool] = {}
+        self._doubted: int | None = None  # was not held, and has its second round to come
+
+    @property
+    def held(self) -> int:
+        """The largest number known to be held, below every number that was not; 0: not even one."""
+        broken = min((count for count, held in self._results.items() if not held), default=self._most + 1)
+        return max((count for count, held in self._results.items() if held and count < broken), default=0)
+
+    def next(self) -> int | None:
+        """The number to try now, None at the end."""
+        if self._doubted is not None:
+            return self._doubted
+        if not self._results:
+            return min(self._first, self._most)
+        largest = max(self._results)
+        broken = [count for count, held in self._results.items() if not held]
+        if not broken:
+            return None if largest >= self._most else min(self._most, 2 * largest)
+        past = sum(count > min(broken) for count in self._results)
+        more = past < self._beyond if self.held else min(broken) == 1 and len(self._results) < self._at_least
+        if more and largest < self._most:
+            return min(self._most, max(largest + 1, largest * 3 // 2))
+        low, high = self.held, min(broken)
+        if high - low <= max(1, high // 20):
+            return None
+        return (low + high) // 2
+
+    def tried(self, count: int, held: bool) -> None:
+        """Takes a result in."""
+        beyond = any(broken < count for broken, good in self._results.items() if not good)
+        if not held and not beyond and count != self._doubted:
+            self._doubted = count
+            return
+        self._doubted = None
+        self._results[count] = held
+
+
+class CapacityShape(LoadTestShape):
+    """Locust follows the search.
+
+    Args:
+        limits: of the search.
+        tally, sampler: of the run.
+        say: takes a line about each step.
+
+    Attributes:
+        steps: so far.
+        search: what they have shown.
+        cut: the time ended before the search did.
+    """
+
+    def __init__(
+        self, limits: Limits, tally: Tally, sampler: Sampler, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.steps: list[Step] = []
+        self.search = Search(limits.most, limits.beyond, limits.first, limits.at_least)
+        self.cut = False
+        self._limits, self._tally, self._sampler, self._say = limits, tally, sampler, say
+        self._streams = self.search.next()
+        self._begun_s = 0.0  # when Locust was told this number; 0: not yet
+        self._measure_from_s = 0.0  # 0: streams are still beginning
+
+    def tick(self) -> tuple[int, float] | None:
+        """What Locust asks every second."""
+        now_s = time.monotonic() - self._tally.start_s
+        if self._streams is None:
+            return None
+        if not self._begun_s:
+            self._begun_s, self._measure_from_s = now_s, 0.0
+        elif not self._measure_from_s:
+            all_there = len(self._tally.streaming) >= self._streams
+            if all_there or now_s - self._begun_s > self._limits.start_s:
+                self._measure_from_s = now_s + (self._limits.settle_s if all_there else 0.0)
+        elif now_s >= self._measure_from_s + self._limits.measure_s + 1:  # events are up to 0.1 s on their way
+            self._conclude(self._streams)
+            self._streams, self._begun_s = self.search.next(), 0.0
+            if self._streams is not None and now_s + self._limits.step_s > self._limits.run_time_s:
+                self._streams, self.cut = None, True
+            return self.tick()
+        return self._streams, SPAWN_RATE
+
+    def _conclude(self, streams: int) -> None:
+        limits = self._limits
+        from_s = float(int(self._measure_from_s))
+        to_s = from_s + int(limits.measure_s)
+        summary = self._tally.window(from_s, to_s)
+        started = min(streams, len(self._tally.streaming))
+        held = started == streams and summary.p99_ms <= limits.p99_ms and summary.miss_rate <= limits.miss_rate
+        samples = self._sampler.between(self._tally.start_s + from_s, self._tally.start_s + to_s)
+        models = between(samples[0].models, samples[-1].models, samples[-1].at_s - samples[0].at_s) if samples else {}
+        self.search.tried(streams, held)
+        self.steps.append(Step(streams, started, held, from_s, to_s, summary, models, usage(samples)))
+        self._say(
+            f"{streams} streams: {'held' if held else 'not held'}; {summary.fps:.1f} frames/s, "
+            + (f"p50 {summary.p50_ms:.0f} ms, p99 {summary.p99_ms:.0f} ms, " if summary.frames else "")
+            + f"missed {100 * summary.miss_rate:.1f} %"
+            + (f", {summary.refused} times refused" if summary.refused else "")
+        )

@@ -1,0 +1,51 @@
+"""The graphs that are served: each a module of its own, and the network with the weights that a repository serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from insync.network.model import DecoderGraph, EncoderGraph, LipSync, MixerGraph, ReferenceGraph
+
+SERVED_GRAPHS: dict[str, type[nn.Module]] = {
+    "lipsync_encoder": EncoderGraph,
+    "lipsync_reference": ReferenceGraph,
+    "lipsync_mixer": MixerGraph,
+    "lipsync_decoder": DecoderGraph,
+}
+
+
+class ParityError(RuntimeError):
+    """An exported graph computes something else than the network does."""
+
+
+def read_weights(repository: Path) -> LipSync:
+    """The network with the weights that the repository serves.
+
+    The exporter folds batch normalisation into the convolution before it; what comes back has them folded.
+
+    Raises:
+        FileNotFoundError: A graph is missing.
+        ParityError: A weight is missing from the graphs, or has another shape.
+    """
+    network = LipSync().eval()
+    found: dict[str, Tensor] = {}
+    for name in SERVED_GRAPHS:
+        for initializer in onnx.load(str(repository / name / "1" / "model.onnx")).graph.initializer:
+            found[initializer.name] = torch.from_numpy(numpy_helper.to_array(initializer).copy())
+    folded = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm1d)}
+    for module in folded.values():
+        module.running_var.fill_(1 - module.eps)  # type: ignore[union-attr]
+    for name, weight in network.state_dict().items():
+        if name.rpartition(".")[0] in folded:
+            continue
+        if name not in found or found[name].shape != weight.shape:
+            raise ParityError(
+                f"{name} {tuple(weight.shape)} is not in the graphs: were they exported from another network?"
+            )
+        weight.copy_(found[name])
+    return network

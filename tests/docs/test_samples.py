@@ -1,0 +1,87 @@
+"""The shipped sample is what the demo and the tests take it for, and the demo's picture can be drawn."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from insync.ensemble.models.face import FaceFinder
+
+SCRIPT = Path("samples") / "side_by_side.py"
+
+
+def _draw(root: Path, source: Path, synced: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(root / SCRIPT), str(source), str(synced), "-o", str(out)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def _clip(path: Path, images: list[NDArray[np.uint8]]) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def test_clip_has_a_large_face_throughout(repository: Path, sample_clip: Path) -> None:
+    finder = FaceFinder(repository / "lipsync_face" / "1")
+    count = 0
+    with av.open(str(sample_clip)) as container:
+        assert not container.streams.audio
+        assert container.streams.video[0].average_rate == 25
+        for count, frame in enumerate(container.decode(video=0), start=1):
+            assert (frame.width, frame.height) == (1280, 720)
+            if count % 20 == 1:
+                face = finder.find(frame.to_ndarray(format="rgb24"))
+                assert face is not None
+                assert face.confidence > 0.7
+                assert np.ptp(face.landmarks[:, 0]) > 200
+    assert count == 153
+
+
+def test_speech_fits_the_clip(sample_speech: Path) -> None:
+    with av.open(str(sample_speech)) as container:
+        stream = container.streams.audio[0]
+        samples = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(stream)]) / 32768
+        assert (stream.rate, stream.channels) == (22_050, 1)
+        assert 5.5 < len(samples) / stream.rate <= 6.12
+    assert 0.3 < np.abs(samples).max() < 1.0
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_side_by_side_shows_both_clips(root: Path, tmp_path: Path, count: int) -> None:
+    """Grey above, and below the same with a bright square: the view has to find it."""
+    plain = np.full((240, 320, 3), 90, np.uint8)
+    marked = plain.copy()
+    marked[100:140, 200:240] = 230
+    source, synced = _clip(tmp_path / "a.mp4", [plain] * count), _clip(tmp_path / "b.mp4", [marked] * count)
+    done = _draw(root, source, synced, tmp_path / "out.png")
+    assert done.returncode == 0, done.stderr
+    picture = cv2.imread(str(tmp_path / "out.png"))
+    tile = picture[30:330, 6:306], picture[366:666, 6:306]
+    assert np.abs(tile[0].astype(int) - 90).max() < 12
+    bright = (tile[1] > 180).mean()
+    assert 0.1 < bright < 0.5
+    assert np.abs(np.argwhere(tile[1][..., 0] > 180).mean(0) - 150).max() < 25
+
+
+def test_side_by_side_refuses_what_it_cannot_compare(root: Path, tmp_path: Path) -> None:
+    small = _clip(tmp_path / "a.mp4", [np.zeros((64, 64, 3), np.uint8)] * 3)
+    large = _clip(tmp_path / "b.mp4", [np.zeros((96, 64, 3), np.uint8)] * 3)
+    done = _draw(root, small, large, tmp_path / "out.png")
+    assert done.returncode == 1
+    assert done.stderr.strip() == "side_by_side: the clips differ in size: (64, 64) and (64, 96)"
+    done = _draw(root, tmp_path / "nowhere.mp4", large, tmp_path / "out.png")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out.png").exists()

@@ -1,0 +1,129 @@
+"""One real server for all tests of this folder, and the plainest client that can talk to it."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from numpy.typing import NDArray
+
+from insync.core.spec import ALL_MODELS, WINDOW_SAMPLES
+from insync.ensemble.server.embedded import EmbeddedServer
+
+ROOT = Path(__file__).parents[2]
+_DTYPES = {"STRING": "BYTES"}
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """The embedded server, with a twin store of its own."""
+    folder = tmp_path_factory.mktemp("server")
+    with EmbeddedServer(twin_store=folder / "twins", log=folder / "server.log") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def steps_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """Another, with a model for each step of a frame, as in a fleet."""
+    folder = tmp_path_factory.mktemp("steps")
+    log = folder / "server.log"
+    with EmbeddedServer(twin_store=folder / "twins", log=log, separate_steps=True) as running:
+        yield running
+
+
+class Raw:
+    """Raw inference by name: arrays in, arrays out. Batched models take samples without their batch dimension."""
+
+    def __init__(self, url: str) -> None:
+        self.client = triton.InferenceServerClient(url)
+
+    def inputs(self, model: str, values: dict[str, Any]) -> list[Any]:
+        spec = ALL_MODELS[model]
+        tensors = []
+        for tensor in spec.inputs:
+            if tensor.name in values:
+                value = np.asarray(values[tensor.name])
+                value = value[None] if spec.max_batch_size else value
+                made = triton.InferInput(tensor.name, list(value.shape), _DTYPES.get(tensor.dtype, tensor.dtype))
+                made.set_data_from_numpy(value)
+                tensors.append(made)
+        return tensors
+
+    def outputs(self, model: str, result: Any) -> dict[str, NDArray[Any]]:
+        spec = ALL_MODELS[model]
+        arrays = {tensor.name: result.as_numpy(tensor.name) for tensor in spec.outputs}
+        return {name: value[0] if spec.max_batch_size else value for name, value in arrays.items()}
+
+    def __call__(self, model: str, **values: Any) -> dict[str, NDArray[Any]]:
+        """One inference that has to succeed, or raise."""
+        return self.outputs(model, self.client.infer(model, self.inputs(model, values), client_timeout=60))
+
+    def together(self, model: str, requests: list[dict[str, Any]]) -> list[Any]:
+        """Many at once, so that the server may batch them: each one's outputs, or its exception."""
+        done: queue.Queue[tuple[int, Any]] = queue.Queue()
+        for k, values in enumerate(requests):
+
+            def callback(result: Any, error: Any, k: int = k) -> None:
+                done.put((k, error if error is not None else self.outputs(model, result)))
+
+            self.client.async_infer(model, self.inputs(model, values), callback, client_timeout=60)
+        answers = dict(done.get(timeout=90) for _ in requests)
+        return [answers[k] for k in range(len(requests))]
+
+
+@pytest.fixture(scope="session")
+def raw(server: EmbeddedServer) -> Iterator[Raw]:
+    made = Raw(server.grpc_url)
+    yield made
+    made.client.close()
+
+
+@pytest.fixture(scope="session")
+def raw_steps(steps_server: EmbeddedServer) -> Iterator[Raw]:
+    """For `steps_server`."""
+    made = Raw(steps_server.grpc_url)
+    yield made
+    made.client.close()
+
+
+@pytest.fixture(scope="session")
+def images() -> list[NDArray[np.uint8]]:
+    """The first 32 frames of the sample clip, RGB."""
+    with av.open(str(ROOT / "samples" / "sample.mp4")) as clip:
+        return [frame.to_ndarray(format="rgb24") for _, frame in zip(range(32), clip.decode(video=0), strict=False)]
+
+
+def jpeg(image: NDArray[np.uint8]) -> bytes:
+    """A JPEG file of an RGB image."""
+    return bytes(cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, 95))[1])
+
+
+def octets(data: bytes) -> NDArray[np.uint8]:
+    """A file's bytes as the tensor FRAME."""
+    return np.frombuffer(data, np.uint8)
+
+
+@pytest.fixture(scope="session")
+def photo(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """FRAME with a face."""
+    return octets(jpeg(images[0]))
+
+
+@pytest.fixture(scope="session")
+def audio() -> NDArray[np.float32]:
+    """AUDIO of something loud."""
+    return (np.random.default_rng(0).standard_normal(WINDOW_SAMPLES) * 0.1).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def twin(raw: Raw, images: list[NDArray[np.uint8]]) -> NDArray[np.object_]:
+    """TWIN of the person in the sample clip."""
+    made = raw("lipsync_twin", FRAMES=np.array([jpeg(image) for image in images[::6]], np.object_))
+    return np.array([made["TWIN"].tobytes()], np.object_)

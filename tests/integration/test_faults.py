@@ -1,0 +1,349 @@
+"""Servers, their models and their clients are killed, hang and are filled up: what streams lose by it is nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from insync.cli.main import main
+from insync.client import Client, Overloaded, ServerError, Twin
+from insync.client.media.reader import AudioFile
+from insync.client.streaming.stream import SyncedFrame
+from insync.client.streaming.timings import StageClock
+from insync.core.spec import ALL_MODELS
+from insync.ensemble.server.embedded import EmbeddedServer
+from insync.ensemble.server.processes import processes
+from insync.ensemble.server.supervisor import Patience, Supervisor
+
+pytestmark = pytest.mark.triton
+
+Image = NDArray[np.uint8]
+FRAMES = 24
+SAME_MOUTH = 0.02  # what rounding in batches of other sizes may make of a mouth code
+STORE_BYTES = 6 * 2**20
+PATIENCE_S = 120  # for what happens within a few seconds on a machine that has nothing else to do
+
+
+class Kept:
+    """A server with its supervisor, as `insync serve` has them; here in a thread."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self.server = server
+        self.said: list[str] = []
+        self.supervisor = Supervisor(server, self.said.append, Patience(canary_every_s=3.0, canary_timeout_s=3.0))
+        self._ended = threading.Event()
+        self._watches = threading.Lock()
+        self._thread = threading.Thread(target=self._watch, name="supervisor")
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.1):
+            with self._watches:
+                self.supervisor.watch()
+
+    def asleep(self) -> threading.Lock:
+        """While it is held, nobody mends anything."""
+        return self._watches
+
+    def kill(self, *models: str) -> None:
+        """Kills models' processes."""
+        assert self.server.pid is not None
+        found = {model: process for process, model in processes(self.server.pid).items()}
+        for model in models:
+            os.kill(found[model], signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.server.stop(drain=False)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A twin store on a file system of its own, small enough to be filled, where this machine lets us mount one."""
+    folder = tmp_path_factory.mktemp("store")
+    options = ["-t", "tmpfs", "-o", f"size={STORE_BYTES}", "tmpfs", str(folder)]
+    mounted = (
+        os.geteuid() == 0 and subprocess.run(["mount", *options], capture_output=True, check=False).returncode == 0
+    )
+    yield folder / "twins"
+    if mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def hang(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that makes the next request of `lipsync_adaat` last for ever, once, in the server whose process id it holds."""
+    return tmp_path_factory.mktemp("hang") / "hang"
+
+
+@pytest.fixture(scope="module")
+def hanging(repository: Path, hang: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model repository, with a step that obeys `hang`."""
+    folder = tmp_path_factory.mktemp("models") / "repository"
+    shutil.copytree(repository, folder)
+    with (folder / "lipsync_adaat" / "1" / "model.py").open("a") as file:
+        file.write(
+            "\nimport os\nimport time\nfrom pathlib import Path\n"
+            "_works = TritonPythonModel.execute\n"
+            "def _hangs(self, requests):\n"
+            f"    hang = Path({str(hang)!r})\n"
+            "    if hang.exists() and hang.read_text() == str(os.getppid()):\n"
+            "        hang.unlink()\n"
+            "        time.sleep(3600)\n"
+            "    return _works(self, requests)\n"
+            "TritonPythonModel.execute = _hangs\n"
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(store: Path, hanging: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Kept, Kept]]:
+    """Two servers that share a twin store, the second with its steps apart. Each has room for one live stream."""
+    folder = tmp_path_factory.mktemp("logs")
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("INSYNC_CAPACITY_FPS", "25")
+        servers = [
+            EmbeddedServer(hanging, twin_store=store, log=folder / f"{k}.log", separate_steps=bool(k)) for k in range(2)
+        ]
+        for server in servers:
+            stack.callback(server.stop, drain=False)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(EmbeddedServer.start, servers))
+        kept = [Kept(server) for server in servers]
+        for one in kept:
+            stack.callback(one.stop)
+        yield kept[0], kept[1]
+
+
+@pytest.fixture(scope="module")
+def person(pair: tuple[Kept, Kept], images: list[Image]) -> Twin:
+    async def register() -> Twin:
+        async with Client(pair[0].server.grpc_url) as client:
+            return await client.register(images[::8])
+
+    return asyncio.run(register())
+
+
+@pytest.fixture(scope="module")
+def speech(root: Path) -> NDArray[np.float32]:
+    return np.concatenate(list(AudioFile(root / "samples" / "speech.wav").speech()))[8_000:]
+
+
+Run = Callable[..., tuple[list[SyncedFrame], StageClock]]
+
+
+@pytest.fixture(scope="module")
+def run(images: list[Image], speech: NDArray[np.float32], person: Twin) -> Run:
+    def run(address: str, at: dict[int, Callable[[], None]]) -> tuple[list[SyncedFrame], StageClock]:
+        """A whole stream, with something done after some of its frames."""
+
+        async def stream() -> list[SyncedFrame]:
+            synced = []
+            async with Client(address, retry_s=PATIENCE_S) as connected:
+                async for one in connected.stream(images[:FRAMES], speech, twin=person, in_flight=4, clock=clock):
+                    synced.append(one)
+                    await asyncio.to_thread(at.get(one.index, lambda: None))
+            return synced
+
+        clock = StageClock()
+        return asyncio.run(stream()), clock
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run: Run, pair: tuple[Kept, Kept]) -> NDArray[np.float32]:
+    """The mouths [FRAMES, 12] of a stream that nothing happens to."""
+    mouths = np.stack([one.mouth for one in run(pair[0].server.grpc_url, {})[0]])
+    assert (np.abs(np.diff(mouths, axis=0)).max(axis=1) > SAME_MOUTH).mean() > 0.9  # one is not taken for the next
+    return mouths
+
+
+def whole(synced: list[SyncedFrame], undisturbed: NDArray[np.float32]) -> bool:
+    """Every frame once, in order, each with its own answer and not its neighbour's."""
+    assert [one.index for one in synced] == list(range(FRAMES))
+    return bool(np.abs(np.stack([one.mouth for one in synced]) - undisturbed).max() < SAME_MOUTH)
+
+
+def until(what: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not what():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("home", "first", "second"), [(0, "lipsync_frame", "lipsync_frame"), (1, "lipsync_mixer", "lipsync_decoder")]
+)
+def test_killed_models_come_back(
+    run: Run, pair: tuple[Kept, Kept], undisturbed: NDArray[np.float32], home: int, first: str, second: str
+) -> None:
+    kept = pair[home]
+    before = kept.supervisor.revived
+    at = {5: lambda: kept.kill(first), 14: lambda: kept.kill("lipsync_guard", second)}
+    synced, clock = run(kept.server.grpc_url, at)
+    assert whole(synced, undisturbed)
+    assert clock.resent > 0
+    until(lambda: kept.supervisor.revived >= before + 3 or kept.supervisor.restarted > 0)
+    assert any(f"{first} loaded anew" in line for line in kept.said)
+
+
+@pytest.mark.parametrize(
+    ("home", "mended"), [(0, "lipsync_frame loaded anew"), (1, "lipsync_adaat hung")], ids=["joined", "steps"]
+)
+def test_a_model_that_hangs_is_replaced(
+    run: Run, pair: tuple[Kept, Kept], undisturbed: NDArray[np.float32], hang: Path, home: int, mended: str
+) -> None:
+    """Its process lives, and so does the thread in it that Triton asks. One of several ends itself: no canary tells."""
+    kept = pair[home]
+    kept.said.clear()
+    for model in kept.server.models:
+        if ALL_MODELS[model].backend != "ensemble":
+            kept.server.management().answers(model, PATIENCE_S)
+    synced, clock = run(kept.server.grpc_url, {5: lambda: hang.write_text(str(kept.server.pid))})
+    assert whole(synced, undisturbed)
+    assert clock.resent > 0
+    until(lambda: any(mended in line for line in kept.said))
+
+
+def test_one_server_of_two_is_killed(run: Run, pair: tuple[Kept, Kept], undisturbed: NDArray[np.float32]) -> None:
+    """The other has never seen the twin: it comes from the store that both share. Then the first one is back, and knows it."""
+    first, second = pair
+    restarted = first.supervisor.restarted
+
+    def kill() -> None:
+        assert first.server.pid is not None
+        os.kill(first.server.pid, signal.SIGKILL)
+
+    synced, clock = run(f"{first.server.grpc_url},{second.server.grpc_url}", {9: kill})
+    assert whole(synced, undisturbed)
+    assert clock.moved >= 1
+    until(lambda: first.supervisor.restarted > restarted)
+    assert whole(run(first.server.grpc_url, {})[0], undisturbed)
+
+
+def test_one_server_of_two_is_stopped(run: Run, pair: tuple[Kept, Kept], undisturbed: NDArray[np.float32]) -> None:
+    """It unloads its models while it still listens. Then there is only the one that has come back."""
+    first, second = pair
+
+    def terminated(kept: Kept) -> None:
+        assert kept.server.pid is not None
+        os.kill(kept.server.pid, signal.SIGTERM)
+
+    restarted = first.supervisor.restarted
+    addresses = f"{first.server.grpc_url},{second.server.grpc_url}"
+    synced, clock = run(addresses, {5: lambda: terminated(first)})
+    assert whole(synced, undisturbed)
+    assert clock.moved >= 1
+    until(lambda: first.supervisor.restarted > restarted)
+    synced, clock = run(first.server.grpc_url, {5: lambda: terminated(first)})
+    assert whole(synced, undisturbed)
+    assert clock.resent > 0
+
+
+def test_a_probe_tells_a_dead_model_only_by_a_canary(
+    pair: tuple[Kept, Kept], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = pair[1]
+    address = kept.server.grpc_url
+    assert main(["probe", "--canary", f"{address},{pair[0].server.grpc_url}"]) == 0
+    with kept.asleep():
+        revived = kept.supervisor.revived
+        kept.kill("lipsync_face")
+        assert main(["probe", address]) == 0
+        capsys.readouterr()
+        assert main(["probe", address, "--canary"]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "lipsync_face_0_0' is not healthy" in err
+        assert len(err.splitlines()) == 1
+    until(lambda: kept.supervisor.revived > revived)
+    assert main(["probe", address, "--canary"]) == 0
+
+
+def test_a_full_disk_refuses_the_registration_and_nothing_else(
+    run: Run, pair: tuple[Kept, Kept], store: Path, images: list[Image], undisturbed: NDArray[np.float32]
+) -> None:
+    if not os.path.ismount(store.parent):
+        pytest.skip("no file system can be mounted here")
+
+    async def register() -> Twin:
+        async with Client(pair[0].server.grpc_url) as client:
+            return await client.register(images[::8])
+
+    before = set(store.iterdir())
+    filling = store.parent / "filling"
+    with filling.open("wb", buffering=0) as file:
+        left = os.statvfs(store.parent).f_bavail * os.statvfs(store.parent).f_bsize - 2**16
+        file.write(bytes(left))
+    with pytest.raises(ServerError, match="the twin store cannot be written: No space left on device"):
+        asyncio.run(register())
+    assert set(store.iterdir()) == before
+    assert whole(run(pair[0].server.grpc_url, {})[0], undisturbed)
+    filling.unlink()
+    assert len(asyncio.run(register())) == 32
+
+
+def test_a_killed_clients_room_goes_to_the_next(pair: tuple[Kept, Kept], images: list[Image], person: Twin) -> None:
+    """Three times the capacity: one live stream gets in, the others are told when to ask again."""
+    address = pair[0].server.grpc_url
+    silence = np.zeros(16_000, np.float32)
+
+    async def live(frames: list[Image]) -> int:
+        async with Client(address) as client:
+            return len([one async for one in client.stream(frames, silence, twin=person, deadline_s=5)])
+
+    async def refused() -> Overloaded:
+        with pytest.raises(Overloaded) as caught:
+            await live(images[:2])
+        return caught.value
+
+    code = (
+        "import asyncio, itertools, numpy as np; from insync.client import Client\n"
+        "async def live():\n"
+        f"    async with Client({address!r}) as client:\n"
+        "        frames, silence = itertools.repeat(np.full((96, 96, 3), 90, np.uint8)), np.zeros(16000, np.float32)\n"
+        f"        async for one in client.stream(frames, silence, twin={str(person)!r}, deadline_s=5, in_flight=2):\n"
+        "            print(one.index, flush=True)\n"
+        "            await asyncio.sleep(0.05)\n"
+        "asyncio.run(live())"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        try:
+            assert client.stdout.readline() == "0\n"
+
+            async def two() -> list[Overloaded]:
+                return list(await asyncio.gather(refused(), refused()))
+
+            for error in asyncio.run(two()):
+                assert "RESOURCE_EXHAUSTED" in str(error)
+                assert error.retry_after_s is not None
+                assert 0 < error.retry_after_s <= 5
+            assert client.poll() is None
+        finally:
+            client.kill()
+
+    def gets_in() -> bool:
+        try:
+            return asyncio.run(live(images[:2])) == 2
+        except Overloaded:
+            time.sleep(0.5)
+            return False
+
+    until(gets_in)

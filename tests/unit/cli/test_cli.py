@@ -1,0 +1,141 @@
+"""The command line without a server: one clear line and the right exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import pytest
+
+from insync.cli.main import main
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Exit code and the one line that was said."""
+    code = main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("insync: ")
+    assert said.err.count("\n") == 1
+    return code, said.err
+
+
+def test_files_that_are_no_video(
+    tmp_path: Path, sample_speech: Path, sample_clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("no video\n" * 100)
+    with wave.open(str(tmp_path / "zero.wav"), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+    for video, audio, text in (
+        (tmp_path / "empty.mp4", sample_speech, "the file is empty (0 bytes)"),
+        (tmp_path / "text.mp4", sample_speech, "no video, photo or audio that FFmpeg knows"),
+        (tmp_path / "missing.mp4", sample_speech, "there is no such file"),
+        (sample_speech, sample_speech, "no video track and no photo; the file holds audio"),
+        (sample_clip, sample_clip, "no audio track; the file holds video"),
+        (sample_clip, tmp_path / "zero.wav", "the audio track has length 0"),
+    ):
+        code, line = fails(capsys, "dub", video, audio, "-o", tmp_path / "out.mp4")
+        assert code == 1
+        assert text in line
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_outputs_that_cannot_be(
+    tmp_path: Path, sample_speech: Path, sample_clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, line = fails(capsys, "dub", sample_clip, sample_speech, "-o", tmp_path / "out.webm")
+    assert (code, "allowed: .mp4" in line) == (1, True)
+    code, line = fails(capsys, "dub", sample_clip, sample_speech, "-o", tmp_path / "no" / "out.mp4")
+    assert (code, "does not exist" in line) == (1, True)
+
+
+def test_a_probe_of_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    for options in ((), ("--canary",)):
+        code, line = fails(capsys, "probe", "127.0.0.1:1", "--timeout", "1", *options)
+        assert (code, "127.0.0.1:1" in line) == (1, True)
+    code, line = fails(capsys, "probe", "nowhere")
+    assert (code, "allowed: HOST:PORT" in line) == (1, True)
+
+
+def test_late_frames_need_a_deadline(
+    tmp_path: Path, sample_speech: Path, sample_clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = ("dub", sample_clip, sample_speech, "-o", tmp_path / "out.mp4", "-q", "--server", "127.0.0.1:1")
+    code, line = fails(capsys, *job, "--late", "skip")
+    assert (code, "without deadline_s" in line) == (1, True)
+    code, line = fails(capsys, *job, "--deadline", "-1")
+    assert (code, "allowed: more than 0" in line) == (1, True)
+
+
+def test_a_server_that_is_not_there(
+    tmp_path: Path, sample_speech: Path, sample_clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, line = fails(
+        capsys, "dub", sample_clip, sample_speech, "-o", tmp_path / "out.mp4", "--server", "127.0.0.1:1", "-q"
+    )
+    assert code == 1
+    assert "no server answers at 127.0.0.1:1" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_part_is_named(
+    tmp_path: Path,
+    sample_speech: Path,
+    sample_clip: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("insync.ensemble.server.embedded", "insync.ensemble.server.serve", "insync.export.cli"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for command in (("dub", sample_clip, sample_speech, "-o", tmp_path / "o.mp4"), ("serve",)):
+        code, line = fails(capsys, *command)
+        assert code == 2
+        assert "pip install 'insync[serve]'" in line
+    code, line = fails(capsys, "export", "onnx")
+    assert code == 2
+    assert "pip install 'insync[export]'" in line
+
+
+def test_debug_shows_where(tmp_path: Path, sample_speech: Path) -> None:
+    with pytest.raises(Exception, match="no such file"):
+        main(["dub", str(tmp_path / "none.mp4"), str(sample_speech), "-o", str(tmp_path / "o.mp4"), "--debug"])
+
+
+@pytest.mark.parametrize("arguments", [[], ["dub"], ["dub", "a", "b"], ["twin"], ["sing"], ["dub", "--quality", "x"]])
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: insync" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["dub"], ["twin"], ["twin", "create"], ["twin", "show"], ["serve"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--help"])
+    assert caught.value.code == 0
+    assert "usage: insync" in capsys.readouterr().out
+
+
+def test_twins_of_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["twin", "list", "--twins", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == ""
+    for action in ("show", "rm"):
+        code, line = fails(capsys, "twin", action, "0" * 32, "--twins", tmp_path)
+        assert code == 1
+        assert "0" * 32 in line
+
+
+def test_the_client_loads_nothing_heavy() -> None:
+    heavy = "torch", "onnx", "onnxruntime", "nvidia.dali", "numba", "pytriton", "mediapipe"
+    code = f"import sys, insync.cli.main, insync.client.dub; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_python_m() -> None:
+    done = subprocess.run([sys.executable, "-m", "insync.cli", "--help"], capture_output=True, text=True, check=True)
+    assert "dub" in done.stdout

@@ -1,0 +1,326 @@
+"""The supervisor's decisions, on a server that only pretends."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from insync.core.errors import ServerError
+from insync.core.spec import MODELS
+from insync.ensemble.server.management import Counts, Management
+from insync.ensemble.server.processes import processes
+from insync.ensemble.server.supervisor import Patience, Supervisor, behind
+
+STEPS = MODELS["lipsync"].steps
+TIMEOUT = "lipsync_patch does not serve: Deadline Exceeded"
+
+
+class Pretended:
+    """A server and its management, without a process behind them."""
+
+    frame_steps = STEPS
+
+    def __init__(self) -> None:
+        self.pid: int | None = os.getpid()
+        self.http_url = ""
+        self.error: ServerError | None = None  # of canaries
+        self.start_error: ServerError | None = None
+        self.failed = dict.fromkeys(MODELS, 0)
+        self.well: dict[str, int] = {}
+        self.stuck: set[str] = set()
+        self.busy = False  # with others' frames
+        self.slow = ""  # a step that no canary passes in time
+        self.done: list[str] = []
+        self.while_loading: Callable[[], None] = lambda: None
+
+    def management(self) -> Pretended:
+        return self
+
+    def counts(self) -> dict[str, Counts]:
+        return {model: Counts(self.well.get(model, 0), failed) for model, failed in self.failed.items()}
+
+    def probe(self, timeout_s: float) -> None:
+        self.done.append("probe")
+        if self.busy:
+            self.well["lipsync_patch"] = self.well.get("lipsync_patch", 0) + 3
+        for step in STEPS:
+            if step in self.stuck or step == self.slow:
+                raise ServerError(TIMEOUT)
+            self.failed[step] += 1
+        if self.error is not None:
+            raise self.error
+
+    def answers(self, model: str, timeout_s: float) -> None:
+        self.done.append(f"ask {model}")
+        if model in self.stuck:
+            raise ServerError("no answer")
+        self.failed[model] += 1
+
+    def unload(self, model: str) -> None:
+        self.done.append(f"unload {model}")
+
+    def load(self, model: str) -> None:
+        self.done.append(f"load {model}")
+        self.while_loading()
+        self.stuck.discard(model)
+
+    def check(self) -> None:
+        if self.pid is None:
+            raise ServerError("the server died (exit code -9)")
+
+    def stop(self, drain: bool = True) -> None:
+        assert not drain
+        self.pid = None
+
+    def start(self) -> None:
+        self.done.append("start")
+        if self.start_error is not None:
+            raise self.start_error
+        self.pid, self.error, self.stuck = os.getpid(), None, set()
+
+
+def supervised(server: Pretended, **patience: Any) -> tuple[Supervisor, list[str]]:
+    said: list[str] = []
+    given = {"canary_every_s": 0.0, **patience}
+    return Supervisor(server, said.append, Patience(**given)), said  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def server() -> Pretended:
+    return Pretended()
+
+
+def test_a_server_that_serves_is_left_alone(server: Pretended) -> None:
+    supervisor, said = supervised(server)
+    for _ in range(5):
+        supervisor.watch()
+    assert server.done == ["probe"] * 5
+    assert not said
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_first_step_that_does_not_go_on_is_the_one_that_hangs(step: str) -> None:
+    before = dict.fromkeys(MODELS, Counts(3, 4))
+    after = {**before, **dict.fromkeys(STEPS[: STEPS.index(step)], Counts(3, 5))}
+    assert behind(STEPS, before, after)[0] == step
+    assert behind(STEPS, before, dict.fromkeys(MODELS, Counts(4, 4))) == []
+    assert behind(STEPS, {}, {}) == list(STEPS)
+
+
+def test_a_model_that_hangs_is_loaded_anew(server: Pretended) -> None:
+    supervisor, said = supervised(server)
+    server.stuck = {"lipsync_mixer"}
+    supervisor.watch()
+    assert server.done == ["probe", "ask lipsync_mixer", "unload lipsync_mixer", "load lipsync_mixer"]
+    supervisor.watch()
+    assert server.done[4:] == ["probe"]
+    assert supervisor.revived == 1
+    assert supervisor.restarted == 0
+    assert said[0].startswith("lipsync_mixer loaded anew in")
+
+
+def test_who_waits_for_another_model_is_loaded_anew_with_it(server: Pretended) -> None:
+    supervisor, said = supervised(server)
+    server.stuck = {"lipsync_twin_features", "lipsync_reference"}
+    supervisor.watch()
+    assert not server.stuck
+    assert supervisor.revived == 2
+    assert "lipsync_reference, lipsync_twin_features" in said[0]
+
+
+def test_a_server_that_is_only_busy_is_left_alone(server: Pretended) -> None:
+    """Frames queue for longer than the canary waits, but every model answers: killing one would cost more."""
+    supervisor, said = supervised(server)
+    server.slow, server.busy = "lipsync_decoder", True
+    for _ in range(10):
+        supervisor.watch()
+    assert set(server.done) == {"probe", "ask lipsync_decoder", "ask lipsync_composite"}
+    server.done, server.slow = [], ""
+    server.error = ServerError(TIMEOUT)
+    for _ in range(10):
+        supervisor.watch()
+    server.error = ServerError("lipsync_patch does not serve: RESOURCE_EXHAUSTED: more probes come than 2 frames/s")
+    for _ in range(10):
+        supervisor.watch()
+    assert set(server.done) == {"probe"}
+    assert not said
+
+
+def test_a_server_that_answers_nobody_is_started_again(server: Pretended) -> None:
+    """Each model works by itself, but no frame comes through: Triton's own threads wait for each other."""
+    supervisor, said = supervised(server)
+    server.error = ServerError(TIMEOUT)
+    for _ in range(3):
+        supervisor.watch()
+    assert server.done[-1] == "start"
+    assert "Deadline Exceeded" in said[0]
+
+
+def test_an_error_that_stays_starts_the_server_again(server: Pretended) -> None:
+    supervisor, said = supervised(server)
+    server.error = ServerError("lipsync_patch does not serve: CUDA error")
+    for _ in range(4):
+        supervisor.watch()
+    assert server.done == ["probe", "probe", "probe", "start", "probe"]
+    assert supervisor.restarted == 1
+    assert "CUDA error" in said[0]
+
+
+def test_a_dead_server_is_started_again_but_not_for_ever(server: Pretended) -> None:
+    supervisor, said = supervised(server, restarts=3)
+    server.pid = None
+    supervisor.watch()
+    assert server.done == ["start"]
+    assert said[0].startswith("the server was started again in")
+    assert "exit code -9" in said[0]
+    server.pid, server.start_error = None, ServerError("no memory")
+    for _ in range(2):
+        supervisor.watch()
+    assert said[1:] == ["the server did not start again: no memory"] * 2
+    with pytest.raises(ServerError, match="3 times in vain: the server died"):
+        supervisor.watch()
+
+
+def test_a_registration_that_never_ends(server: Pretended) -> None:
+    supervisor, _ = supervised(server, canary_every_s=60.0, registration_every_s=0.0)
+
+    def watch_until(what: str) -> None:
+        deadline_s = time.monotonic() + 20
+        while what not in server.done:
+            supervisor.watch()
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+
+    watch_until("ask lipsync_twin")
+    assert not supervisor.revived
+    server.stuck = {"lipsync_twin"}
+    watch_until("load lipsync_twin")
+    assert "load lipsync_reference" in server.done
+
+
+def test_models_processes_are_found_and_missed() -> None:
+    sleep = [sys.executable, "-c", "input()", "model.py", "lipsync_twin_features_0_1"]
+    with subprocess.Popen(sleep, stdin=subprocess.PIPE) as process:
+        assert processes(os.getpid()).get(process.pid) == "lipsync_twin_features"
+        assert process.pid not in processes(process.pid)
+        process.kill()
+        deadline_s = time.monotonic() + 20
+        while process.pid in processes(os.getpid()):  # still there as a zombie
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+
+
+def test_a_models_death_is_seen_at_once(server: Pretended) -> None:
+    supervisor, said = supervised(server, canary_every_s=60.0)
+    sleep = [sys.executable, "-c", "input()", "lipsync_adaat_0_0"]
+    with subprocess.Popen(sleep, stdin=subprocess.PIPE) as process:
+        supervisor.watch()
+        assert not said
+        process.kill()
+        deadline_s = time.monotonic() + 20
+        while not said:
+            supervisor.watch()
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+    assert server.done == ["unload lipsync_adaat", "load lipsync_adaat"]
+
+
+def test_two_that_die_one_after_the_other(server: Pretended) -> None:
+    supervisor, _ = supervised(server, canary_every_s=60.0)
+    sleeps = [[sys.executable, "-c", "input()", f"lipsync_{name}_0_0"] for name in ("adaat", "guard")]
+    first, second = (subprocess.Popen(sleep, stdin=subprocess.PIPE) for sleep in sleeps)
+    with first, second:
+        supervisor.watch()
+        server.while_loading = second.kill
+        first.kill()
+        first.wait()
+        supervisor.watch()
+        second.wait()
+        supervisor.watch()
+    assert [line for line in server.done if "unload" in line] == ["unload lipsync_adaat", "unload lipsync_guard"]
+
+
+def test_a_model_whose_process_triton_misses(server: Pretended) -> None:
+    supervisor, _ = supervised(server)
+    server.error = ServerError("in ensemble 'lipsync', Stub process 'lipsync_twin_features_0_1' is not healthy.")
+    supervisor.watch()
+    assert server.done == ["probe", "unload lipsync_twin_features", "load lipsync_twin_features"]
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Triton's HTTP endpoint, as far as the supervisor knows it."""
+
+    asked: list[tuple[str, str]]
+
+    def do_GET(self) -> None:
+        outcomes = {"success": {"count": 3}, "fail": {"count": 2}}
+        self._answer(200, {"model_stats": [{"name": "a", "inference_stats": outcomes}] * 2})
+
+    def do_POST(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.server.asked.append((self.path, content))  # type: ignore[attr-defined]
+        if self.headers.get("key") != "secret":
+            self._answer(403, {"error": "This API is restricted"})
+        elif "infer" in self.path:
+            self._answer(400, {"error": "one frame that is none"})
+        else:
+            self._answer(200, None)
+
+    def _answer(self, status: int, content: Any) -> None:
+        body = b"" if content is None else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def triton() -> Iterator[Any]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        server.asked = []  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_management_speaks_tritons_http(triton: Any) -> None:
+    url = f"127.0.0.1:{triton.server_address[1]}"
+    management = Management(url, {"key": "secret"})
+    assert management.counts() == {"a": Counts(6, 4)}
+    assert Counts(6, 4).ended == 10
+    management.unload("a")
+    management.load("a")
+    for model in MODELS:
+        management.answers(model, 5.0)
+    assert [path for path, _ in triton.asked] == [
+        "/v2/repository/models/a/unload",
+        "/v2/repository/models/a/load",
+        *(f"/v2/models/{model}/infer" for model in MODELS),
+    ]
+    for model, (_, content) in zip(MODELS, triton.asked[2:], strict=True):
+        given = json.loads(content)["inputs"]
+        needed = [t.name for t in MODELS[model].inputs if not t.optional]
+        assert [tensor["name"] for tensor in given] == (needed or ["FRAMES"])
+        assert all(len(tensor["data"]) == math.prod(tensor["shape"]) for tensor in given)
+    with pytest.raises(ServerError, match=r"unload failed with 403: .*restricted"):
+        Management(url).unload("a")
+
+
+def test_management_without_a_server() -> None:
+    with pytest.raises(ServerError, match="no answer from 127"):
+        Management("127.0.0.1:9").counts()

@@ -1,0 +1,104 @@
+"""What is good enough for training: thresholds, and the verdict on every segment in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from insync.network.syncnet import FRAME_S
+from insync.training.data.manifest import Row
+from insync.training.metrics.sync import MAX_OFFSET, SyncFigures, figures_of_curve
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Thresholds of curation.
+
+    Attributes:
+        min_frames: of a segment.
+        min_sharpness: variance of the mouth region's Laplacian, of grey values in [0, 255]; dark pictures have less of it.
+        min_visible: share of the lips that is bare in the worst tenth of the frames.
+        max_silence: share of a segment's sound that may be silent, if speech is to be learned from it.
+        max_music: share of it that may have something tonal behind the speech, unless the confidence is high.
+        min_confidence: LSE-C of SyncNet at the best offset.
+        sure_confidence: LSE-C from which a segment's own offset is believed, and music does not matter.
+        min_sync_frames: mouths that are needed to believe a segment's own offset; shorter segments take their clip's.
+        max_offset: frames of 40 ms that are mended; what lies further is taken for chance.
+        held_out: share of the people who are set aside.
+    """
+
+    min_frames: int = 20
+    min_sharpness: float = 4.0
+    min_visible: float = 0.55
+    max_silence: float = 0.8
+    max_music: float = 0.5
+    min_confidence: float = 0.05
+    sure_confidence: float = 0.1
+    min_sync_frames: int = 75
+    max_offset: int = 8
+    held_out: float = 0.1
+
+
+def picture_faults(row: Row, verdict: str, gates: Gates) -> list[str]:
+    """Why a segment's picture is not fit for training; nothing where it is."""
+    faults = [verdict] if verdict else []
+    if row.stored and row.frames < gates.min_frames:
+        faults.append(f"short: {row.frames} frames, at least {gates.min_frames} are needed")
+    if row.stored and row.sharpness < gates.min_sharpness:
+        faults.append(f"blurred: sharpness {row.sharpness:.1f}, at least {gates.min_sharpness:g}")
+    if row.stored and row.visible < gates.min_visible:
+        faults.append(f"mouth covered: {row.visible:.0%} of the lips visible, at least {gates.min_visible:.0%}")
+    if row.duplicate_of:
+        faults.append(f"shows the same as {row.duplicate_of}")
+    return faults
+
+
+def clip_figures(rows: list[Row]) -> SyncFigures | None:
+    """What SyncNet says of a whole clip: the mean of its segments' curves, longer ones weighing more. None without any."""
+    known = [row for row in rows if row.curve]
+    if not known:
+        return None
+    curve = np.average([row.curve for row in known], axis=0, weights=[row.frames for row in known])
+    return figures_of_curve(curve.astype(np.float32), sum(row.frames for row in known))
+
+
+def sound_verdict(row: Row, clip: SyncFigures | None, gates: Gates) -> Row:
+    """The row with its offset, whether it speaks, and the reason."""
+    if not row.keep:
+        return replace(row, speaks=False)
+    if not row.has_sound:
+        return replace(row, speaks=False, reason="no sound: picture only")
+    if not row.curve or clip is None:
+        return replace(row, speaks=False, reason="too short for its sync to be judged: picture only")
+    own = figures_of_curve(np.array(row.curve, np.float32), row.frames)
+    alone = own.frames >= gates.min_sync_frames and own.lse_c >= gates.sure_confidence
+    offset = own.offset if alone else clip.offset
+    unsure = not alone and clip.lse_c < gates.sure_confidence
+    curve = np.array(row.curve, np.float32)
+    confidence = float(np.median(curve) - curve[offset + MAX_OFFSET])
+    row = replace(row, lse_c=confidence, lse_d=float(curve[offset + MAX_OFFSET]))
+    faults = []
+    if row.silence > gates.max_silence:
+        faults.append(f"silent for {row.silence:.0%} of the time")
+    if confidence < gates.min_confidence:
+        faults.append(
+            f"mouth and sound do not belong together: confidence {confidence:.2f}, at least {gates.min_confidence:g}"
+        )
+    elif row.music > gates.max_music and confidence < gates.sure_confidence:
+        faults.append(f"music for {row.music:.0%} of the time, and confidence {confidence:.2f} only")
+    elif unsure:
+        faults.append(
+            f"neither it nor its clip tells the offset: confidence {clip.lse_c:.2f}, at least {gates.sure_confidence:g}"
+        )
+    elif abs(offset) > gates.max_offset:
+        faults.append(f"best offset {offset:+d} frames, at most {gates.max_offset} are mended")
+    if faults:
+        return replace(row, speaks=False, reason="picture only: " + "; ".join(faults))
+    if offset == 0:
+        return replace(row, speaks=True, offset_s=0.0, reason="")
+    whose, many = "" if alone else ", its clip's", "" if abs(offset) == 1 else "s"
+    return replace(
+        row, speaks=True, offset_s=round(offset * FRAME_S, 3),
+        reason=f"shifted: sound {'trails' if offset > 0 else 'leads'} by {abs(offset)} frame{many} of 40 ms{whose}",
+    )  # fmt: skip

@@ -1,0 +1,47 @@
+"""The sound of footage: read at 16 kHz, cut into windows, and looked at for silence and music."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from insync.core.spec import SAMPLE_RATE_HZ, WINDOW_PAST_SAMPLES, WINDOW_SAMPLES
+
+Floats = npt.NDArray[np.float32]
+
+
+def read_speech(path: Path) -> Floats | None:
+    """The sound of a file as float32 [samples], 16 kHz, mono; None where it has no audio track."""
+    return read_sound(path)[0]
+
+
+def read_sound(path: Path) -> tuple[Floats | None, float]:
+    """The sound of a file, as `read_speech`, and the time in seconds at which its track begins on the file's clock."""
+    with av.open(str(path)) as container:
+        if not container.streams.audio:
+            return None, 0.0
+        resampler = av.AudioResampler("fltp", "mono", SAMPLE_RATE_HZ)
+        begins_s, chunks = None, []
+        for frame in container.decode(audio=0):
+            begins_s = float(frame.time or 0.0) if begins_s is None else begins_s
+            chunks += [part.to_ndarray()[0] for part in resampler.resample(frame) if part.samples]
+    return np.concatenate(chunks).astype(np.float32) if chunks else None, begins_s or 0.0
+
+
+def windows(audio: Floats, times_s: Floats) -> Floats:
+    """The audio windows float32 [N, 6400] of frames at times_s [N]; zeros beyond both ends of audio float32 [samples]."""
+    padded = np.concatenate([np.zeros(WINDOW_SAMPLES, np.float32), audio, np.zeros(WINDOW_SAMPLES, np.float32)])
+    starts = np.round(times_s * SAMPLE_RATE_HZ).astype(int) - WINDOW_PAST_SAMPLES + WINDOW_SAMPLES
+    starts = np.clip(starts, 0, len(padded) - WINDOW_SAMPLES)
+    return np.asarray(padded[starts[:, None] + np.arange(WINDOW_SAMPLES)], np.float32)
+
+
+def read_stored(folder: Path, clip: str) -> Floats:
+    """The sound of a clip as a data set keeps it, float32 [samples] at 16 kHz."""
+    from insync.training.data.segments import part_path
+
+    with np.load(part_path(folder, clip, ".npz")) as part:
+        return np.asarray(part["audio"], np.float32) / 32767

@@ -1,0 +1,154 @@
+"""A curated data set in memory, with its mouth codes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from insync.core.mouth import POINTS, MouthBasis, opening
+from insync.core.spec import MOUTH
+from insync.training.data.audio import read_stored, windows
+from insync.training.data.crops import read_crops
+from insync.training.data.manifest import FILE, Row, read_manifest
+from insync.training.data.segments import Segment
+
+Floats = npt.NDArray[np.float32]
+
+
+class Dataset:
+    """A folder that `curate` wrote: what its manifest keeps, people's word included. Folders without a manifest are taken whole.
+
+    Args:
+        folder: the data set.
+        split: train, held_out, or None for both.
+
+    Attributes:
+        crops: uint8 [N, 256, 256, 3].
+        landmarks: float32 [N, 468, 2], in pixels of the crop.
+        shapes: float32 [N, L, 2], pose-free lips and chin.
+        mel: float16 [N, 80, 40]; of mended sound where there is a manifest.
+        time_s: float32 [N].
+        segments: what belongs together.
+        segment_of: int [N].
+        mended: whether a manifest says which segments speak, and at which offset.
+        speaks: for each segment, whether its sound belongs to its picture; without a manifest, whether it has any.
+        people: for each segment, who is seen; without a manifest, the clip.
+
+    Raises:
+        FileNotFoundError: this is no data set.
+        ValueError: nothing of it is kept, or its curation was interrupted.
+    """
+
+    def __init__(self, folder: Path, split: str | None = None) -> None:
+        missing = [name for name in ("segments.json", "frames.npz") if not (folder / name).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{folder.name} is no data set, {' and '.join(missing)} not there: curate footage first"
+            )
+        self.segments = [Segment(**entry) for entry in json.loads((folder / "segments.json").read_text())]
+        with np.load(folder / "frames.npz") as rows:
+            columns = {name: rows[name] for name in rows.files}
+        self.mended = (folder / FILE).exists()
+        if self.mended:
+            manifest = [row for row in read_manifest(folder / FILE) if row.stored]
+            if sum(row.frames for row in manifest) != len(columns["time_s"]) or len(manifest) != len(self.segments):
+                raise ValueError(f"{folder.name}: its curation was interrupted: curate the footage again")
+            kept = [i for i, row in enumerate(manifest) if row.kept and split in (None, row.split)]
+            if not kept:
+                raise ValueError(f"{folder.name}: its manifest keeps nothing{'' if split is None else ' of ' + split}")
+            columns, manifest = self._select(columns, kept), [manifest[i] for i in kept]
+            self.speaks = [row.spoken for row in manifest]
+            self.people = [row.person for row in manifest]
+            self._shift(folder, manifest, columns)
+        else:
+            self.speaks = [segment.has_sound for segment in self.segments]
+            self.people = [segment.clip for segment in self.segments]
+        self.landmarks = columns["landmarks"]
+        self.shapes: Floats = columns["skull"][:, list(POINTS)]
+        self.mel = columns["mel"]
+        self.time_s: Floats = columns["time_s"]
+        self.segment_of = columns["segment"]
+        # Read at once: random access to a mapped file of this size is slower than the training step.
+        self.crops = read_crops(folder, self.segments, columns)
+        self.openings = np.array([opening(shape) for shape in self.shapes], np.float32)
+
+    def _select(self, columns: dict[str, npt.NDArray[Any]], kept: list[int]) -> dict[str, npt.NDArray[Any]]:
+        index, start, segments = [], 0, []
+        for number in kept:
+            rows = self.rows(number)
+            index.append(np.arange(rows.start, rows.stop))
+            segments.append(replace(self.segments[number], start=start))
+            start += segments[-1].frames
+        self.segments = segments
+        chosen = {name: values[np.concatenate(index)] for name, values in columns.items()}
+        return chosen | {"segment": np.repeat(np.arange(len(kept)), [segment.frames for segment in segments])}
+
+    def _shift(self, folder: Path, manifest: list[Row], columns: dict[str, npt.NDArray[Any]]) -> None:
+        """Computes the log-mel anew where a person gave another offset than the one that the windows were read at."""
+        for number, row in enumerate(manifest):
+            rows = self.rows(number)
+            if row.has_sound and abs(row.used_offset_s - float(columns["mel_offset_s"][rows.start])) > 1e-3:
+                from insync.ensemble.models.log_mel import LogMel
+
+                audio = read_stored(folder, row.clip)
+                times = columns["time_s"][rows] + np.float32(row.used_offset_s)
+                columns["mel"][rows] = LogMel()(windows(audio, times))
+
+    def rows(self, segment: int) -> slice:
+        """The rows of a segment."""
+        entry = self.segments[segment]
+        return slice(entry.start, entry.start + entry.frames)
+
+    def neutrals(self, basis: MouthBasis) -> Floats:
+        """Each segment's resting shape: float32 [S, L, 2]."""
+        return np.stack([basis.neutral(self.shapes[self.rows(i)]) for i in range(len(self.segments))])
+
+    def codes(self, basis: MouthBasis) -> tuple[Floats, Floats]:
+        """Mouth codes of all frames and of their mirror images: float32 [N, MOUTH] twice."""
+        differences = self.shapes - self.neutrals(basis)[self.segment_of]
+        return tuple(  # type: ignore[return-value]
+            (d.reshape(len(d), -1) @ basis.components.T / basis.deviation).astype(np.float32)
+            for d in (differences, mirrored(differences, basis.rest))
+        )
+
+
+def mirrored(differences: Floats, rest: Floats) -> Floats:
+    """Shape differences float32 [N, L, 2] as a mirror shows them, given the mean resting shape float32 [L, 2]."""
+    flipped = rest * np.array([-1, 1], np.float32)
+    partner = np.linalg.norm(rest[:, None] - flipped[None], axis=2).argmin(1)
+    return differences[:, partner] * np.array([-1, 1], np.float32)
+
+
+def fit_basis(dataset: Dataset, rigid: Floats) -> MouthBasis:
+    """The principal components of how lips and chin leave their resting shape, each segment weighing by the root of its length.
+
+    Args:
+        dataset: the footage.
+        rigid: float32 [R, 3], see `MouthBasis`.
+    """
+    slices = [dataset.rows(i) for i in range(len(dataset.segments))]
+    rest = np.median([_resting(dataset.shapes[rows], dataset.openings[rows]) for rows in slices], axis=0).astype(
+        np.float32
+    )
+    sides = len(POINTS)
+    start = MouthBasis(rigid, rest, np.zeros((MOUTH, 2 * sides), np.float32), np.ones(MOUTH, np.float32))
+    differences = dataset.shapes - dataset.neutrals(start)[dataset.segment_of]
+    counts = np.array([segment.frames for segment in dataset.segments])
+    weights = 1 / np.sqrt(counts)[dataset.segment_of]
+    both = np.concatenate([differences, mirrored(differences, rest)]).reshape(2 * len(differences), -1)
+    weighted = both * np.sqrt(np.concatenate([weights, weights]) / weights.sum() / 2)[:, None]
+    _, values, rows = np.linalg.svd(weighted, full_matrices=False)
+    components = rows[:MOUTH]
+    # The first component opens the mouth for positive codes.
+    lower = POINTS.index(14)
+    components *= np.where(components[:, 2 * lower + 1] < 0, -1, 1)[:, None]
+    return MouthBasis(rigid, rest, components.astype(np.float32), np.maximum(values[:MOUTH], 1e-4).astype(np.float32))
+
+
+def _resting(shapes: Floats, openings: Floats) -> Floats:
+    return np.asarray(np.median(shapes[np.argsort(openings)[: max(1, len(shapes) // 7)]], axis=0), np.float32)

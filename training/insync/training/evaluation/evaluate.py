@@ -1,0 +1,452 @@
+"""`insync evaluate`: how good is a dub? Measured on held-out footage, through the same ONNX graphs that are served.
+
+Each clip is split: a twin is registered from its first part, and the rest is drawn anew, with its own sound (self-reenactment), with its
+own sound shifted by half (shuffled), with silence (the mean mouth), and with other speech (cross) where some is given. The first is held
+against what was filmed; the others are the baselines that a lip-sync must beat, beside the source itself, untouched. Clips without sound,
+or whose mouth stays still, can only be dubbed with other speech.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple, Protocol
+
+import av
+import cv2
+import numpy as np
+import numpy.typing as npt
+from skimage.metrics import structural_similarity
+from tqdm import tqdm
+
+from insync.core.head import head_of
+from insync.core.mouth import OUTER_LIPS, MouthBasis, opening
+from insync.core.spec import CROP_SIZE, MAX_REGISTRATION_FRAMES
+from insync.ensemble.inference.pipeline import Chain, Twin
+from insync.ensemble.models.face import FaceFinder, take_crop
+from insync.ensemble.models.log_mel import LogMel
+from insync.ensemble.models.registration import register
+from insync.ensemble.models.twin_store import Record
+from insync.network import mask
+from insync.training.curation.pipeline import CLIP_ENDINGS
+from insync.training.data.audio import read_speech, windows
+from insync.training.evaluation.perturbations import ROBUSTNESS
+from insync.training.evaluation.report import Shown, markdown, page
+from insync.training.metrics import published
+from insync.training.metrics.frechet import MISSING, FeatureNetwork, Networks, distances
+from insync.training.metrics.identity import Likeness
+from insync.training.metrics.summary import COMPARED, Figures, best_lag, correlation, lagged, means, table
+from insync.training.metrics.sync import SyncJudge
+
+log = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.float32]
+Picture = npt.NDArray[np.uint8]
+
+FOOTAGE_SHARE = 0.4  # of a clip registers its twin
+MIN_FRAMES = 20
+MOVING = 0.01  # standard deviation of an opening, in distances of the outer eye corners, that counts as speaking
+ROOM = 64  # pixels
+FACE_IN_CROP = np.array([30, 10, 226, 250], np.float32)  # about where alignment puts faces
+EYES = (33, 263)  # outer corners
+NOTHING = float("nan")
+
+
+@dataclass(frozen=True)
+class Footage:
+    """A clip's frames, found and aligned.
+
+    Attributes:
+        crops: uint8 [N, 256, 256, 3] RGB.
+        heads: float32 [N, 75, 2], see `insync.core.head`.
+        landmarks: float32 [N, 468, 2], in pixels of the crops.
+        openings: float32 [N], NaN as the landmarks where no face was found.
+        times_s: float32 [N].
+        sound: float32 [samples] at 16 kHz; empty without sound.
+        frames: the encoded frames that register the twin.
+        first: the first frame that the twin has not seen.
+    """
+
+    crops: Picture
+    heads: Floats
+    landmarks: Floats
+    openings: Floats
+    times_s: Floats
+    sound: Floats
+    frames: list[bytes]
+    first: int
+
+    @property
+    def speaks(self) -> bool:
+        """Whether there is sound, and a mouth that moves."""
+        return bool(self.sound.size) and bool(np.nanstd(self.openings) >= MOVING)
+
+
+class Drawing(NamedTuple):
+    """One way to dub one clip.
+
+    Attributes:
+        results: uint8 [N, 256, 256, 3].
+        sources: the crops that they were made of, of the same shape.
+        alphas: uint8 [N, 256, 256], of the patches.
+        predicted: float32 [N], openings that the network predicted; NaN where it was not asked.
+    """
+
+    results: Picture
+    sources: Picture
+    alphas: Picture
+    predicted: Floats
+
+    @classmethod
+    def untouched(cls, real: Picture) -> Drawing:
+        """What was filmed, as if it were a result."""
+        return cls(real, real, np.zeros(real.shape[:3], np.uint8), np.full(len(real), NOTHING, np.float32))
+
+
+class Graphs(Protocol):
+    """What draws: `Chain`, or what stands in for it."""
+
+    def reference(self, record: Record) -> Twin:
+        """A twin's features."""
+        ...
+
+    def patch(self, crop: Floats, mel: Floats, head: Floats, twin: Twin) -> tuple[Picture, Floats]:
+        """One frame's patch uint8 [256, 256, 4] and mouth code float32 [12]; see `Chain.patch`."""
+        ...
+
+
+class Evaluation:
+    """Draws clips anew with the served graphs and measures the result.
+
+    Args:
+        repository: the model repository.
+        threads: CPU threads.
+        graphs: what draws; by default the repository's graphs.
+    """
+
+    def __init__(self, repository: Path, threads: int = 2, graphs: Graphs | None = None) -> None:
+        self._chain = graphs or Chain(repository, threads)
+        self._finder = FaceFinder(repository / "lipsync_face" / "1", threads)
+        self._basis = MouthBasis.load(repository / "lipsync_twin" / "1" / "mouth_basis.npz")
+        self._mel, self._sync, self._likeness = LogMel(), SyncJudge(), Likeness()
+
+    def read(self, path: Path, seconds: float, share: float = FOOTAGE_SHARE) -> Footage:
+        """Reads the first `seconds` of a clip, this share of which registers its twin.
+
+        Raises:
+            ValueError: too few frames show a face.
+        """
+        crops, heads, times, encoded, box = [], [], [], [], None
+        with av.open(str(path)) as container:
+            for frame in container.decode(video=0):
+                time_s = float(frame.time or 0.0)
+                if time_s > seconds:
+                    break
+                image = frame.to_ndarray(format="rgb24")
+                face = self._finder.find(image, box)
+                box = None if face is None else face.box
+                if face is None:
+                    continue
+                crops.append(take_crop(image, face.transform))
+                heads.append(head_of(face.landmarks, face.transform, self._basis.rigid))
+                times.append(time_s)
+                encoded.append(image)
+        if len(crops) < MIN_FRAMES:
+            raise ValueError(f"{path.name}: a face in {len(crops)} frames, at least {MIN_FRAMES} are needed")
+        first = max(1, round(share * len(crops)))
+        step = -(-first // MAX_REGISTRATION_FRAMES)
+        jpegs = [
+            cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+            for image in encoded[:first:step]
+        ]
+        sound = read_speech(path)
+        # Read off the crops, as the results' are: the landmarks' own error is the same on both sides.
+        landmarks, openings = self._landmarks(np.stack(crops))
+        return Footage(
+            np.stack(crops), np.stack(heads), landmarks, openings, np.array(times, np.float32),
+            np.zeros(0, np.float32) if sound is None else sound, jpegs, first,
+        )  # fmt: skip
+
+    def draw(self, footage: Footage, sound: Floats, change: Callable[[Picture, int], Picture] | None = None) -> Drawing:
+        """Draws the frames that the twin has not seen with a sound.
+
+        Args:
+            footage: the clip.
+            sound: float32 [samples] at 16 kHz.
+            change: makes of each crop, and its number, what is dubbed in its place.
+        """
+        record = register(footage.frames, self._finder, self._basis)
+        twin = self._chain.reference(record)
+        times, heads = footage.times_s[footage.first :], footage.heads[footage.first :]
+        mels = self._mel(windows(sound, times))
+        results, sources, alphas, predicted = [], [], [], []
+        for number, (crop, mel, head) in enumerate(zip(footage.crops[footage.first :], mels, heads, strict=True)):
+            source = crop if change is None else change(crop, number)
+            planes = np.ascontiguousarray(source.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
+            patch, code = self._chain.patch(planes, mel[None], head[None], twin)
+            alpha = patch[..., 3:].astype(np.float32) / 255
+            blended = alpha * patch[..., :3] + (1 - alpha) * source
+            results.append(np.round(blended).astype(np.uint8))
+            sources.append(source)
+            alphas.append(patch[..., 3])
+            predicted.append(float(code @ self._basis.opening_row))
+        return Drawing(np.stack(results), np.stack(sources), np.stack(alphas), np.array(predicted, np.float32))
+
+    def measure(
+        self,
+        clip: str,
+        way: str,
+        footage: Footage,
+        drawing: Drawing,
+        lag: int = 0,
+        sound: Floats | None = None,
+        filmed: bool = True,
+    ) -> Figures:
+        """Measures a drawing.
+
+        Args:
+            clip: its name.
+            way: its name.
+            footage: the clip.
+            drawing: what was made of it.
+            lag: frames by which the clip's sound trails its picture.
+            sound: what should be seen, float32 [samples]; None or silence is not judged.
+            filmed: whether the filmed mouth says what the drawn one should; otherwise nothing is held against it.
+        """
+        results, real = drawing.results, drawing.sources
+        truth = footage.landmarks[footage.first :]
+        landmarks, openings = self._landmarks(results)
+        ring = (mask.feather()[0, 0].numpy() > 0.02) & (mask.feather()[0, 0].numpy() < 0.6)
+        compared = (
+            self._against(footage, drawing, landmarks, openings, lag) if filmed else dict.fromkeys(COMPARED, NOTHING)
+        )
+        lse_c, lse_d, offset = self._in_sync(footage, results, sound)
+        return Figures(
+            clip=clip,
+            way=way,
+            frames=len(results),
+            lag=lag,
+            obeys=correlation(openings, drawing.predicted),
+            leaks=_leak(drawing.alphas, truth),
+            identity=self._likeness.alike(results, real),
+            seam=_edges(results, ring) / max(_edges(real, ring), 1e-6),
+            lse_c=lse_c,
+            lse_d=lse_d,
+            offset=offset,
+            **compared,
+        )
+
+    def _against(
+        self, footage: Footage, drawing: Drawing, landmarks: Floats, openings: Floats, lag: int
+    ) -> dict[str, float]:
+        """What compares a drawing with what was filmed."""
+        results, real = drawing.results, drawing.sources
+        filmed, real_openings = footage.landmarks[footage.first :], footage.openings[footage.first :]
+        lips = list(OUTER_LIPS)
+        eyes = np.linalg.norm(filmed[:, EYES[0]] - filmed[:, EYES[1]], axis=1)
+        away = np.linalg.norm(landmarks[:, lips] - filmed[:, lips], axis=2).mean(1) / eyes
+        rows, columns = slice(*mask.MOUTH_ROWS), slice(*mask.MOUTH_COLUMNS)
+        mouths, truths = results[:, rows, columns], real[:, rows, columns]
+        whole, similar = (
+            [structural_similarity(a, b, channel_axis=2) for a, b in zip(drawn, filmed_too, strict=True)]
+            for drawn, filmed_too in ((results, real), (mouths, truths))
+        )
+        error = ((mouths.astype(np.float32) - truths) ** 2).mean((1, 2, 3))
+        trembling = [_known(np.mean, np.abs(np.diff(points[:, lips], n=2, axis=0))) for points in (landmarks, filmed)]
+        return {
+            "ssim_crop": fmean(whole),
+            "ssim": fmean(similar),
+            "psnr_db": float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-2)))),
+            "lmd": 100 * _known(np.mean, away),
+            "follows": lagged(openings, real_openings, lag),
+            "liveliness": _known(np.std, openings) / max(_known(np.std, real_openings), 1e-6),
+            "jitter": trembling[0] / max(trembling[1], 1e-6),
+        }
+
+    def _in_sync(self, footage: Footage, results: Picture, sound: Floats | None) -> tuple[float, float, float]:
+        known = None
+        if sound is not None and sound.any():
+            known = self._sync.figures(results, footage.times_s[footage.first :], sound)
+        return (NOTHING,) * 3 if known is None else (known.lse_c, known.lse_d, float(known.offset))
+
+    def neutral(self, footage: Footage) -> Floats:
+        """The resting mouth of a clip's twin, float32 [44, 2]."""
+        return register(footage.frames, self._finder, self._basis).neutral
+
+    def openings(self, results: Picture) -> Floats:
+        """Opening of the mouth in every crop, NaN where no face is found: float32 [N]."""
+        return self._landmarks(results)[1]
+
+    def _landmarks(self, crops: Picture) -> tuple[Floats, Floats]:
+        landmarks, openings = [], []
+        for crop in crops:
+            # Some room around the face, which the finder wants; every crop is read alone, so that equal crops read equally.
+            framed = cv2.copyMakeBorder(crop, ROOM, ROOM, ROOM, ROOM, cv2.BORDER_REPLICATE)
+            face = self._finder.find(framed, FACE_IN_CROP + ROOM)
+            landmarks.append(np.full((468, 2), np.nan) if face is None else face.landmarks[:468, :2] - ROOM)
+            openings.append(np.nan if face is None else opening(self._basis.shape(face.landmarks)))
+        return np.array(landmarks, np.float32), np.array(openings, np.float32)
+
+
+def _known(figure: Callable[[Floats], Any], values: Floats) -> float:
+    known = values[np.isfinite(values)]
+    return float(figure(known)) if known.size else float("nan")
+
+
+def _edges(crops: Picture, ring: npt.NDArray[np.bool_]) -> float:
+    return fmean(
+        float(np.abs(cv2.Laplacian(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.CV_32F))[ring].mean()) for crop in crops
+    )
+
+
+def _leak(alphas: Picture, landmarks: Floats) -> float:
+    """How much of the filmed lips alphas uint8 [N, 256, 256] let through, given their landmarks float32 [N, 468, 2]."""
+    shares = []
+    for alpha, points in zip(alphas, landmarks, strict=True):
+        if np.isfinite(points).all():
+            lips = np.zeros((CROP_SIZE, CROP_SIZE), np.uint8)
+            cv2.fillConvexPoly(lips, cv2.convexHull(points[list(OUTER_LIPS)].round().astype(np.int32)), 1)
+            shares.append(1 - float(alpha[lips > 0].mean()) / 255)
+    return fmean(shares) if shares else NOTHING
+
+
+def ways(
+    evaluation: Evaluation, clip: str, footage: Footage, speech: Floats | None
+) -> Iterator[tuple[Figures, Picture]]:
+    """Every way to dub a clip: its figures and results.
+
+    Args:
+        evaluation: draws and measures.
+        clip: its name.
+        footage: the clip.
+        speech: what is not its own, float32 [samples] at 16 kHz.
+
+    Raises:
+        ValueError: the clip does not speak, and no speech is given.
+    """
+    own = footage.speaks
+    if not own and speech is None:
+        reason = "its mouth stays still" if footage.sound.size else "it has no sound"
+        raise ValueError(f"{clip}: {reason}: give it speech to be dubbed with (--speech FILE)")
+    main = footage.sound if own or speech is None else speech
+    first = evaluation.draw(footage, main)
+    lag = best_lag(evaluation.openings(first.results), footage.openings[footage.first :]) if own else 0
+    yield evaluation.measure(clip, "self" if own else "cross", footage, first, lag, main, own), first.results
+    if own:
+        shuffled = np.roll(main, len(main) // 2)
+        drawing = evaluation.draw(footage, shuffled)
+        yield evaluation.measure(clip, "shuffled", footage, drawing, lag, shuffled), drawing.results
+    drawing = evaluation.draw(footage, np.zeros_like(main))
+    # Silence is judged with the sound that is not heard: how far a resting mouth seems to speak.
+    yield evaluation.measure(clip, "silence", footage, drawing, lag, main, own), drawing.results
+    if own and speech is not None:
+        drawing = evaluation.draw(footage, speech)
+        yield evaluation.measure(clip, "cross", footage, drawing, 0, speech, False), drawing.results
+    untouched = Drawing.untouched(footage.crops[footage.first :])
+    yield evaluation.measure(clip, "untouched", footage, untouched, 0, main, own), untouched.results
+    for way, change in ROBUSTNESS.items():
+        drawing = evaluation.draw(footage, main, change)
+        yield evaluation.measure(clip, way, footage, drawing, lag, main, own), drawing.results
+
+
+def evaluate(
+    clips: list[Path],
+    out: Path,
+    repository: Path,
+    seconds: float = 12.0,
+    threads: int = 2,
+    networks: Networks | None = None,
+    speech: Path | None = None,
+) -> list[Figures]:
+    """Evaluates clips; writes `evaluation.json`, `evaluation.md` and `evaluation.html` into out.
+
+    Args:
+        clips: videos that show one face each; those that cannot be judged are reported and passed over.
+        out: folder.
+        repository: the model repository whose graphs are judged.
+        seconds: of each clip.
+        threads: CPU threads.
+        networks: for FID and FVD; without them these are not measured, and the page says so.
+        speech: a file whose sound every clip is dubbed with too, and clips that do not speak alone.
+
+    Raises:
+        ValueError: no clip could be judged, or the speech has no sound.
+        FileNotFoundError: a feature network is not there.
+    """
+    judges = (networks or Networks()).load()
+    other = None if speech is None else read_speech(speech)
+    if speech is not None and other is None:
+        raise ValueError(f"{speech.name} has no sound")
+    evaluation = Evaluation(repository, threads)
+    figures: list[Figures] = []
+    shown: list[Shown] = []
+    refused: dict[str, str] = {}
+    for path in tqdm(clips, desc="evaluate", unit="clip"):
+        try:
+            footage = evaluation.read(path, seconds)
+            found = list(ways(evaluation, path.name, footage, other))
+        except (av.error.FFmpegError, ValueError) as error:
+            refused[path.name] = str(error)
+            continue
+        figures += [one for one, _ in found]
+        rows = {one.way: results for one, results in found if one.way != "untouched"}
+        shown.append(Shown(path.name, {"filmed": footage.crops[footage.first :], **rows}))
+    if not figures:
+        raise ValueError("no clip could be judged: " + "; ".join(refused.values()))
+    _write(out, figures, shown, refused, judges)
+    return figures
+
+
+def _write(
+    out: Path, figures: list[Figures], shown: list[Shown], refused: dict[str, str], judges: dict[str, FeatureNetwork]
+) -> None:
+    frechet = {name: _frechet(shown, judge) for name, judge in judges.items()}
+    notes = [
+        f"{name.upper()}: " + ", ".join(f"{w} {v:.1f}" for w, v in of.items()) + "." for name, of in frechet.items()
+    ]
+    notes += [] if frechet else [MISSING]
+    own = {one.way: one for one in means(figures)}
+    best = own.get("cross", own.get("self", figures[0]))
+    fid = frechet.get("fid", {}).get(best.way)
+    beside = published.table(published.Published(f"InSync, {best.way}", fid, best.identity, best.lse_c))
+    sources = [published.SOURCE, published.OURS]
+    out.mkdir(parents=True, exist_ok=True)
+    document = {"figures": [asdict(one) for one in figures], "refused": refused, "frechet": frechet}
+    (out / "evaluation.json").write_text(json.dumps(document, indent=1, allow_nan=True))
+    paragraphs = [markdown(table(figures)), *notes, "## Published elsewhere", markdown(beside), *sources]
+    (out / "evaluation.md").write_text("\n\n".join(paragraphs) + "\n")
+    (out / "evaluation.html").write_text(page(table(figures), notes, beside, sources, refused, shown))
+
+
+def _frechet(shown: list[Shown], judge: FeatureNetwork) -> dict[str, float]:
+    """FID or FVD of every way, over all clips that are dubbed that way."""
+    names = dict.fromkeys(way for one in shown for way in one.rows if way not in ("filmed", *ROBUSTNESS))
+    return {
+        way: distances(
+            {way: [one.rows[way] for one in shown if way in one.rows]},
+            [one.rows["filmed"] for one in shown if way in one.rows],
+            judge,
+        )[way]
+        for way in names
+    }
+
+
+def clips_of(paths: list[Path]) -> list[Path]:
+    """Files as they are, folders as the clips in them.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or a folder holds no clip.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist")
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in CLIP_ENDINGS) if path.is_dir() else [path]
+        if not inside:
+            raise FileNotFoundError(f"{path} holds no clip; known endings: {', '.join(CLIP_ENDINGS)}")
+        found += inside
+    return found
