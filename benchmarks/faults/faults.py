@@ -122,7 +122,7 @@ async def killed_models(ground: Ground) -> Row:
 
 async def killed_steps(ground: Ground) -> Row:
     """The same where each step is a model."""
-    return await _killed(ground, ground.second, _STEPS, "with `--separate-steps`: each of nine models once")
+    return await _killed(ground, ground.second, _STEPS, "with `--no-fuse`: each of nine models once")
 
 
 async def _killed(ground: Ground, serving: Serving, models: Sequence[str], what: str) -> Row:
@@ -141,7 +141,7 @@ async def hung_models(ground: Ground) -> Row:
 
 async def hung_steps(ground: Ground) -> Row:
     """The same where each step is a model."""
-    return await _hung(ground, ground.second, ("lipsync_encoder", "lipsync_face"), "with `--separate-steps`")
+    return await _hung(ground, ground.second, ("lipsync_encoder", "lipsync_face"), "with `--no-fuse`")
 
 
 async def _hung(ground: Ground, serving: Serving, models: Sequence[str], remark: str) -> Row:
@@ -360,7 +360,7 @@ def main() -> int:
             names.remove("disk")
             warning += " No file system could be mounted here: the full disk was not tried."
         store = (disk or folder) / "twins"
-        serving = [Serving(store, folder / "first.log"), Serving(store, folder / "second.log", "--separate-steps")]
+        serving = [Serving(store, folder / "first.log"), Serving(store, folder / "second.log", "--no-fuse")]
         for one in serving:
             stack.enter_context(one)
         footage = Footage.load(60, 360)

@@ -20,7 +20,7 @@ _DEADLINE_S = 60.0  # how fast the server is, is no matter here
 
 
 @dataclass(frozen=True)
-class Room:
+class AdmissionCheck:
     """A live stream of the whole capacity, when all others have ended.
 
     Attributes:
@@ -56,7 +56,7 @@ class Room:
         )
 
 
-def room(server: str, jpeg: bytes, twin: str, capacity_fps: int) -> Room:
+def check_admission(server: str, jpeg: bytes, twin: str, capacity_fps: int) -> AdmissionCheck:
     """Asks for the whole capacity until it is free, but not for long.
 
     A server lets a stream that asks for everything in only if nobody else holds anything.
@@ -67,10 +67,10 @@ def room(server: str, jpeg: bytes, twin: str, capacity_fps: int) -> Room:
         twin: of anybody.
         capacity_fps: of the server; a stream may ask for 240 at most.
     """
-    return asyncio.run(_room(server, jpeg, twin, capacity_fps))
+    return asyncio.run(_check_admission(server, jpeg, twin, capacity_fps))
 
 
-async def _room(server: str, jpeg: bytes, twin: str, capacity_fps: int) -> Room:
+async def _check_admission(server: str, jpeg: bytes, twin: str, capacity_fps: int) -> AdmissionCheck:
     started_s = time.monotonic()
     try:
         async with Client(server) as client:
@@ -82,10 +82,10 @@ async def _room(server: str, jpeg: bytes, twin: str, capacity_fps: int) -> Room:
                         raise
                     await asyncio.sleep(_ASK_EVERY_S)
     except InsyncError as exc:
-        return Room(capacity_fps, failure=f"{type(exc).__name__}: {exc}")
+        return AdmissionCheck(capacity_fps, failure=f"{type(exc).__name__}: {exc}")
 
 
-async def _whole(client: Client, jpeg: bytes, twin: str, capacity_fps: int, started_s: float) -> Room:
+async def _whole(client: Client, jpeg: bytes, twin: str, capacity_fps: int, started_s: float) -> AdmissionCheck:
     sent = round(_STREAM_S * capacity_fps)
     speech, clock = np.zeros(round(_STREAM_S * SAMPLE_RATE_HZ), np.float32), StageClock()
     frames, waited_s, newcomer = 0, 0.0, False
@@ -101,4 +101,4 @@ async def _whole(client: Client, jpeg: bytes, twin: str, capacity_fps: int, star
                     pass
             except Overloaded:
                 newcomer = True
-    return Room(capacity_fps, waited_s, frames, sent, clock.refused, newcomer)
+    return AdmissionCheck(capacity_fps, waited_s, frames, sent, clock.refused, newcomer)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import reports
-from benchmarks.fuzzing.admission import Room
+from benchmarks.fuzzing.admission import AdmissionCheck
 from benchmarks.fuzzing.requests import KINDS
 from benchmarks.fuzzing.transport import NO_ROOM, Health, Outcome
 from insync.ensemble.models.admission import LEASE_S
@@ -38,7 +38,7 @@ class Result:
         healths: how many had been sent, and the server's processes then: before the first, and after every part.
         died: how the server ended; empty where it lived.
         command: what ran it.
-        room: what a live stream got at the end; None: the server had no limit.
+        capacity: what a live stream got at the end; None: the server had no limit.
     """
 
     seed: int
@@ -48,7 +48,7 @@ class Result:
     healths: list[tuple[int, Health]]
     died: str = ""
     command: str = ""
-    room: Room | None = None
+    capacity: AdmissionCheck | None = None
 
     @property
     def sent(self) -> int:
@@ -68,7 +68,7 @@ class Result:
     @property
     def good(self) -> bool:
         """Whether nothing died, every request got what it should, and nothing is left claimed."""
-        return self.all_alive and not self.wrong and not self.damaged and (self.room is None or self.room.whole)
+        return self.all_alive and not self.wrong and not self.damaged and (self.capacity is None or self.capacity.whole)
 
 
 def save(results: list[Result], path: Path) -> None:
@@ -97,7 +97,7 @@ def load(path: Path) -> list[Result]:
                 **run,
                 "tallies": {name: tally(kept) for name, kept in run["tallies"].items()},
                 "healths": [(sent, health(kept)) for sent, kept in run["healths"]],
-                "room": Room(**run["room"]) if run.get("room") else None,
+                "capacity": AdmissionCheck(**run["capacity"]) if run.get("capacity") else None,
             }
         )
         for run in json.loads(path.read_text())
@@ -115,15 +115,15 @@ def _growth(result: Result) -> str:
     return f"from request {start:,} to {end:,}, {', '.join(grown)}"
 
 
-def _rooms(results: list[Result]) -> str:
-    """What was left of the servers' room."""
-    limited = [result for result in results if result.room is not None]
+def _admission_checks(results: list[Result]) -> str:
+    """What was left of the servers' capacity."""
+    limited = [result for result in results if result.capacity is not None]
     if not limited:
         return ""
     return (
         "The server's limit was set (`INSYNC_CAPACITY_FPS`), and the well-formed requests were frames of a live stream: one "
         "that was refused counts as another answer. What had been claimed at the end, and was not ended, is given up after "
-        f"{LEASE_S:g} silent seconds: " + "; ".join(str(result.room) for result in limited) + "."
+        f"{LEASE_S:g} silent seconds: " + "; ".join(str(result.capacity) for result in limited) + "."
     )
 
 
@@ -147,7 +147,7 @@ def report(results: list[Result], path: Path) -> None:
         "answered",
         "INVALID_ARGUMENT",
         "NOT_FOUND",
-        "no room",
+        "no capacity",
         "left half way",
         "others",
         "wrong",
@@ -186,8 +186,8 @@ def report(results: list[Result], path: Path) -> None:
             "first one.",
             "«answered»: what was changed does not matter to the model, as a turned bit in a pixel, or a whole frame without "
             "a hint. «left half way»: this side hung up, as that class does, or the other side closed a line that made no "
-            "sense. «no room»: a server with a limit said when to ask again. «wrong»: hung, died, failed without saying what was wrong, or was answered where it must not be.",
-            _rooms(results),
+            "sense. «no capacity»: a server with a limit said when to ask again. «wrong»: hung, died, failed without saying what was wrong, or was answered where it must not be.",
+            _admission_checks(results),
             reports.table(header, rows),
             "The servers' processes. Memory rises fast while every model meets its largest input, and slowly after that: "
             f"{'; '.join(_growth(result) for result in results)}.",

@@ -266,7 +266,7 @@ def hints(rng: Generator, kit: Kit) -> Call:
     return Infer(request(model, {**kit.good(model), **sent}))
 
 
-def room(rng: Generator, kit: Kit) -> Call:
+def live_streams(rng: Generator, kit: Kit) -> Call:
     """Live streams by the dozen, of names by lot, that want all there is; every other frame or sound is spoiled."""
     model = str(pick(rng, (*PUBLIC[:2], "lipsync_guard")))
     count = int(pick(rng, (1, 1, 1, 2, 8))) if model == "lipsync_guard" else 1
@@ -467,7 +467,7 @@ KINDS = (
     Kind("NaN, infinite and huge audio", sound, 6, True),
     Kind("twin ids: traversal, guesses, binary", ids, 7, False),
     Kind("absurd hints, names and rates of streams", hints, 6, True),
-    Kind("live streams by the dozen", room, 6, True),
+    Kind("live streams by the dozen", live_streams, 6, True),
     Kind("batches beyond limits", batches, 3, True),
     Kind("models and versions that are not there", names, 3, False),
     Kind("registrations that cannot be", registrations, 3, False),

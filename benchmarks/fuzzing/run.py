@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
 
 from benchmarks import reports
-from benchmarks.fuzzing.admission import room
+from benchmarks.fuzzing.admission import check_admission
 from benchmarks.fuzzing.messages import Call, Kit, Sent, request, strings
 from benchmarks.fuzzing.report import LEFT, Result, Tally, load, report, save
 from benchmarks.fuzzing.requests import KINDS, Kind
@@ -39,7 +39,7 @@ SENDERS = 6
 # That the server promises: the well-formed stream's, the most that "hostile" asks for, and a little more.
 CAPACITY_FPS = 40
 WELL_FORMED_FPS = 5
-_KEEP_S = 0.5  # between two frames of the well-formed stream: its rate leaves room for the senders' checks
+_KEEP_S = 0.5  # between two frames of the well-formed stream: its rate leaves time for the senders' checks
 CHECK_EVERY = 50  # requests of one sender between two well-formed ones
 PARTS = 10  # the processes are looked at after each
 # What says to the sender that its request was wrong, and why.
@@ -183,8 +183,8 @@ def attack(
     finally:
         ended.set()
         keeper.join()
-    found = room(server.grpc_url, kit.jpeg, kit.twin.decode(), capacity_fps) if capacity_fps else None
-    result = Result(seed, state.tallies, state.checks, state.damaged, healths, room=found)
+    found = check_admission(server.grpc_url, kit.jpeg, kit.twin.decode(), capacity_fps) if capacity_fps else None
+    result = Result(seed, state.tallies, state.checks, state.damaged, healths, capacity=found)
     try:
         server.check()
     except ServerError as exc:
@@ -215,10 +215,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after the start of all, stop sending")
     parser.add_argument(
-        "--separate-steps", action="store_true", help="on a server with a model for each step of a frame"
+        "--no-fuse",
+        dest="unfused",
+        action="store_true",
+        help="on a server with a Triton model for each step of a frame",
     )
     parser.add_argument("--add", action="store_true", help="to what earlier runs found")
-    parser.add_argument("-o", "--out", type=Path, default=reports.FOLDER / "hostile.md", help="default: %(default)s")
+    parser.add_argument("-o", "--out", type=Path, default=reports.FOLDER / "fuzzing.md", help="default: %(default)s")
     parser.add_argument("--log", type=Path, help="keep the server's log here")
     options = parser.parse_args()
     until = time.monotonic() + options.seconds
@@ -227,13 +230,11 @@ def main() -> int:
     os.environ[CAPACITY_VARIABLE] = str(CAPACITY_FPS)
     with (
         tempfile.TemporaryDirectory() as folder,
-        EmbeddedServer(
-            twin_store=Path(folder) / "twins", log=options.log, separate_steps=options.separate_steps
-        ) as server,
+        EmbeddedServer(twin_store=Path(folder) / "twins", log=options.log, unfused=options.unfused) as server,
     ):
         result = attack(server, image, options.count, options.seed, until=until, capacity_fps=CAPACITY_FPS)
     limit = f" --seconds {options.seconds:g}" if np.isfinite(options.seconds) else ""
-    limit += " --separate-steps" * options.separate_steps
+    limit += " --no-fuse" * options.unfused
     command = f"python -m benchmarks.fuzzing.run --count {options.count} --seed {options.seed}{limit}"
     result = replace(result, command=command)
     kept = options.out.with_suffix(".json")
@@ -244,7 +245,7 @@ def main() -> int:
         sys.stderr.write(f"{name} {number}: {outcome.code}: {outcome.text[:300]}\n")
     for damage in result.damaged[:20]:
         sys.stderr.write(f"well-formed, {damage}\n")
-    sys.stderr.write(f"{result.room}\n")
+    sys.stderr.write(f"{result.capacity}\n")
     sys.stderr.write(f"{result.sent} sent; {result.died or 'the server lives'}\n")
     return 0 if result.good else 1
 

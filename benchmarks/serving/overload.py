@@ -176,13 +176,13 @@ class Phase:
         admitted: streams that were there first.
         others: the crowd, if there was one.
         server_cores: that the server and its models took of the machine.
-        stranger_cores: that work which is none of this benchmark's took.
+        newcomer_cores: that work which is none of this benchmark's took.
     """
 
     admitted: Got
     others: Got | None
     server_cores: float
-    stranger_cores: float
+    newcomer_cores: float
 
 
 def _sum(phases: Sequence[Phase]) -> Phase:
@@ -203,7 +203,7 @@ def _sum(phases: Sequence[Phase]) -> Phase:
         together([phase.admitted for phase in phases]),
         together(others) if others else None,
         fmean(phase.server_cores for phase in phases),
-        fmean(phase.stranger_cores for phase in phases),
+        fmean(phase.newcomer_cores for phase in phases),
     )
 
 
@@ -233,7 +233,7 @@ def _row(what: str, streams: int, phases: Sequence[Phase], asked: Crowd) -> list
         "–" if other is None else f"{other.refused} ({other.hints} with a hint)",
         "–" if other is None else f"{other.frames}",
         "–" if other is None else f"{other.job_frames / other.seconds:.1f}",
-        f"{phase.server_cores:.2f} / {got.cores:.2f} / {other.cores if other else 0:.2f} / {phase.stranger_cores:.2f}",
+        f"{phase.server_cores:.2f} / {got.cores:.2f} / {other.cores if other else 0:.2f} / {phase.newcomer_cores:.2f}",
     ]
 
 

@@ -28,7 +28,7 @@ from insync.training.data.audio import read_stored, windows
 from insync.training.data.dataset import Dataset
 from insync.training.data.manifest import FILE, read_manifest
 from insync.training.evaluation.evaluate import Evaluation, Footage, clips_of
-from insync.training.metrics.summary import Figures, means
+from insync.training.metrics.summary import Metrics, means
 from insync.training.trainers.checkpoint import load_network
 from insync.training.trainers.renderer import RendererOptions, RendererTraining
 from insync.training.trainers.run import load_checkpoint, save_checkpoint
@@ -60,7 +60,7 @@ class Variant:
 
 
 USUAL = RendererOptions(
-    people=3, targets=3, hinted=0, adversarial_from=0.0, ema=0.98, sheet_every=10**9, checkpoint_every=10**9
+    people=3, targets=3, answer_leak_prob=0, adversarial_from=0.0, ema=0.98, sheet_every=10**9, checkpoint_every=10**9
 )
 VARIANTS = (
     Variant("before", None),
@@ -70,7 +70,7 @@ VARIANTS = (
     Variant("random references, trained and registered", replace(USUAL, selective=False), selective=False),
     Variant("random references, registered only", None, selective=False, trained_as="as usual"),
 )
-COLUMNS = ("ssim", "psnr_db", "lmd", "follows", "liveliness", "jitter", "identity", "lse_c", "lse_d")
+COLUMNS = ("ssim", "psnr_db", "lmd", "aperture_corr", "aperture_std_ratio", "jitter", "identity", "lse_c", "lse_d")
 
 
 def train(
@@ -94,12 +94,12 @@ def train(
 
 def judge(
     network: LipSync, clips: dict[str, Footage], basis: MouthBasis, selective: bool
-) -> tuple[Figures, list[Picture]]:
+) -> tuple[Metrics, list[Picture]]:
     """Mean figures of what is drawn by the filmed mouths' codes, and the pictures of each clip."""
     graphs = TorchGraphs(network)
     evaluation = Evaluation(REPOSITORY, 1, graphs)
     rng = np.random.default_rng(SEED)
-    figures: list[Figures] = []
+    figures: list[Metrics] = []
     pictures = []
     for name, whole in clips.items():
         chosen = sorted(rng.choice(len(whole.frames), 5, replace=False))
@@ -197,12 +197,12 @@ def main() -> int:
         [
             f"Renderer: {options.minutes:g} minutes of processor time for each run, one thread, seed {SEED}, all from one beginning. Judged on "
             f"{len(clips)} clips never trained on ({', '.join(clips)}), {sum(map(len, filmed))} frames, drawn by the filmed mouths' own codes: so "
-            "the renderer alone is judged. Figures as in `insync evaluate`, means over clips.",
+            "the renderer alone is judged. Metrics as in `insync evaluate`, means over clips.",
             reports.table(("variant", "steps", *COLUMNS), rows),
             f"![The same frames, drawn by the filmed mouths' codes: filmed, then a column for each variant]({options.out.stem}.jpg)",
             f"Speech: {options.speech_minutes:g} minutes of processor time for each run, {options.seeds} seeds (figures of each). Correlation of the "
-            "mouth's opening with the filmed one on people never trained on, at the offset that curation found and at the best one within "
-            "six frames; amplitude is the predicted opening's standard deviation over the filmed one's.",
+            "mouth's aperture with the filmed one on people never trained on, at the offset that curation found and at the best one within "
+            "six frames; amplitude is the predicted aperture's standard deviation over the filmed one's.",
             reports.table(("speech stage", "segments", "frames judged", "correlation", "best", "amplitude"), spoken),
         ],
     )  # fmt: skip

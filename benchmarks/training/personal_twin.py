@@ -28,7 +28,7 @@ from insync.network.model import LipSync
 from insync.training.curation.pipeline import curate
 from insync.training.data.dataset import Dataset
 from insync.training.evaluation.evaluate import Evaluation, Footage
-from insync.training.metrics.summary import Figures
+from insync.training.metrics.summary import Metrics
 from insync.training.trainers.checkpoint import load_network
 from insync.training.trainers.renderer import RendererOptions, RendererTraining
 from insync.training.trainers.run import load_checkpoint, save_checkpoint
@@ -45,10 +45,10 @@ PARTS = {
     "half-resolution layers": ("inpainter.to_half", "inpainter.beside", "inpainter.half_body", "inpainter.to_full"),
 }
 USUAL = RendererOptions(
-    people=1, targets=6, hinted=0, adversarial_from=2.0, learning_rate=2e-4, ema=0.98, sheet_every=10**9,
+    people=1, targets=6, answer_leak_prob=0, adversarial_from=2.0, learning_rate=2e-4, ema=0.98, sheet_every=10**9,
     checkpoint_every=10**9,
 )  # fmt: skip
-COLUMNS = ("ssim", "psnr_db", "lmd", "follows", "identity", "lse_c")
+COLUMNS = ("ssim", "psnr_db", "lmd", "aperture_corr", "identity", "lse_c")
 
 
 def beginning_of(clip: Path, seconds: float, out: Path) -> None:
@@ -83,8 +83,8 @@ def teach(
     return load_network(out)
 
 
-def judge(network: LipSync, name: str, way: str, footage: Footage, basis: MouthBasis) -> tuple[Figures, Picture]:
-    """Figures of what the network draws by the filmed mouths' codes, and the pictures."""
+def judge(network: LipSync, name: str, way: str, footage: Footage, basis: MouthBasis) -> tuple[Metrics, Picture]:
+    """Metrics of what the network draws by the filmed mouths' codes, and the pictures."""
     graphs = TorchGraphs(network)
     evaluation = Evaluation(REPOSITORY, 1, graphs)
     graphs.codes = iter(filmed_codes(footage, evaluation.neutral(footage), basis))
@@ -98,7 +98,7 @@ def shortened(footage: Footage, frames: int) -> Footage:
     if spare <= 0:
         return footage
     keep = np.r_[: footage.first, footage.first + spare // 2 : footage.first + spare // 2 + frames]
-    parts = {name: getattr(footage, name)[keep] for name in ("crops", "heads", "landmarks", "openings", "times_s")}
+    parts = {name: getattr(footage, name)[keep] for name in ("crops", "heads", "landmarks", "apertures", "times_s")}
     return replace(footage, **parts)
 
 
@@ -113,7 +113,7 @@ class Report:
         self._columns: dict[str, list[Picture]] = {}
 
     def add(
-        self, clip: str, seen: bool, taught_s: float, real: Picture, drawn: dict[str, tuple[Figures, Picture]]
+        self, clip: str, seen: bool, taught_s: float, real: Picture, drawn: dict[str, tuple[Metrics, Picture]]
     ) -> None:
         """Adds a person's figures and pictures, those of the generic network first."""
         generic = next(iter(drawn.values()))[0]
@@ -138,7 +138,7 @@ class Report:
                 f"A small part of the decoder learns one person, {self._minutes:g} minutes of processor time, one thread, on the first two thirds "
                 f"of a clip; the last third is judged, at most {JUDGED} frames in a row, drawn by the filmed mouths' own codes, with references "
                 "from the first two thirds. «Everybody»: the same part and time on all people of the training set, which tells learning a "
-                "person from learning on. Figures as in `insync evaluate`.",
+                "person from learning on. Metrics as in `insync evaluate`.",
                 reports.table(head, self._rows),
                 "What SSIM of the mouth gains over the generic network:",
                 reports.table(("network", "mean", "least", "most"), gain),

@@ -78,7 +78,7 @@ def misses(take: Take, judge: SyncJudge, own: SyncFigures, length_s: float, rng:
         start = take.times_s[0] + rng.uniform(0, span - length_s)
         rows = (take.times_s >= start) & (take.times_s <= start + length_s)
         shift = float(rng.uniform(-MAX_SHIFT_S, MAX_SHIFT_S))
-        found = judge.figures_of_mouths(take.mouths[rows], take.times_s[rows], moved(take.sound, shift))
+        found = judge.metrics_of_mouths(take.mouths[rows], take.times_s[rows], moved(take.sound, shift))
         if found is not None:
             result.append(abs(found.offset - round(own.offset + shift / FRAME_S)))
     return result
@@ -100,7 +100,7 @@ def main() -> int:
         (Path(scratch) / PARTS).mkdir()
         for path in tqdm(sorted(options.clips.iterdir()), unit="clip"):
             take = take_of(path, Path(scratch), finder, visibility, rigid)
-            own = None if take is None else judge.figures_of_mouths(take.mouths, take.times_s, take.sound)
+            own = None if take is None else judge.metrics_of_mouths(take.mouths, take.times_s, take.sound)
             if take is None or own is None:
                 silent.append(path.name)
                 continue

@@ -30,11 +30,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
 
 
 @pytest.fixture(scope="session")
-def steps_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+def unfused_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     """Another, with a model for each step of a frame, as in a fleet."""
     folder = tmp_path_factory.mktemp("steps")
     log = folder / "server.log"
-    with EmbeddedServer(twin_store=folder / "twins", log=log, separate_steps=True) as running:
+    with EmbeddedServer(twin_store=folder / "twins", log=log, unfused=True) as running:
         yield running
 
 
@@ -86,9 +86,9 @@ def raw(server: EmbeddedServer) -> Iterator[Raw]:
 
 
 @pytest.fixture(scope="session")
-def raw_steps(steps_server: EmbeddedServer) -> Iterator[Raw]:
-    """For `steps_server`."""
-    made = Raw(steps_server.grpc_url)
+def raw_steps(unfused_server: EmbeddedServer) -> Iterator[Raw]:
+    """For `unfused_server`."""
+    made = Raw(unfused_server.grpc_url)
     yield made
     made.client.close()
 

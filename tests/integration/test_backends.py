@@ -47,10 +47,10 @@ def test_onnx_requests_sent_together_get_each_its_own_answer(raw_steps: Any, mod
             np.testing.assert_allclose(answer[name].astype(float), value[0].astype(float), atol=tolerance)
 
 
-def test_onnx_requests_were_batched(raw_steps: Any, steps_server: EmbeddedServer) -> None:
+def test_onnx_requests_were_batched(raw_steps: Any, unfused_server: EmbeddedServer) -> None:
     """Otherwise the test above compares single runs with single runs."""
 
-    key = admin_headers(steps_server.admin_key)
+    key = admin_headers(unfused_server.admin_key)
 
     def executions() -> tuple[int, int]:
         (statistics,) = raw_steps.client.get_inference_statistics("lipsync_encoder", headers=key).model_stats

@@ -27,7 +27,7 @@ from insync.client.streaming.timings import StageClock
 from insync.core.spec import ALL_MODELS
 from insync.ensemble.server.embedded import EmbeddedServer
 from insync.ensemble.server.processes import processes
-from insync.ensemble.server.supervisor import Patience, Supervisor
+from insync.ensemble.server.supervisor import Supervisor, SupervisorConfig
 
 pytestmark = pytest.mark.triton
 
@@ -44,7 +44,9 @@ class Kept:
     def __init__(self, server: EmbeddedServer) -> None:
         self.server = server
         self.said: list[str] = []
-        self.supervisor = Supervisor(server, self.said.append, Patience(canary_every_s=3.0, canary_timeout_s=3.0))
+        self.supervisor = Supervisor(
+            server, self.said.append, SupervisorConfig(canary_every_s=3.0, canary_timeout_s=3.0)
+        )
         self._ended = threading.Event()
         self._watches = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="supervisor")
@@ -118,7 +120,7 @@ def pair(store: Path, hanging: Path, tmp_path_factory: pytest.TempPathFactory) -
     with ExitStack() as stack, pytest.MonkeyPatch.context() as environment:
         environment.setenv("INSYNC_CAPACITY_FPS", "25")
         servers = [
-            EmbeddedServer(hanging, twin_store=store, log=folder / f"{k}.log", separate_steps=bool(k)) for k in range(2)
+            EmbeddedServer(hanging, twin_store=store, log=folder / f"{k}.log", unfused=bool(k)) for k in range(2)
         ]
         for server in servers:
             stack.callback(server.stop, drain=False)
@@ -188,29 +190,29 @@ def until(what: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("home", "first", "second"), [(0, "lipsync_frame", "lipsync_frame"), (1, "lipsync_mixer", "lipsync_decoder")]
+    ("profile", "first", "second"), [(0, "lipsync_frame", "lipsync_frame"), (1, "lipsync_mixer", "lipsync_decoder")]
 )
 def test_killed_models_come_back(
-    run: Run, pair: tuple[Kept, Kept], undisturbed: NDArray[np.float32], home: int, first: str, second: str
+    run: Run, pair: tuple[Kept, Kept], undisturbed: NDArray[np.float32], profile: int, first: str, second: str
 ) -> None:
-    kept = pair[home]
-    before = kept.supervisor.revived
+    kept = pair[profile]
+    before = kept.supervisor.reloaded
     at = {5: lambda: kept.kill(first), 14: lambda: kept.kill("lipsync_guard", second)}
     synced, clock = run(kept.server.grpc_url, at)
     assert whole(synced, undisturbed)
     assert clock.resent > 0
-    until(lambda: kept.supervisor.revived >= before + 3 or kept.supervisor.restarted > 0)
-    assert any(f"{first} loaded anew" in line for line in kept.said)
+    until(lambda: kept.supervisor.reloaded >= before + 3 or kept.supervisor.restarted > 0)
+    assert any(f"{first} reloaded" in line for line in kept.said)
 
 
 @pytest.mark.parametrize(
-    ("home", "mended"), [(0, "lipsync_frame loaded anew"), (1, "lipsync_adaat hung")], ids=["joined", "steps"]
+    ("profile", "mended"), [(0, "lipsync_frame reloaded"), (1, "lipsync_adaat hung")], ids=["joined", "steps"]
 )
 def test_a_model_that_hangs_is_replaced(
-    run: Run, pair: tuple[Kept, Kept], undisturbed: NDArray[np.float32], hang: Path, home: int, mended: str
+    run: Run, pair: tuple[Kept, Kept], undisturbed: NDArray[np.float32], hang: Path, profile: int, mended: str
 ) -> None:
     """Its process lives, and so does the thread in it that Triton asks. One of several ends itself: no canary tells."""
-    kept = pair[home]
+    kept = pair[profile]
     kept.said.clear()
     for model in kept.server.models:
         if ALL_MODELS[model].backend != "ensemble":
@@ -263,7 +265,7 @@ def test_a_probe_tells_a_dead_model_only_by_a_canary(
     address = kept.server.grpc_url
     assert main(["probe", "--canary", f"{address},{pair[0].server.grpc_url}"]) == 0
     with kept.asleep():
-        revived = kept.supervisor.revived
+        reloaded = kept.supervisor.reloaded
         kept.kill("lipsync_face")
         assert main(["probe", address]) == 0
         capsys.readouterr()
@@ -272,7 +274,7 @@ def test_a_probe_tells_a_dead_model_only_by_a_canary(
         assert out == ""
         assert "lipsync_face_0_0' is not healthy" in err
         assert len(err.splitlines()) == 1
-    until(lambda: kept.supervisor.revived > revived)
+    until(lambda: kept.supervisor.reloaded > reloaded)
     assert main(["probe", address, "--canary"]) == 0
 
 

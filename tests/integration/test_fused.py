@@ -24,8 +24,8 @@ def both(raw: Raw, raw_steps: Raw, images: list[Image]) -> list[tuple[Raw, NDArr
     """Joined and apart, with the same person registered in each."""
     frames = np.array([jpeg(image) for image in images[::6]], np.object_)
     return [
-        (home, np.array([home("lipsync_twin", FRAMES=frames)["TWIN"].tobytes()], np.object_))
-        for home in (raw, raw_steps)
+        (profile, np.array([profile("lipsync_twin", FRAMES=frames)["TWIN"].tobytes()], np.object_))
+        for profile in (raw, raw_steps)
     ]
 
 
@@ -41,7 +41,7 @@ def test_the_same_answers(
     given: dict[str, Any] = {"FRAME": octets(jpeg(images[3])), "AUDIO": audio}
     if hinted:
         given["FACE_HINT"] = np.array([400, 100, 900, 600], np.float32)
-    joined, apart = (home(ensemble, TWIN=twin, **given) for home, twin in both)
+    joined, apart = (profile(ensemble, TWIN=twin, **given) for profile, twin in both)
     assert joined.keys() == apart.keys() == {tensor.name for tensor in MODELS[ensemble].outputs}
     assert joined["CONFIDENCE"][0] > 0.5
     for name, value in joined.items():
@@ -59,9 +59,9 @@ def test_the_same_errors(
     unknown = np.array(["0" * 32], np.object_)
     for spoiled in ({"FRAME": header_only}, {"TWIN": unknown}, {"AUDIO": np.full_like(audio, np.nan)}):
         said = []
-        for home, twin in both:
+        for profile, twin in both:
             with pytest.raises(triton.InferenceServerException) as caught:
-                home(ensemble, **{"FRAME": photo, "AUDIO": audio, "TWIN": twin, **spoiled})
+                profile(ensemble, **{"FRAME": photo, "AUDIO": audio, "TWIN": twin, **spoiled})
             said.append((caught.value.status(), caught.value.message()))
         assert said[0] == said[1]
 
@@ -102,8 +102,8 @@ def test_only_the_outputs_that_are_asked_for(raw: Raw, photo: NDArray[np.uint8],
         raw.client.infer("lipsync_frame", inputs, client_timeout=60)
 
 
-def test_steps_have_no_processes_of_their_own(server: EmbeddedServer, steps_server: EmbeddedServer) -> None:
-    joined, apart = (list(processes(one.pid).values()) for one in (server, steps_server))
+def test_steps_have_no_processes_of_their_own(server: EmbeddedServer, unfused_server: EmbeddedServer) -> None:
+    joined, apart = (list(processes(one.pid).values()) for one in (server, unfused_server))
     assert set(joined) == {name for name in server.models if ALL_MODELS[name].backend != "ensemble"}
     assert set(apart) == {name for name in MODELS if MODELS[name].backend != "ensemble"}
     assert joined.count("lipsync_guard") == 1  # it counts what is admitted

@@ -75,9 +75,9 @@ def test_every_model_is_ready_and_listens_on_loopback(server: EmbeddedServer, ra
     assert listening == {"127.0.0.1"}
 
 
-@pytest.mark.parametrize("home", ["server", "steps_server"])
-def test_the_server_tells_what_the_specification_says(home: str, request: pytest.FixtureRequest) -> None:
-    serving = request.getfixturevalue(home)
+@pytest.mark.parametrize("profile", ["server", "unfused_server"])
+def test_the_server_tells_what_the_specification_says(profile: str, request: pytest.FixtureRequest) -> None:
+    serving = request.getfixturevalue(profile)
     with triton.InferenceServerClient(serving.grpc_url) as client:
         answers = {name: client.get_model_metadata(name) for name in serving.models}
     for name, told in answers.items():
@@ -211,7 +211,7 @@ def test_a_folder_that_is_no_repository(tmp_path: Path) -> None:
 def test_a_broken_model_is_named_and_nothing_is_left(separate: bool, tmp_path: Path) -> None:
     repository = copied_repository(tmp_path)
     (repository / "lipsync_mixer" / "1" / "model.onnx").unlink()
-    server = EmbeddedServer(repository, twin_store=tmp_path / "twins", separate_steps=separate)
+    server = EmbeddedServer(repository, twin_store=tmp_path / "twins", unfused=separate)
     with pytest.raises(ServerError, match=r"(?s)^the server did not start: .*lipsync_mixer: .*model\.onnx") as caught:
         server.start()
     assert "\n" not in str(caught.value)

@@ -57,9 +57,9 @@ def test_the_mouth_follows_the_speech_and_rests_in_silence(speak: Any, speech: F
     codes, pictures = speak(speech)
     resting, still = speak(np.zeros_like(speech))
     assert len(codes) == len(resting) == FRAMES
-    opening, at_rest = codes @ basis.opening_row, resting @ basis.opening_row
-    assert opening.std() > 0.01  # distances of the outer eye corners
-    assert at_rest.std() < 0.1 * opening.std()
+    aperture, at_rest = codes @ basis.aperture_row, resting @ basis.aperture_row
+    assert aperture.std() > 0.01  # distances of the outer eye corners
+    assert at_rest.std() < 0.1 * aperture.std()
     assert abs(float(at_rest.mean())) < 0.03
     # The further a mouth is to move from its rest, the more the picture differs from that of the mouth at rest.
     asked = np.abs((codes - resting) * basis.deviation).sum(1)
@@ -67,4 +67,4 @@ def test_the_mouth_follows_the_speech_and_rests_in_silence(speak: Any, speech: F
     assert np.corrcoef(asked, shown)[0, 1] > 0.5
 
     other, _ = speak(np.ascontiguousarray(speech[::-1]))
-    assert abs(np.corrcoef(other @ basis.opening_row, opening)[0, 1]) < 0.6
+    assert abs(np.corrcoef(other @ basis.aperture_row, aperture)[0, 1]) < 0.6

@@ -129,12 +129,12 @@ def test_a_twin_is_deleted_by_who_knows_its_id(server: EmbeddedServer, raw: Any,
         async with Client(server.grpc_url) as client:
             for wrong in (made[:-1], made.upper(), "*", ".", f"../{made}", "0" * 32):
                 with pytest.raises(NotFound):
-                    await client.forget(wrong)
+                    await client.delete(wrong)
             assert folder.is_dir()
-            await client.forget(made)
+            await client.delete(made)
             for _ in range(2):
                 with pytest.raises(NotFound, match="not in the twin store"):
-                    await client.forget(made)
+                    await client.delete(made)
 
     asyncio.run(run())
     assert not list(Path(server.twin_store).glob(f"*{made}*"))
@@ -240,8 +240,8 @@ def test_malformed_requests(limited: EmbeddedServer, images: Images) -> None:
     """A few of each class of `benchmarks.fuzzing.run`, which sends ten thousand."""
     result = attack(limited, images[0], count=220, seed=20, senders=4, capacity_fps=CAPACITY_FPS)
     assert not result.died
-    assert result.room is not None
-    assert result.room.whole, str(result.room)
+    assert result.capacity is not None
+    assert result.capacity.whole, str(result.capacity)
     assert not [(name, number, outcome) for name, number, outcome in result.wrong]
     assert not result.damaged
     assert result.all_alive

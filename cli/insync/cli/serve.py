@@ -26,10 +26,12 @@ def add_serve(commands: Any) -> None:
         "--gpu", action="store_true", help="run the networks on the GPU: ONNX Runtime's CUDA, or else PyTorch's"
     )
     serve.add_argument(
-        "--separate-steps",
+        "--no-fuse",
+        dest="unfused",
         action="store_true",
-        help="on the CPU too, a process for each step of a frame, with metrics of its own: slower",
+        help="on the CPU too, a Triton model for each step of a frame, with metrics of its own: slower",
     )
+    serve.add_argument("--separate-steps", dest="unfused", action="store_true", help=argparse.SUPPRESS)  # its old name
     serve.add_argument("--tls-cert", metavar="PEM", type=Path, help="speak TLS over gRPC, with this certificate")
     serve.add_argument("--tls-key", metavar="PEM", type=Path, help="its key")
     serve.add_argument(
@@ -62,7 +64,7 @@ def _serve(options: argparse.Namespace) -> int:
             log=options.log,
             gpu=options.gpu,
             tls=tls,
-            separate_steps=options.separate_steps,
+            unfused=options.unfused,
         )
         or 0
     )

@@ -27,7 +27,7 @@ def add_twin(commands: Any) -> None:
     for name, function, text in (
         ("list", _twin_list, "list the registered persons of this machine"),
         ("show", _twin_show, "draw a person's chosen references"),
-        ("rm", _twin_rm, "forget a person"),
+        ("rm", _twin_rm, "delete a registered person"),
     ):
         action = actions.add_parser(name, help=text)
         if name != "list":
@@ -109,9 +109,9 @@ def _twin_rm(options: argparse.Namespace) -> int:
         return 0
     from insync.client.client import Client
 
-    async def forget() -> None:
+    async def delete() -> None:
         async with Client(options.server, tls=tls_options(options, options.server)) as client:
-            await client.forget(options.twin)
+            await client.delete(options.twin)
 
-    asyncio.run(forget())
+    asyncio.run(delete())
     return 0

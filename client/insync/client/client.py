@@ -217,7 +217,7 @@ class Client:
             raise ProtocolError("registering: the server's REPORT is not JSON") from exc
         return Twin(outputs["TWIN"].tobytes().decode(), report)
 
-    async def forget(self, twin: str) -> None:
+    async def delete(self, twin: str) -> None:
         """Deletes a registered person from the server's store, for all servers that share it. It cannot be undone.
 
         Args:
@@ -227,7 +227,7 @@ class Client:
             NotFound: there is none of this id.
         """
         data = np.array([str(twin)], np.object_)
-        await self._infer("lipsync_twin", {"FORGET": data}, "forgetting", timeout_s=self._registration_timeout_s)
+        await self._infer("lipsync_twin", {"FORGET": data}, "deleting", timeout_s=self._registration_timeout_s)
 
     def stream(
         self,
@@ -284,8 +284,8 @@ class Client:
         rate = max(1.0, float(fps))
         tag = {"STREAM": name, "RATE": np.array([rate], np.float32)} if route.live else {}
 
-        async def infer(model: str, arrays: dict[str, NDArray[Any]], doing: str) -> dict[str, NDArray[Any]]:
-            return await self._infer(model, {**arrays, **tag}, doing, route=route)
+        async def infer(model: str, arrays: dict[str, NDArray[Any]], operation: str) -> dict[str, NDArray[Any]]:
+            return await self._infer(model, {**arrays, **tag}, operation, route=route)
 
         run = self._routed(Stream(infer, frames, audio, twin, options, clock), route, name, rate, clock)
         self._streams.add(run)
@@ -309,7 +309,7 @@ class Client:
                     await asyncio.wait_for(self._claim(name, 0.0, "ending the stream", route), _END_TIMEOUT_S)
             self._servers.leave(route)
 
-    async def _claim(self, name: NDArray[Any], rate: float, doing: str, route: Route) -> None:
+    async def _claim(self, name: NDArray[Any], rate: float, operation: str, route: Route) -> None:
         """Tells a server how many frames/s a live stream wants, with the smallest frame that there is."""
         arrays: dict[str, NDArray[Any]] = {
             "FRAME": np.frombuffer(to_jpeg(np.zeros((16, 16, 3), np.uint8), 50), np.uint8),
@@ -318,13 +318,13 @@ class Client:
             "STREAM": name,
             "RATE": np.array([rate], np.float32),
         }
-        await self._infer("lipsync_guard", arrays, doing, route=route)
+        await self._infer("lipsync_guard", arrays, operation, route=route)
 
     async def _infer(
         self,
         model: str,
         arrays: dict[str, NDArray[Any]],
-        doing: str,
+        operation: str,
         *,
         timeout_s: float | None = None,
         route: Route | None = None,
@@ -343,7 +343,7 @@ class Client:
         own = route or Route()
         try:
             result = await self._servers.ask(
-                lambda triton: triton.infer(model, inputs, client_timeout=limit_s), doing, own
+                lambda triton: triton.infer(model, inputs, client_timeout=limit_s), operation, own
             )
         finally:
             if route is None:
@@ -361,7 +361,7 @@ class Client:
             ):
                 got = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
                 raise ProtocolError(
-                    f"{doing}: {model}'s {tensor.name} is {got}, expected {tensor.dtype} {list(tensor.shape)}; "
+                    f"{operation}: {model}'s {tensor.name} is {got}, expected {tensor.dtype} {list(tensor.shape)}; "
                     "do the client's and the server's versions differ?"
                 )
             outputs[tensor.name] = array

@@ -26,7 +26,7 @@ FACE_OVAL = (
 )  # fmt: skip
 POINTS = OUTER_LIPS + INNER_LIPS + CHIN
 _UPPER, _LOWER = POINTS.index(13), POINTS.index(14)
-RESTING_SHARE = 0.15  # of the frames, those with the smallest opening: their median is the neutral mouth
+RESTING_SHARE = 0.15  # of the frames, those with the smallest aperture: their median is the neutral mouth
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class MouthBasis:
     def neutral(self, shapes: Floats) -> Floats:
         """The resting shape, float32 [L, 2], of a person seen in shapes float32 [N, L, 2].
 
-        The median of the least open ones. Where even those stand open (a single photo of a smile), the opening
+        The median of the least open ones. Where even those stand open (a single photo of a smile), the aperture
         is closed to that of the mean resting shape.
         """
-        openings = np.array([opening(shape) for shape in shapes])
+        apertures = np.array([aperture(shape) for shape in shapes])
         count = max(1, round(RESTING_SHARE * len(shapes)))
-        resting: Floats = np.median(shapes[np.argsort(openings, kind="stable")[:count]], axis=0).astype(np.float32)
-        excess = opening(resting) - max(0.04, opening(self.rest))
+        resting: Floats = np.median(shapes[np.argsort(apertures, kind="stable")[:count]], axis=0).astype(np.float32)
+        excess = aperture(resting) - max(0.04, aperture(self.rest))
         if excess > 0:
             lower = [POINTS.index(i) for i in POINTS if self._hangs(i)]
             resting[lower, 1] -= excess
@@ -88,13 +88,13 @@ class MouthBasis:
         return np.asarray(neutral + ((code * self.deviation) @ self.components).reshape(neutral.shape), np.float32)
 
     @property
-    def opening_row(self) -> Floats:
-        """float32 [MOUTH]: its product with a code is the opening beyond the resting one, in distances of the outer eye corners."""
+    def aperture_row(self) -> Floats:
+        """float32 [MOUTH]: its product with a code is the aperture beyond the resting one, in distances of the outer eye corners."""
         row = self.components[:, 2 * _LOWER + 1] - self.components[:, 2 * _UPPER + 1]
         return np.asarray(row * self.deviation, np.float32)
 
 
-def opening(shape: Floats) -> float:
+def aperture(shape: Floats) -> float:
     """Height of the gap between the inner lips of a shape float32 [L, 2], in distances of the outer eye corners."""
     return float(shape[_LOWER, 1] - shape[_UPPER, 1])
 

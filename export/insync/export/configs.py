@@ -28,7 +28,7 @@ WARM_SIZE = (720, 1280)  # pixels, height and width of the picture that warms DA
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one model runs in one home, and how.
+    """Where one model runs in one profile, and how.
 
     Attributes:
         why: what a reader of the file has to know, one line each.
@@ -156,11 +156,11 @@ H100: dict[str, Placement] = {
     ),
 }  # fmt: skip
 ONNX_GPU = {name: _onnx(placed) if placed.backend == "tensorrt" else placed for name, placed in H100.items()}
-HOMES = {"h100": H100, "onnx_gpu": ONNX_GPU}
+PROFILES = {"h100": H100, "onnx_gpu": ONNX_GPU}
 
 
 def write_configs(repository: Path) -> list[Path]:
-    """Writes `<model>/configs/<home>.pbtxt` for every model and home, and the files that warm DALI up.
+    """Writes `<model>/configs/<profile>.pbtxt` for every model and profile, and the files that warm DALI up.
 
     Args:
         repository: the Triton model repository; its ensembles' `config.pbtxt` are read.
@@ -174,21 +174,21 @@ def write_configs(repository: Path) -> list[Path]:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
         written.append(path)
-    for home in HOMES:
+    for profile in PROFILES:
         for name in MODELS:
-            path = repository / name / "configs" / f"{home}.pbtxt"
+            path = repository / name / "configs" / f"{profile}.pbtxt"
             path.parent.mkdir(exist_ok=True)
-            path.write_text(render(name, home, repository), encoding="utf-8")
+            path.write_text(render(name, profile, repository), encoding="utf-8")
             written.append(path)
     return written
 
 
-def render(name: str, home: str, repository: Path) -> str:
-    """The text of one model's config for one home."""
+def render(name: str, profile: str, repository: Path) -> str:
+    """The text of one model's config for one profile."""
     model = MODELS[name]
     if model.backend == "ensemble":
         return _ensemble(model, repository)
-    placed = HOMES[home][name]
+    placed = PROFILES[profile][name]
     lines = [
         *(f"# {why}" for why in placed.why),
         *_written_by(),

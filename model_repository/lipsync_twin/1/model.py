@@ -35,9 +35,9 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Registers or forgets one person for each request."""
-        return answer(requests, self._register_or_forget)
+        return answer(requests, self._register_or_delete)
 
-    def _register_or_forget(self, request: Any) -> Outputs:
+    def _register_or_delete(self, request: Any) -> Outputs:
         forget = optional(request, "FORGET")
         if forget is None:
             return self._register(request)

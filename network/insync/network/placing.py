@@ -13,7 +13,7 @@ REACH = 3.0  # pixels within which a landmark alone decides
 STIFFNESS = 4.0  # square pixels of spread, from which on landmarks turn and stretch what lies between them
 TOUCHING = 1.0  # pixels between inner lips that touch: landmarks are no better
 NEAR = 12.0  # pixels from the lips, beyond which all is alike
-SHOWN = 0.6  # of the opening to be spoken: a reference that is open so far has a whole inside to show
+SHOWN = 0.6  # of the aperture to be spoken: a reference that is open so far has a whole inside to show
 _PAIRS = len(INNER_LIPS) // 2  # inner lips go around from one corner to the other, below, and back above
 _LOWER = tuple(len(OUTER_LIPS) + i for i in range(_PAIRS + 1))
 _UPPER = tuple(len(OUTER_LIPS) + -i % len(INNER_LIPS) for i in range(_PAIRS + 1))
@@ -117,9 +117,9 @@ class Inside(nn.Module):
         """
         here, there = places * self.extent, others * self.extent
         upper, lower = here[:, list(_UPPER)], here[:, list(_LOWER)]
-        opening = torch.relu(lower[..., 1] - upper[..., 1] - TOUCHING)
+        aperture = torch.relu(lower[..., 1] - upper[..., 1] - TOUCHING)
         theirs = torch.relu(there[:, :, list(_LOWER), 1] - there[:, :, list(_UPPER), 1] - TOUCHING)
-        shown = ((theirs + 0.5) / (SHOWN * opening + 0.5)[:, None]).clamp(max=1)
+        shown = ((theirs + 0.5) / (SHOWN * aperture + 0.5)[:, None]).clamp(max=1)
         middle = (upper[..., 0] + lower[..., 0]) / 2
         apart = (middle[:, -1:] - middle[:, :1]).abs().clamp(min=1.0) / _PAIRS
         weights = torch.softmax(-(((self.columns - middle[:, None]) / apart[:, None]) ** 2), dim=2)

@@ -52,7 +52,7 @@ class SyncNet(nn.Module):
 
     def forward(self, mouths: Tensor, mel: Tensor) -> tuple[Tensor, Tensor]:
         """Mouths [B, 15, 56, 56] in [0, 1] (five frames of RGB), log-mel [B, 80, 40] → two unit vectors [B, 128]."""
-        return self.seen(grey(mouths)), self.heard(mel)
+        return self.seen(grey(mouths)), self.embed_audio(mel)
 
     def seen(self, mouths: Tensor) -> Tensor:
         """Five grey mouths [B, 5, 56, 56] in [0, 1] → unit vectors [B, 128]."""
@@ -60,7 +60,7 @@ class SyncNet(nn.Module):
         contrast = mouths.std((1, 2, 3), keepdim=True)
         return F.normalize(self.picture((mouths - level) / (contrast + 0.02)), dim=1)
 
-    def heard(self, mel: Tensor) -> Tensor:
+    def embed_audio(self, mel: Tensor) -> Tensor:
         """Log-mel [B, 80, 40] → unit vectors [B, 128]."""
         return F.normalize(self.sound(mel), dim=1)
 

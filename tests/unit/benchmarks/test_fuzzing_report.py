@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.fuzzing.admission import Room
+from benchmarks.fuzzing.admission import AdmissionCheck
 from benchmarks.fuzzing.report import Result, Tally, load, report, save
 from benchmarks.fuzzing.requests import KINDS
 from benchmarks.fuzzing.transport import Health, Outcome
@@ -20,10 +20,10 @@ def test_runs_are_kept_and_added_up(tmp_path: Path) -> None:
         Result(1, tallies, 2, [], [(0, health), (4, health)], command="a"),
         Result(2, tallies, 1, ["after"], [(0, health), (4, gone)], command="b"),
     ]
-    whole = Room(40, 4.9, 80, 80, 0, True)
-    runs[0] = replace(runs[0], room=whole)
+    whole = AdmissionCheck(40, 4.9, 80, 80, 0, True)
+    runs[0] = replace(runs[0], capacity=whole)
     assert whole.whole
-    assert not replace(runs[0], tallies={}, room=replace(whole, newcomer=False)).good
+    assert not replace(runs[0], tallies={}, capacity=replace(whole, newcomer=False)).good
     assert replace(runs[0], tallies={}).good
     for spoiled in ({"frames": 79}, {"refused": 1}, {"failure": "full"}, {"sent": 0, "frames": 0}):
         assert not replace(whole, **spoiled).whole
@@ -33,7 +33,7 @@ def test_runs_are_kept_and_added_up(tmp_path: Path) -> None:
         (run.sent, run.all_alive, run.wrong) for run in runs
     ]
     assert [run.all_alive for run in again] == [True, False]
-    assert [run.room for run in again] == [whole, None]
+    assert [run.capacity for run in again] == [whole, None]
     report(again, tmp_path / "report.md")
     text = (tmp_path / "report.md").read_text()
     assert f"| {KINDS[0].name} | 8 | 6 | 0 | 0 | 0 | 0 | INTERNAL 2 | 2 |" in text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from insync.client.streaming.frame_dropping import Thinner
+from insync.client.streaming.frame_dropping import FrameDropper
 from insync.client.transport.pacing import Pacer
 
 
@@ -30,19 +30,19 @@ def live(streams: int, fps: float, deadline_s: float, served_fps: float, thinned
     It drops a frame whose client has given up, but only between the steps.
     """
     step_s, ends_s = 1 / served_fps / 2, 100.0
-    thinners = [Thinner(fps, deadline_s) for _ in range(streams)]
+    droppers = [FrameDropper(fps, deadline_s) for _ in range(streams)]
     cameras = sorted((k / fps + n / fps / streams, n) for n in range(streams) for k in range(int(ends_s * fps)))
     steps: list[list[tuple[float, int]]] = [[], []]
     now_s, came = 0.0, 0
     while now_s < ends_s:
         while cameras and cameras[0][0] <= now_s:
             ready_s, stream = cameras.pop(0)
-            if not thinned or thinners[stream].due(ready_s):
+            if not thinned or droppers[stream].due(ready_s):
                 steps[0].append((ready_s, stream))
         for step in steps:
             for frame in [frame for frame in step if now_s - frame[0] > deadline_s]:
                 step.remove(frame)
-                thinners[frame[1]].late(now_s)
+                droppers[frame[1]].late(now_s)
         work = min((0, 1), key=lambda k: steps[k][0] if steps[k] else (ends_s, k))
         now_s += step_s
         if steps[work]:
@@ -51,9 +51,9 @@ def live(streams: int, fps: float, deadline_s: float, served_fps: float, thinned
                 steps[1].append((ready_s, stream))
             elif now_s - ready_s <= deadline_s:
                 came += 1
-                thinners[stream].in_time()
+                droppers[stream].in_time()
             else:
-                thinners[stream].late(now_s)
+                droppers[stream].late(now_s)
     return came
 
 

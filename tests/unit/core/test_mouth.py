@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from insync.core.mouth import POINTS, RIGID, MouthBasis, opening, skull_fixed
+from insync.core.mouth import POINTS, RIGID, MouthBasis, aperture, skull_fixed
 from insync.core.spec import MOUTH
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,7 +62,7 @@ def test_code_and_decode_are_inverse_on_the_basis(basis: MouthBasis) -> None:
 def test_first_component_opens_the_mouth(basis: MouthBasis) -> None:
     code = np.zeros(MOUTH, np.float32)
     code[0] = 2
-    assert opening(basis.decode(code, basis.rest)) > opening(basis.rest) + 0.08
+    assert aperture(basis.decode(code, basis.rest)) > aperture(basis.rest) + 0.08
 
 
 def test_neutral_is_the_resting_mouth_of_a_talker(basis: MouthBasis) -> None:
@@ -79,10 +79,10 @@ def test_neutral_of_one_open_photo_is_closed(basis: MouthBasis) -> None:
     code[0] = 2.5
     photo = basis.decode(code, basis.rest)
     neutral = basis.neutral(photo[None])
-    assert opening(neutral) < 0.5 * opening(photo)
+    assert aperture(neutral) < 0.5 * aperture(photo)
 
 
 def test_opening_row_is_the_openings_derivative(basis: MouthBasis) -> None:
     code = np.random.default_rng(3).normal(0, 1, MOUTH).astype(np.float32)
-    gap = opening(basis.decode(code, basis.rest)) - opening(basis.rest)
-    assert float(basis.opening_row @ code) == pytest.approx(gap, abs=1e-5)
+    gap = aperture(basis.decode(code, basis.rest)) - aperture(basis.rest)
+    assert float(basis.aperture_row @ code) == pytest.approx(gap, abs=1e-5)

@@ -19,7 +19,7 @@ from insync.core.errors import ServerError
 from insync.core.spec import MODELS
 from insync.ensemble.server.management import Counts, Management
 from insync.ensemble.server.processes import processes
-from insync.ensemble.server.supervisor import Patience, Supervisor, behind
+from insync.ensemble.server.supervisor import Supervisor, SupervisorConfig, stalled_steps
 
 STEPS = MODELS["lipsync"].steps
 TIMEOUT = "lipsync_patch does not serve: Deadline Exceeded"
@@ -89,10 +89,10 @@ class Pretended:
         self.pid, self.error, self.stuck = os.getpid(), None, set()
 
 
-def supervised(server: Pretended, **patience: Any) -> tuple[Supervisor, list[str]]:
+def supervised(server: Pretended, **config: Any) -> tuple[Supervisor, list[str]]:
     said: list[str] = []
-    given = {"canary_every_s": 0.0, **patience}
-    return Supervisor(server, said.append, Patience(**given)), said  # type: ignore[arg-type]
+    given = {"canary_every_s": 0.0, **config}
+    return Supervisor(server, said.append, SupervisorConfig(**given)), said  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -112,9 +112,9 @@ def test_a_server_that_serves_is_left_alone(server: Pretended) -> None:
 def test_the_first_step_that_does_not_go_on_is_the_one_that_hangs(step: str) -> None:
     before = dict.fromkeys(MODELS, Counts(3, 4))
     after = {**before, **dict.fromkeys(STEPS[: STEPS.index(step)], Counts(3, 5))}
-    assert behind(STEPS, before, after)[0] == step
-    assert behind(STEPS, before, dict.fromkeys(MODELS, Counts(4, 4))) == []
-    assert behind(STEPS, {}, {}) == list(STEPS)
+    assert stalled_steps(STEPS, before, after)[0] == step
+    assert stalled_steps(STEPS, before, dict.fromkeys(MODELS, Counts(4, 4))) == []
+    assert stalled_steps(STEPS, {}, {}) == list(STEPS)
 
 
 def test_a_model_that_hangs_is_loaded_anew(server: Pretended) -> None:
@@ -124,9 +124,9 @@ def test_a_model_that_hangs_is_loaded_anew(server: Pretended) -> None:
     assert server.done == ["probe", "ask lipsync_mixer", "unload lipsync_mixer", "load lipsync_mixer"]
     supervisor.watch()
     assert server.done[4:] == ["probe"]
-    assert supervisor.revived == 1
+    assert supervisor.reloaded == 1
     assert supervisor.restarted == 0
-    assert said[0].startswith("lipsync_mixer loaded anew in")
+    assert said[0].startswith("lipsync_mixer reloaded in")
 
 
 def test_who_waits_for_another_model_is_loaded_anew_with_it(server: Pretended) -> None:
@@ -134,7 +134,7 @@ def test_who_waits_for_another_model_is_loaded_anew_with_it(server: Pretended) -
     server.stuck = {"lipsync_twin_features", "lipsync_reference"}
     supervisor.watch()
     assert not server.stuck
-    assert supervisor.revived == 2
+    assert supervisor.reloaded == 2
     assert "lipsync_reference, lipsync_twin_features" in said[0]
 
 
@@ -202,7 +202,7 @@ def test_a_registration_that_never_ends(server: Pretended) -> None:
             time.sleep(0.01)
 
     watch_until("ask lipsync_twin")
-    assert not supervisor.revived
+    assert not supervisor.reloaded
     server.stuck = {"lipsync_twin"}
     watch_until("load lipsync_twin")
     assert "load lipsync_reference" in server.done

@@ -12,7 +12,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
 from insync.core.spec import MODELS, Tensor
-from insync.export.configs import HOMES, render, write_configs
+from insync.export.configs import PROFILES, render, write_configs
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"
 KINDS = model_config_pb2.DataType
@@ -26,8 +26,8 @@ NEWER = {"max_inflight_requests": model_config_pb2.ModelEnsembling}
 BYTES = {"UINT8": 1, "FP32": 4}
 
 
-def text_of(name: str, home: str) -> str:
-    return (REPOSITORY / name / "configs" / f"{home}.pbtxt").read_text()
+def text_of(name: str, profile: str) -> str:
+    return (REPOSITORY / name / "configs" / f"{profile}.pbtxt").read_text()
 
 
 def parse(text: str) -> Any:
@@ -54,31 +54,33 @@ def tensors(entries: Any) -> list[Tensor]:
     ]
 
 
-each_home = pytest.mark.parametrize("home", HOMES)
+each_profile = pytest.mark.parametrize("profile", PROFILES)
 
 
-@each_home
+@each_profile
 @pytest.mark.parametrize("name", MODELS)
-def test_the_committed_file_is_what_the_generator_writes(name: str, home: str) -> None:
-    assert text_of(name, home) == render(name, home, REPOSITORY), "run `insync export configs`, which writes them anew"
+def test_the_committed_file_is_what_the_generator_writes(name: str, profile: str) -> None:
+    assert text_of(name, profile) == render(name, profile, REPOSITORY), (
+        "run `insync export configs`, which writes them anew"
+    )
 
 
-@each_home
+@each_profile
 @pytest.mark.parametrize("name", MODELS)
-def test_it_has_the_specification_s_tensors_and_batch_limit(name: str, home: str) -> None:
-    model, parsed = MODELS[name], parse(text_of(name, home))
+def test_it_has_the_specification_s_tensors_and_batch_limit(name: str, profile: str) -> None:
+    model, parsed = MODELS[name], parse(text_of(name, profile))
     assert parsed.name == name
     assert parsed.max_batch_size == model.max_batch_size
     assert tensors(parsed.input) == list(model.inputs)
     assert tensors(parsed.output) == list(model.outputs)
-    backend = {"h100": {"onnxruntime": "tensorrt"}}.get(home, {}).get(model.backend, model.backend)
+    backend = {"h100": {"onnxruntime": "tensorrt"}}.get(profile, {}).get(model.backend, model.backend)
     assert (parsed.platform or parsed.backend) == backend
 
 
-@each_home
+@each_profile
 @pytest.mark.parametrize("name", SINGLE)
-def test_where_it_runs_is_said(name: str, home: str) -> None:
-    groups = parse(text_of(name, home)).instance_group
+def test_where_it_runs_is_said(name: str, profile: str) -> None:
+    groups = parse(text_of(name, profile)).instance_group
     assert len(groups) == 1
     assert groups[0].count >= 1
     on_gpu = name in PLANS | DALI | {"lipsync_adaat"}
@@ -86,10 +88,10 @@ def test_where_it_runs_is_said(name: str, home: str) -> None:
     assert not groups[0].gpus  # every GPU that the server sees
 
 
-@each_home
+@each_profile
 @pytest.mark.parametrize("name", MODELS)
-def test_batching_is_as_in_the_default_config_and_never_stalls(name: str, home: str) -> None:
-    parsed = parse(text_of(name, home))
+def test_batching_is_as_in_the_default_config_and_never_stalls(name: str, profile: str) -> None:
+    parsed = parse(text_of(name, profile))
     batching = parsed.dynamic_batching
     assert parsed.HasField("dynamic_batching") == default(name).HasField("dynamic_batching")
     assert batching.priority_levels == 0
@@ -99,11 +101,11 @@ def test_batching_is_as_in_the_default_config_and_never_stalls(name: str, home: 
     assert list(batching.preferred_batch_size) in ([], [MODELS[name].max_batch_size])
 
 
-@each_home
+@each_profile
 @pytest.mark.parametrize("name", SINGLE)
-def test_its_artefact_is_there_or_is_a_plan_that_the_target_builds(name: str, home: str) -> None:
-    file = parse(text_of(name, home)).default_model_filename
-    if name in PLANS and home == "h100":
+def test_its_artefact_is_there_or_is_a_plan_that_the_target_builds(name: str, profile: str) -> None:
+    file = parse(text_of(name, profile)).default_model_filename
+    if name in PLANS and profile == "h100":
         assert file == "model.plan"
         assert (REPOSITORY / name / "1" / "model.onnx").is_file()  # what it is built from
     elif name in DALI:
@@ -112,19 +114,19 @@ def test_its_artefact_is_there_or_is_a_plan_that_the_target_builds(name: str, ho
         assert file == ""
 
 
-@each_home
+@each_profile
 @pytest.mark.parametrize("name", SINGLE)
-def test_parameters_of_the_default_config_are_kept_for_the_same_backend(name: str, home: str) -> None:
-    parsed, usual = parse(text_of(name, home)), default(name)
+def test_parameters_of_the_default_config_are_kept_for_the_same_backend(name: str, profile: str) -> None:
+    parsed, usual = parse(text_of(name, profile)), default(name)
     if parsed.backend in ("python", "dali"):  # model.py reads them
         assert {key: parsed.parameters[key].string_value for key in usual.parameters} == {
             key: value.string_value for key, value in usual.parameters.items()
         }
 
 
-@each_home
-def test_the_kernel_takes_tensors_where_they_lie(home: str) -> None:
-    parameters = parse(text_of("lipsync_adaat", home)).parameters
+@each_profile
+def test_the_kernel_takes_tensors_where_they_lie(profile: str) -> None:
+    parameters = parse(text_of("lipsync_adaat", profile)).parameters
     assert parameters["FORCE_CPU_ONLY_INPUT_TENSORS"].string_value == "no"
 
 
@@ -142,10 +144,10 @@ def test_onnx_runtime_computes_in_full_precision(name: str) -> None:
     assert dict(accelerator.parameters) == {"use_tf32": "0"}
 
 
-@each_home
+@each_profile
 @pytest.mark.parametrize("name", SINGLE)
-def test_warm_ups_feed_every_input_with_as_many_bytes_as_it_has(name: str, home: str) -> None:
-    parsed, model = parse(text_of(name, home)), MODELS[name]
+def test_warm_ups_feed_every_input_with_as_many_bytes_as_it_has(name: str, profile: str) -> None:
+    parsed, model = parse(text_of(name, profile)), MODELS[name]
     if name in PLANS | DALI | {"lipsync_adaat"}:
         assert parsed.model_warmup
     for warmup in parsed.model_warmup:
@@ -161,12 +163,12 @@ def test_warm_ups_feed_every_input_with_as_many_bytes_as_it_has(name: str, home:
                 assert size == math.prod(given.dims) * BYTES[tensor.dtype]
 
 
-@each_home
+@each_profile
 @pytest.mark.parametrize("name", ENSEMBLES)
-def test_ensembles_are_wired_as_in_the_default_config_and_bounded(name: str, home: str) -> None:
-    parsed = parse(text_of(name, home))
+def test_ensembles_are_wired_as_in_the_default_config_and_bounded(name: str, profile: str) -> None:
+    parsed = parse(text_of(name, profile))
     assert list(parsed.ensemble_scheduling.step) == list(default(name).ensemble_scheduling.step)
-    found = re.findall(r"max_inflight_requests: (\d+)", text_of(name, home))
+    found = re.findall(r"max_inflight_requests: (\d+)", text_of(name, profile))
     assert len(found) == 1
     assert int(found[0]) >= 100  # live streams that one GPU is to hold
 

@@ -146,8 +146,8 @@ def test_what_leads_to_the_sampled_places_stays_exact(name: str) -> None:
     assert _has_bits(plain.run(["moved"], {"places": places, "x": x})[0], 11) == (name == "fp16")
 
 
-def drawn(crops: np.ndarray, openings: np.ndarray) -> dict[str, _Drawn]:  # type: ignore[type-arg]
-    return {"clip": _Drawn(crops, openings.astype(np.float32), openings.astype(np.float32))}
+def drawn(crops: np.ndarray, apertures: np.ndarray) -> dict[str, _Drawn]:  # type: ignore[type-arg]
+    return {"clip": _Drawn(crops, apertures.astype(np.float32), apertures.astype(np.float32))}
 
 
 @pytest.fixture(scope="module")
@@ -164,14 +164,14 @@ def test_what_changes_nothing_passes(exact: dict[str, _Drawn]) -> None:
     assert change.worst_ssim == pytest.approx(1)
     assert (change.worst_block, change.worst_pixel) == (0, 0)
     assert change.agreement == pytest.approx(1)
-    assert np.isnan(change.follows)
+    assert np.isnan(change.aperture_corr)
 
 
 def test_one_bad_block_in_one_frame_fails(exact: dict[str, _Drawn]) -> None:
     one = exact["clip"]
     crops = one.crops.copy()
     crops[7, 200 : 200 + BLOCK, 100 : 100 + BLOCK] += 5
-    change = _change(exact, drawn(crops, one.openings), {}, Threshold())
+    change = _change(exact, drawn(crops, one.apertures), {}, Threshold())
     assert change.failed == ("worst block 5.00 > 3.0 levels",)
     assert (change.worst_clip, change.worst_frame, change.worst_at) == ("clip", 7, (200, 100))
     assert change.worst_pixel == 5
@@ -179,9 +179,9 @@ def test_one_bad_block_in_one_frame_fails(exact: dict[str, _Drawn]) -> None:
 
 def test_a_mouth_that_moves_otherwise_fails(exact: dict[str, _Drawn]) -> None:
     one = exact["clip"]
-    change = _change(exact, drawn(one.crops, np.roll(one.openings, 1)), {}, Threshold())
+    change = _change(exact, drawn(one.crops, np.roll(one.apertures, 1)), {}, Threshold())
     assert len(change.failed) == 1
-    assert change.failed[0].startswith("openings agree by")
+    assert change.failed[0].startswith("apertures agree by")
 
 
 def test_a_mouth_that_cannot_be_read_fails(exact: dict[str, _Drawn]) -> None:
@@ -189,7 +189,7 @@ def test_a_mouth_that_cannot_be_read_fails(exact: dict[str, _Drawn]) -> None:
     one = exact["clip"]
     change = _change(exact, drawn(np.zeros_like(one.crops), np.full(12, np.nan)), {}, Threshold())
     assert len(change.failed) == 3
-    assert "openings agree by nan < 0.99" in change.failed
+    assert "apertures agree by nan < 0.99" in change.failed
 
 
 def test_the_worst_block_lies_inside() -> None:

@@ -175,12 +175,12 @@ def test_what_is_copied_lies_where_the_places_say(network: LipSync) -> None:
     assert float((origin[0, 0, 0] - x).mean()) == pytest.approx(0.1, abs=0.05)
 
 
-def _mouth(opening: float) -> Tensor:
+def _mouth(aperture: float) -> Tensor:
     """Places of a mouth 64 pixels wide around the window's centre, its inner lips so many pixels apart in the middle."""
     places = torch.zeros(spec.PLACES.shape)
     turn = torch.pi * (1 + 2 * torch.arange(len(INNER_LIPS)) / len(INNER_LIPS))  # from the left corner around below
     half = torch.tensor([spec.PIXELS.shape[2] / 2, spec.PIXELS.shape[1] / 2])
-    inner = torch.stack([32 * torch.cos(turn), -opening / 2 * torch.sin(turn)], dim=1)
+    inner = torch.stack([32 * torch.cos(turn), -aperture / 2 * torch.sin(turn)], dim=1)
     places[len(OUTER_LIPS) : len(OUTER_LIPS) + len(INNER_LIPS)] = inner / half
     return places
 
@@ -214,11 +214,11 @@ def test_a_mouth_s_inside_that_no_reference_shows_is_painted(network: LipSync) -
     wide = _mouth(30)[None].expand(BATCH, -1, -1)
     kept = [
         network.inpainter(
-            source, aligned, style, pixels.float() / 255, _mouth(opening).expand(BATCH, REFERENCES, -1, -1), wide
+            source, aligned, style, pixels.float() / 255, _mouth(aperture).expand(BATCH, REFERENCES, -1, -1), wide
         )
         .kept[..., 70:74, 70:90]
         .mean()
-        for opening in (30, 0)
+        for aperture in (30, 0)
     ]
     assert kept[1] < 0.1 * kept[0]
 

@@ -1,4 +1,4 @@
-"""Curation on the shipped sample: nothing stops it, a kill costs one clip, people have the last word, and training obeys."""
+"""Curation on the shipped sample: nothing stops it, a kill costs one clip, people have the last word, and training uses it."""
 
 from __future__ import annotations
 

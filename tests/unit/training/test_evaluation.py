@@ -19,7 +19,7 @@ from insync.training.evaluation.evaluate import Drawing, Evaluation, Footage, cl
 from insync.training.metrics import published
 from insync.training.metrics.frechet import Networks, distances, frechet_distance
 from insync.training.metrics.identity import Likeness
-from insync.training.metrics.summary import COMPARED, Figures, best_lag, correlation, lagged, means, table
+from insync.training.metrics.summary import COMPARED, Metrics, best_lag, correlation, lagged, means, table
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,9 @@ def test_the_filmed_frames_themselves_are_perfect(evaluation: Evaluation, footag
     assert perfect.ssim == pytest.approx(1)
     assert perfect.seam == pytest.approx(1)
     assert perfect.psnr_db == pytest.approx(10 * np.log10(255**2 / 1e-2))
-    assert (perfect.lmd, perfect.follows) == pytest.approx((0, 1))
-    assert (perfect.liveliness, perfect.jitter) == pytest.approx((1, 1))
-    assert (perfect.leaks, perfect.identity) == pytest.approx((1, 1))
+    assert (perfect.lmd, perfect.aperture_corr) == pytest.approx((0, 1))
+    assert (perfect.aperture_std_ratio, perfect.jitter) == pytest.approx((1, 1))
+    assert (perfect.source_bleed, perfect.identity) == pytest.approx((1, 1))
     blurred = np.stack([np.full_like(crop, crop.mean()) for crop in real])
     whole = np.full(real.shape[:3], 255, np.uint8)
     grey = evaluation.measure("a", "grey", footage, Drawing(blurred, real, whole, np.zeros(len(real), np.float32)))
@@ -59,7 +59,7 @@ def test_the_filmed_frames_themselves_are_perfect(evaluation: Evaluation, footag
     assert grey.psnr_db < 25
     assert grey.seam < 0.2
     assert np.isnan(grey.lmd)  # nobody is there
-    assert grey.leaks == 0
+    assert grey.source_bleed == 0
     assert grey.identity < 0.5
 
 
@@ -71,7 +71,7 @@ def test_only_the_mouth_is_drawn_anew(evaluation: Evaluation, footage: Footage) 
     assert (results[:, 150:230, 90:170] != sources[:, 150:230, 90:170]).any(axis=(1, 2, 3)).all()
 
 
-SILENT_WAYS = ["cross", "silence", "untouched", "darkened", "covered", "moving"]
+SILENT_CONDITIONS = ["cross", "silence", "untouched", "darkened", "covered", "moving"]
 
 
 def test_a_folder_is_judged_and_what_cannot_be_is_named(
@@ -84,14 +84,14 @@ def test_a_folder_is_judged_and_what_cannot_be_is_named(
     with pytest.raises(ValueError, match=r"good\.mp4: it has no sound: give it speech"):
         evaluate(clips_of([tmp_path / "clips"]), out, repository, seconds=1.2)
     figures = evaluate(clips_of([tmp_path / "clips"]), out, repository, seconds=1.2, speech=sample_speech)
-    assert [one.way for one in figures] == SILENT_WAYS
-    assert [one.way for one in means(figures)] == ["silence", "cross", *SILENT_WAYS[2:]]
+    assert [one.condition for one in figures] == SILENT_CONDITIONS
+    assert [one.condition for one in means(figures)] == ["silence", "cross", *SILENT_CONDITIONS[2:]]
     # The photograph says nothing that a drawn mouth could be held against, but its person and the sound are known.
     assert all(np.isnan(getattr(one, name)) for one in figures for name in COMPARED)
-    assert all(0 <= one.leaks <= 1 and -1 <= one.identity <= 1 for one in figures)
+    assert all(0 <= one.source_bleed <= 1 and -1 <= one.identity <= 1 for one in figures)
     assert figures[0].identity > 0.8
     document = json.loads((out / "evaluation.json").read_text())
-    assert len(document["figures"]) == len(SILENT_WAYS)
+    assert len(document["figures"]) == len(SILENT_CONDITIONS)
     assert list(document["refused"]) == ["text.mp4"]
     assert document["frechet"] == {}
     web = (out / "evaluation.html").read_text()
@@ -100,7 +100,7 @@ def test_a_folder_is_judged_and_what_cannot_be_is_named(
     assert "text.mp4" in web
     report = (out / "evaluation.md").read_text()
     lines = [line for line in report.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 2 * len(SILENT_WAYS) + 2 + len(published.ROWS) + 1
+    assert len(lines) == 2 + 2 * len(SILENT_CONDITIONS) + 2 + len(published.ROWS) + 1
     for text in (web, report):
         assert "published feature networks do not come with InSync" in text
         assert "Measured elsewhere, on other data" in text
@@ -112,12 +112,12 @@ def test_a_clip_that_speaks_is_held_against_itself(
     talk = tmp_path / "talk.mkv"
     _spoken(repository, sample_clip, sample_speech, talk)
     assert evaluation.read(talk, 2).speaks
-    ways = ["self", "shuffled", "silence", "untouched", "darkened", "covered", "moving"]
+    conditions = ["self", "shuffled", "silence", "untouched", "darkened", "covered", "moving"]
     figures = evaluate([talk], tmp_path / "own", repository, seconds=2)
-    assert [one.way for one in figures] == ways
+    assert [one.condition for one in figures] == conditions
     assert all(np.isfinite(getattr(one, name)) for one in figures for name in COMPARED)
     crossed = evaluate([talk], tmp_path / "crossed", repository, seconds=2, speech=sample_speech)
-    assert [one.way for one in crossed] == [*ways[:3], "cross", *ways[3:]]
+    assert [one.condition for one in crossed] == [*conditions[:3], "cross", *conditions[3:]]
     assert all(np.isnan(getattr(crossed[3], name)) for name in COMPARED)
     assert (crossed[0].ssim, crossed[0].identity) == pytest.approx((figures[0].ssim, figures[0].identity))
 
@@ -145,12 +145,14 @@ def _spoken(repository: Path, clip: Path, speech: Path, out: Path) -> None:
 
 def test_the_table_leaves_out_what_has_no_meaning() -> None:
     unknown = {
-        name: float("nan") for name in Figures.__dataclass_fields__ if name not in ("clip", "way", "frames", "lag")
+        name: float("nan")
+        for name in Metrics.__dataclass_fields__
+        if name not in ("clip", "condition", "frames", "lag")
     }
-    one = Figures(clip="a", way="cross", frames=3, lag=0, **unknown)
+    one = Metrics(clip="a", condition="cross", frames=3, lag=0, **unknown)
     head, _, row, mean = table([one])
     cells = dict(zip(head, row, strict=True))
-    assert {cells.pop(name) for name in ("clip", "way", "frames")} == {"a", "cross", "3"}
+    assert {cells.pop(name) for name in ("clip", "condition", "frames")} == {"a", "cross", "3"}
     assert set(cells.values()) == {"–"}
     assert mean[:2] == ["mean", "cross"]
 

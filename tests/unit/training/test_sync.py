@@ -14,7 +14,7 @@ from insync.ensemble.models.log_mel import LogMel
 from insync.network.syncnet import EMBEDDING, FRAME_S, SyncNet
 from insync.training.curation.audio_quality import music_share, silence_share
 from insync.training.curation.identities import Looks, copies, split_of, who_is_who
-from insync.training.curation.quality import Gates, clip_figures, picture_faults, sound_verdict
+from insync.training.curation.quality import Gates, clip_metrics, picture_faults, sound_verdict
 from insync.training.data.audio import windows
 from insync.training.data.manifest import Row, read_manifest, write_manifest
 from insync.training.metrics.sync import (
@@ -22,9 +22,9 @@ from insync.training.metrics.sync import (
     SyncJudge,
     SyncLoss,
     curve_of,
-    figures_of_curve,
     frame_grid,
     load_weights,
+    metrics_of_curve,
     mouths_of,
     save_weights,
 )
@@ -55,7 +55,7 @@ def test_curve_against_the_definition() -> None:
     for offset in (-15, -1, 0, 7):
         pairs = [np.linalg.norm(seen[t] - heard[t + MAX_OFFSET + offset]) for t in range(36)]
         assert curve[offset + MAX_OFFSET] == pytest.approx(np.mean(pairs), rel=1e-5)
-    found = figures_of_curve(curve, frames)
+    found = metrics_of_curve(curve, frames)
     assert found.offset == 4
     assert found.lse_d == pytest.approx(0, abs=1e-6)
     assert found.lse_c == pytest.approx(float(np.median(curve)), rel=1e-5)
@@ -85,7 +85,7 @@ class Planted(SyncJudge):
     def seen(self, mouths: npt.NDArray[np.uint8]) -> Floats:
         return np.asarray(self._codes[mouths[:, 2, 0, 0]], np.float32)
 
-    def heard(self, mels: Floats) -> Floats:
+    def embed_audio(self, mels: Floats) -> Floats:
         return np.asarray(self._codes[self.number(mels)], np.float32)
 
     def number(self, mels: Floats) -> npt.NDArray[np.int64]:
@@ -105,12 +105,12 @@ def test_offset_of_a_clip_that_is_known() -> None:
     for offset in (-6, 0, 5):
         mouths = np.zeros((len(times), 56, 56), np.uint8)
         mouths[2:-2] = ranks[15 + offset : 15 + offset + len(times) - 4, None, None]
-        found = judge.figures_of_mouths(mouths, times, audio)
+        found = judge.metrics_of_mouths(mouths, times, audio)
         assert found is not None
         assert found.offset == offset
-    assert judge.figures_of_mouths(mouths[:4], times[:4], audio) is None
-    assert judge.figures_of_mouths(mouths[:18], times[:18], audio) is None  # too short to say anything
-    assert judge.figures_of_mouths(mouths, times + 90, audio) is None  # no sound there
+    assert judge.metrics_of_mouths(mouths[:4], times[:4], audio) is None
+    assert judge.metrics_of_mouths(mouths[:18], times[:18], audio) is None  # too short to say anything
+    assert judge.metrics_of_mouths(mouths, times + 90, audio) is None  # no sound there
 
 
 def test_shipped_weights_load_and_survive_storing(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_sound_is_shifted_believed_or_silenced() -> None:
     gates = Gates()
 
     def verdict(row: Row, *others: Row) -> Row:
-        return sound_verdict(row, clip_figures([row, *others]), gates)
+        return sound_verdict(row, clip_metrics([row, *others]), gates)
 
     assert verdict(speaking()).speaks
     late = verdict(speaking(curve=bell(3)))
@@ -248,12 +248,12 @@ def person(seed: int, name: str, frames: int = 40, start: int = 0, moving: bool 
     rng = np.random.default_rng(seed)
     shape, colours = rng.normal(0, 0.1, (27, 2)), rng.uniform(40, 200, (6, 12, 3))
     film = np.random.default_rng(seed + 100)
-    hashes, openings = film.random((200, 256)) < 0.5, film.random(200) * moving
+    hashes, apertures = film.random((200, 256)) < 0.5, film.random(200) * moving
     part = slice(start, start + frames)
     noise = np.random.default_rng(start).normal(0, 0.002, shape.shape)
     return Looks(
         name, (shape + noise).astype(np.float32), colours.astype(np.float32), hashes[part],
-        openings[part].astype(np.float32),
+        apertures[part].astype(np.float32),
     )  # fmt: skip
 
 

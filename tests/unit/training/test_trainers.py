@@ -128,7 +128,7 @@ def test_references_avoid_the_targets_and_spread_over_mouth_shapes(data: Path, b
     rows, codes = batches.references(0, dataset.time_s[:1])
     assert np.abs(dataset.time_s[rows] - dataset.time_s[0]).min() > 0.4
     assert codes.shape == (5, MOUTH)
-    batch = batches.draw(hinted=1.0)
+    batch = batches.draw(answer_leak_prob=1.0)
     assert any(torch.equal(batch.codes[0], code) for code in batch.reference_codes[0])
 
 
@@ -203,8 +203,8 @@ def test_offset_curve_finds_a_known_shift() -> None:
 
 def test_timid_mouths_cost_more_than_lively_ones(basis: MouthBasis) -> None:
     real = torch.randn(256, MOUTH)
-    weights, opening = torch.from_numpy(basis.deviation), torch.from_numpy(basis.opening_row)
-    exact, timid, shuffled = (float(code_loss(p, real, weights, opening)) for p in (real, 0.3 * real, real.flip(0)))
+    weights, aperture = torch.from_numpy(basis.deviation), torch.from_numpy(basis.aperture_row)
+    exact, timid, shuffled = (float(code_loss(p, real, weights, aperture)) for p in (real, 0.3 * real, real.flip(0)))
     assert exact < 5e-3 < timid < shuffled
 
 

@@ -122,7 +122,7 @@ class VideoWriter:
             except BaseException:
                 self._throw_away()
                 raise
-        self._heard = 0  # samples muxed
+        self._muxed_samples = 0  # samples muxed
         self._frames = 0
         # A job that is interrupted throws the file away while another thread may still be writing a frame to it.
         self._lock = threading.Lock()
@@ -157,13 +157,13 @@ class VideoWriter:
     def write_audio(self, until_s: Fraction | None) -> None:
         """Muxes the audio up to a time; None: all that is left."""
         until = None if until_s is None else until_s * self._audio.rate_hz
-        while until is None or self._heard < until:
+        while until is None or self._muxed_samples < until:
             piece = next(self._pieces, None)
             if piece is None:
                 return
             with self._lock, self._writing():
-                piece.pts, piece.time_base = self._heard, Fraction(1, self._audio.rate_hz)
-                self._heard += piece.samples
+                piece.pts, piece.time_base = self._muxed_samples, Fraction(1, self._audio.rate_hz)
+                self._muxed_samples += piece.samples
                 self._container.mux(self._sound.encode(piece))
 
     def _add_video(self, quality: Quality) -> Any:

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from insync.client.transport.pacing import _FASTER, _LONGEST_FRAME_S, _SLOWER
 
-__all__ = ["LATE", "Late", "Thinner"]
+__all__ = ["LATE", "FrameDropper", "Late"]
 
 
 # What becomes of a live stream's frame that is not there in time: it is waited for, left out, or the one before stands in for it.
@@ -16,7 +16,7 @@ Late = Literal["wait", "skip", "repeat"]
 LATE: tuple[Late, ...] = get_args(Late)
 
 
-class Thinner:
+class FrameDropper:
     """Which frames of a live stream are worth sending, where those that come late are not wanted any more.
 
     A server that is asked for more than it can do answers everything late, and works for nothing. So every late answer

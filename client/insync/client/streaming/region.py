@@ -101,7 +101,7 @@ class RegionTracker:
             pixel_aspect: a pixel's width over its height; the sent picture has square pixels.
         """
         if self._size != (width, height):
-            self.forget()
+            self.reset()
             self._size = (width, height)
         if not self.enabled:
             return Region(0, 0, width, height, width, height, whole=True)
@@ -119,13 +119,13 @@ class RegionTracker:
     def observe(self, face: NDArray[Any], transform: NDArray[Any], confidence: float) -> None:
         """Takes an answer, in frame pixels: the next proposals follow it."""
         if confidence < TRUSTED or not face.any():
-            self.forget()
+            self.reset()
             return
         self.hint = np.asarray(face, np.float32)
         self._crop = _crop_box(transform)
         self._scale = _magnification(transform)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """The face is lost: look for it in whole frames."""
         self.hint = np.zeros(4, np.float32)
         self._crop = self._region = None

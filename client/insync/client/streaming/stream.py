@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insync.client.streaming.audio_windows import AudioWindows, slices
-from insync.client.streaming.frame_dropping import LATE, Late, Thinner
+from insync.client.streaming.frame_dropping import LATE, FrameDropper, Late
 from insync.client.streaming.pictures import Image, Picture, RgbPicture, TimedFrame, decode_image, open_picture, to_jpeg
 from insync.client.streaming.region import Region, RegionTracker
 from insync.client.streaming.sources import Source
@@ -175,7 +175,7 @@ class Stream:
         self._last: SyncedFrame | None = None  # given to the consumer
         self._skipped = 0  # since then
         lossy = options.deadline_s is not None and options.late != "wait"
-        self._thinner = Thinner(float(options.fps), options.deadline_s or 0.0) if lossy else None
+        self._dropper = FrameDropper(float(options.fps), options.deadline_s or 0.0) if lossy else None
 
     async def run(self) -> AsyncGenerator[SyncedFrame, None]:
         """The synced frames, in order. Closing it early cancels what is under way."""
@@ -209,13 +209,13 @@ class Stream:
         """The ticket's frame, or what the stream has instead of a late one; None: nothing."""
         options, task = self._options, ticket.task
         # The first frame is waited for: nothing could be repeated.
-        if options.deadline_s is not None and self._thinner is not None and self._last is not None:
+        if options.deadline_s is not None and self._dropper is not None and self._last is not None:
             if task is not None and not task.done():
                 left_s = ticket.ready_s + options.deadline_s - time.perf_counter()
                 await asyncio.wait({task}, timeout=max(0.0, left_s))
                 if not task.done():
                     task.cancel()
-                    self._thinner.late(time.perf_counter())
+                    self._dropper.late(time.perf_counter())
                     task = None
             if task is None:
                 self._clock.late += 1
@@ -234,15 +234,15 @@ class Stream:
                     repeated=True,
                     skipped=0,
                 )
-        assert task is not None  # which only a stream that has a thinner leaves out
+        assert task is not None  # which only a stream that has a dropper leaves out
         synced = await task
         late = options.deadline_s is not None and synced.latency_s > options.deadline_s
         self._clock.late += late
-        if self._thinner is not None:
+        if self._dropper is not None:
             if late:
-                self._thinner.late(time.perf_counter())
+                self._dropper.late(time.perf_counter())
             else:
-                self._thinner.in_time()
+                self._dropper.in_time()
         return replace(synced, late=late, skipped=self._skipped) if late or self._skipped else synced
 
     def _ended(self, task: asyncio.Task[SyncedFrame]) -> None:
@@ -273,7 +273,7 @@ class Stream:
                 window = self._windows.window_at(time_s)
                 ready_s = time.perf_counter()
                 task = None
-                if index == 0 or self._thinner is None or self._thinner.due(ready_s):
+                if index == 0 or self._dropper is None or self._dropper.due(ready_s):
                     task = asyncio.create_task(self._sync(index, time_s, picture, window))
                     self._tasks.add(task)
                     task.add_done_callback(self._ended)
@@ -301,12 +301,12 @@ class Stream:
         tracker = self._tracker
         region = tracker.propose(picture.width, picture.height, picture.pixel_aspect)
         hint = tracker.hint
-        answer, sent = await self._ask(name, picture, window, region, hint)
+        answer, sent = await self._call(name, picture, window, region, hint)
         if tracker.doubtful(region, answer.face, answer.transform, answer.confidence):
             if index >= self._newest:
-                tracker.forget()
+                tracker.reset()
             whole = RegionTracker(tracker.enabled).propose(picture.width, picture.height, picture.pixel_aspect)
-            answer, again = await self._ask(name, picture, window, whole, np.zeros(4, np.float32))
+            answer, again = await self._call(name, picture, window, whole, np.zeros(4, np.float32))
             sent += again
         if index > self._newest:
             self._newest = index
@@ -318,7 +318,7 @@ class Stream:
             alone.observe(answer.face, answer.transform, answer.confidence)
             if alone.hint.any():
                 finer = alone.propose(picture.width, picture.height, picture.pixel_aspect)
-                better, again = await self._ask(name, picture, window, finer, alone.hint)
+                better, again = await self._call(name, picture, window, finer, alone.hint)
                 sent += again
                 if not alone.doubtful(finer, better.face, better.transform, better.confidence):
                     answer = better
@@ -336,7 +336,7 @@ class Stream:
             sent_bytes=sent,
         )
 
-    async def _ask(
+    async def _call(
         self, name: str, picture: Picture, window: NDArray[np.float32], region: Region, hint: NDArray[np.float32]
     ) -> tuple[_Answer, int]:
         data = await self._in_thread("prepare", _encoded, picture, region, self._options.jpeg_quality)

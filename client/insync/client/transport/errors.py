@@ -57,11 +57,11 @@ _BY_NAME = {str(code): code for code in grpc.StatusCode}
 
 
 @contextmanager
-def mapped_errors(doing: str, server: str) -> Iterator[None]:
+def mapped_errors(operation: str, server: str) -> Iterator[None]:
     """Turns every error of tritonclient and gRPC inside the block into one of `InsyncError`'s tree.
 
     Args:
-        doing: what was tried, as in "frame 12"; begins the message.
+        operation: what was tried, as in "frame 12"; begins the message.
         server: the address, for the message.
 
     Raises:
@@ -71,37 +71,37 @@ def mapped_errors(doing: str, server: str) -> Iterator[None]:
         yield
     except InferenceServerException as exc:
         code = _BY_NAME.get(exc.status() or "")
-        raise _mapped(code, exc.message() or "no message", doing, server) from exc
+        raise _mapped(code, exc.message() or "no message", operation, server) from exc
     except grpc.RpcError as exc:
         code = exc.code() if isinstance(exc, grpc.Call) else None
-        raise _mapped(code, str(exc), doing, server) from exc
+        raise _mapped(code, str(exc), operation, server) from exc
     except grpc.aio.UsageError as exc:  # "Channel is closed": the client was closed while calls were made
-        raise ServerUnavailable(f"{doing}: the connection to {server} is closed", retryable=False) from exc
+        raise ServerUnavailable(f"{operation}: the connection to {server} is closed", retryable=False) from exc
     except asyncio.TimeoutError as exc:
-        raise ServerTimeout(f"{doing}: {server} did not answer in time; is it overloaded?") from exc
+        raise ServerTimeout(f"{operation}: {server} did not answer in time; is it overloaded?") from exc
 
 
-def _mapped(code: grpc.StatusCode | None, message: str, doing: str, server: str) -> InsyncError:
+def _mapped(code: grpc.StatusCode | None, message: str, operation: str, server: str) -> InsyncError:
     if code is None:  # tritonclient's own complaint about what it was given
-        return ProtocolError(f"{doing}: {message}")
+        return ProtocolError(f"{operation}: {message}")
     kind, retryable = STATUSES[code]
     if _TOO_LARGE.search(message) and code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return BadInput(f"{doing}: the message is too large: {message}")
+        return BadInput(f"{operation}: the message is too large: {message}")
     if kind is Overloaded or (kind is ServerUnavailable and is_overload(message)):
         # Triton's own errors have no code for it.
-        return Overloaded(f"{doing}: {server} is full: {message}", retry_hint_s(message))
+        return Overloaded(f"{operation}: {server} is full: {message}", retry_hint_s(message))
     if kind is NotFound and _NO_MODEL.match(message):
         return ServerUnavailable(
-            f"{doing}: {server} does not serve this model: it is stopping, or serves others ({message})"
+            f"{operation}: {server} does not serve this model: it is stopping, or serves others ({message})"
         )
     if _RECOVERING.search(message) and (kind is ServerError or kind is ServerUnavailable):
-        return ServerUnavailable(f"{doing}: {server} is not ready: {message}")
+        return ServerUnavailable(f"{operation}: {server} is not ready: {message}")
     if kind is ServerUnavailable:
         return kind(
-            f"{doing}: no server answers at {server} ({message}); start one with 'insync serve' or check the address"
+            f"{operation}: no server answers at {server} ({message}); start one with 'insync serve' or check the address"
         )
     if kind is ServerTimeout:
-        return kind(f"{doing}: {server} did not answer in time; is it overloaded? ({message})")
+        return kind(f"{operation}: {server} did not answer in time; is it overloaded? ({message})")
     if kind is ServerError:
-        return kind(f"{doing}: the server failed with {code.name}: {message}", retryable=retryable)
-    return kind(f"{doing}: {message}", retryable=retryable)
+        return kind(f"{operation}: the server failed with {code.name}: {message}", retryable=retryable)
+    return kind(f"{operation}: {message}", retryable=retryable)

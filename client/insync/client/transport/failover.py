@@ -48,13 +48,13 @@ class Server:
     triton: InferenceServerClient | None = None
     failures: int = 0  # in a row
     retry_at_s: float = 0.0  # not to be asked before
-    heard_s: float = 0.0  # of its last answer, even a refusal
+    last_answer_s: float = 0.0  # of its last answer, even a refusal
     opened_s: float = 0.0  # the connection
     routes: int = 0  # that lead here
 
     def answered(self, now_s: float) -> None:
         """It lives."""
-        self.heard_s, self.failures, self.retry_at_s = now_s, 0, 0.0
+        self.last_answer_s, self.failures, self.retry_at_s = now_s, 0, 0.0
 
     def failed(self, now_s: float, sent_s: float) -> None:
         """It did not answer a request that was sent then: leave it alone for a while, longer each time."""
@@ -145,14 +145,14 @@ class Servers:
     async def ask(
         self,
         request: Callable[[InferenceServerClient], Awaitable[_T]],
-        doing: str,
+        operation: str,
         route: Route,
     ) -> _T:
         """Asks a server until one answers.
 
         Args:
             request: sends the request over a connection, with its own time limit.
-            doing: what for, as in "frame 12".
+            operation: what for, as in "frame 12".
             route: of the stream.
 
         Raises:
@@ -160,16 +160,16 @@ class Servers:
         """
         refused_since_s: float | None = None
         full: set[str] = set()
-        self._still_worth_it(doing, route)
+        self._still_worth_it(operation, route)
         while True:
             server = await self._next(route)
             triton = server.triton
             if triton is None:
-                raise ServerUnavailable(f"{doing}: the client was closed", retryable=False)
+                raise ServerUnavailable(f"{operation}: the client was closed", retryable=False)
             sent_s = route.sent_s = time.monotonic()
             try:
-                with mapped_errors(doing, server.address):
-                    answer = await _sent(request(triton), f"{doing}: the connection to {server.address} was closed")
+                with mapped_errors(operation, server.address):
+                    answer = await _sent(request(triton), f"{operation}: the connection to {server.address} was closed")
             except asyncio.CancelledError:
                 await self._given_up(server, triton, route, sent_s)
                 raise
@@ -195,7 +195,7 @@ class Servers:
                     raise
                 route.trouble_s = sent_s if route.trouble_s is None else route.trouble_s
                 server.failed(now_s, sent_s)
-                if isinstance(exc, ServerTimeout) and server.heard_s < sent_s:
+                if isinstance(exc, ServerTimeout) and server.last_answer_s < sent_s:
                     await self._reconnect(server, triton)
                 if now_s - route.trouble_s >= self._options.retry_s:
                     raise
@@ -210,7 +210,7 @@ class Servers:
                 route.pacer.passed()
                 return answer
 
-    def _still_worth_it(self, doing: str, route: Route) -> None:
+    def _still_worth_it(self, operation: str, route: Route) -> None:
         """Ends a stream whose requests are all given up before they can fail."""
         now_s = time.monotonic()
         if route.trouble_s is None:
@@ -219,15 +219,17 @@ class Servers:
             route.trouble_s = None
         elif now_s - route.trouble_s > self._options.retry_s:
             addresses = ", ".join(server.address for server in self.all)
-            raise ServerUnavailable(f"{doing}: nothing has come from {addresses} for {now_s - route.trouble_s:.0f} s")
+            raise ServerUnavailable(
+                f"{operation}: nothing has come from {addresses} for {now_s - route.trouble_s:.0f} s"
+            )
 
     async def _given_up(self, server: Server, triton: InferenceServerClient, route: Route, sent_s: float) -> None:
         """A stream that cannot wait has cancelled a request. Where nothing at all comes for long, the connection is cut."""
-        if server.heard_s >= sent_s:
+        if server.last_answer_s >= sent_s:
             return
         route.trouble_s = sent_s if route.trouble_s is None else route.trouble_s
         now_s = time.monotonic()
-        if server.triton is triton and now_s - max(server.heard_s, server.opened_s, route.trouble_s) > STALL_S:
+        if server.triton is triton and now_s - max(server.last_answer_s, server.opened_s, route.trouble_s) > STALL_S:
             server.failed(now_s, sent_s)
             await self._reconnect(server, triton)
 

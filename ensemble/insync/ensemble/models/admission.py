@@ -123,7 +123,7 @@ class Admission:
 
     def _admit_live(self, stream: str, rate: float) -> None:
         now_s = self._clock()
-        self._forget(now_s)
+        self._drop(now_s)
         lease = self._leases.get(stream)
         if lease is None or rate > lease.rate:
             others = self.leased_fps - (lease.rate if lease else 0.0)
@@ -145,7 +145,7 @@ class Admission:
         if not self._leases:
             return
         now_s = self._clock()
-        self._forget(now_s)
+        self._drop(now_s)
         if not self._leases:
             return
         left = max(self.capacity_fps - self.leased_fps, UNPACED_FLOOR * self.capacity_fps)
@@ -153,7 +153,7 @@ class Admission:
         if wait_s:
             raise Overloaded(f"live streams leave {left:.3g} frames/s to requests without STREAM", wait_s)
 
-    def _forget(self, now_s: float) -> None:
+    def _drop(self, now_s: float) -> None:
         gone = [name for name, lease in self._leases.items() if now_s - lease.seen_s > LEASE_S]
         for name in gone:
             del self._leases[name]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from insync.core.errors import BadInput
 from insync.core.head import places_of
-from insync.core.mouth import MouthBasis, opening
+from insync.core.mouth import MouthBasis, aperture
 from insync.core.spec import CROP_SIZE, REFERENCES, WINDOW_COLUMNS, WINDOW_ROWS
 from insync.ensemble.models.face import FaceFinder, take_crop
 from insync.ensemble.models.guard import check_registration
@@ -35,7 +35,7 @@ ASIDE_RAD = math.radians(15)  # frames turned further than this from the usual p
 SHARP_SHARE = 0.3  # of the median sharpness: blurrier frames are used only if there are no others
 SMALL_FACE_PIXELS = 100  # a face narrower than this makes a soft result
 SAME = 0.15  # frames nearer than this to each other, in the units above, are the same reference
-CLOSED = 0.06  # opening, in eye distances, under which all mouths count as closed
+CLOSED = 0.06  # aperture, in eye distances, under which all mouths count as closed
 _MOUTH = (slice(CROP_SIZE // 2, CROP_SIZE), slice(CROP_SIZE // 5, CROP_SIZE - CROP_SIZE // 5))  # of the crop
 
 
@@ -96,7 +96,7 @@ def contact_sheet(twin: Twin) -> Image:
         sheet[:CROP_SIZE, x : x + CROP_SIZE] = crop
         yaw, pitch, _ = note["pose_deg"]
         lines = (
-            f"frame {note['frame']}  opening {note['opening']:.2f}",
+            f"frame {note['frame']}  aperture {note['opening']:.2f}",
             f"yaw {yaw:+.0f}  pitch {pitch:+.0f}  sharp {note['sharpness']:.0f}",
         )
         for row, line in enumerate(lines):
@@ -193,7 +193,7 @@ def _report(received: int, seen: list[_Seen], chosen: list[_Seen], distinct: int
         warnings.append(
             f"only {distinct} different views of the face: {REFERENCES} make a better mouth, send more footage"
         )
-    if max(opening(one.shape) for one in seen) < CLOSED:
+    if max(aperture(one.shape) for one in seen) < CLOSED:
         warnings.append("the mouth is closed in all frames: teeth will be invented, send frames of speech")
     width = float(np.median([one.width for one in seen]))
     if width < SMALL_FACE_PIXELS:
@@ -204,7 +204,7 @@ def _report(received: int, seen: list[_Seen], chosen: list[_Seen], distinct: int
         "references": [
             {
                 "frame": one.frame,
-                "opening": round(opening(one.shape), 4),
+                "opening": round(aperture(one.shape), 4),
                 "sharpness": round(one.sharpness, 1),
                 "pose_deg": [round(math.degrees(angle), 1) for angle in one.pose],
             }

@@ -23,8 +23,8 @@ from insync.ensemble.triton.steps import Step
 GUARD = "lipsync_guard"  # stays by itself: its one instance counts what the server admits
 STEPS = (GUARD, FRAME_MODEL.name)  # of a frame
 # Not loaded as models of their own. Registration asks for a twin's features.
-_JOINED = set(MODELS["lipsync"].steps) - {GUARD, "lipsync_twin_features"}
-SERVED = (*(name for name in MODELS if name not in _JOINED), FRAME_MODEL.name)
+_FUSED = set(MODELS["lipsync"].steps) - {GUARD, "lipsync_twin_features"}
+SERVED = (*(name for name in MODELS if name not in _FUSED), FRAME_MODEL.name)
 
 
 def read_steps(repository: Path) -> list[Step]:
@@ -68,7 +68,7 @@ def write_repository(source: Path, folder: Path, processes: int) -> list[str]:
     for config in (_frame_config(source, processes), *(_ensemble_config(source, name) for name in ENSEMBLES)):
         (folder / config.name / "1").mkdir(parents=True)
         (folder / config.name / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
-    return sorted(model.name for model in folder.iterdir() if model.name not in _JOINED and model.is_dir())
+    return sorted(model.name for model in folder.iterdir() if model.name not in _FUSED and model.is_dir())
 
 
 def _frame_config(source: Path, processes: int) -> Any:

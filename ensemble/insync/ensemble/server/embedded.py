@@ -71,7 +71,7 @@ class EmbeddedServer:
         start_timeout_s: float = 120.0,
         gpu: bool = False,
         tls: ServerTls | None = None,
-        separate_steps: bool = False,
+        unfused: bool = False,
     ) -> None:
         """Chooses ports and folders; nothing is started yet.
 
@@ -84,7 +84,7 @@ class EmbeddedServer:
             start_timeout_s: for `start`.
             gpu: runs the networks on the GPU; `start` fails where there is none.
             tls: of the gRPC endpoint. HTTP and metrics, for which Triton has none, then stay on loopback.
-            separate_steps: each step of a frame is a model of its own, as in other servers and always on a GPU, and not
+            unfused: each step of a frame is a model of its own, as in other servers and always on a GPU, and not
                 joined with the others (`insync.ensemble.repository.fused`): slower on a CPU.
 
         Raises:
@@ -106,9 +106,9 @@ class EmbeddedServer:
         self._given_log = log
         self._start_timeout_s = start_timeout_s
         self._gpu = gpu
-        self._joined = not (separate_steps or gpu)
-        self.models = fused.SERVED if self._joined else tuple(MODELS)
-        self.frame_steps = fused.STEPS if self._joined else MODELS["lipsync"].steps
+        self._fused = not (unfused or gpu)
+        self.models = fused.SERVED if self._fused else tuple(MODELS)
+        self.frame_steps = fused.STEPS if self._fused else MODELS["lipsync"].steps
         self.shared_memory_prefix = (
             f"insync_{secrets.token_hex(6)}_"  # of shared memory: cleaning up touches nobody else's
         )
@@ -226,7 +226,7 @@ class EmbeddedServer:
         backends = self._folder / "backends"
         installation.write_backends(backends)
         repository, loaded = self.repository, ["*"]
-        if self._joined:
+        if self._fused:
             repository = self._folder / "models"
             loaded = fused.write_repository(self.repository, repository, settings.load().processes)
         grpc, http, metrics = (str(port) for port in self._ports)

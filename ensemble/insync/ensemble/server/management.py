@@ -50,7 +50,7 @@ class Management:
             ServerError: the server does not answer.
         """
         found: dict[str, Counts] = {}
-        for model in self._ask("GET", "/v2/models/stats")["model_stats"]:
+        for model in self._call("GET", "/v2/models/stats")["model_stats"]:
             outcomes, versions = model["inference_stats"], found.get(model["name"], Counts())
             found[model["name"]] = Counts(
                 versions.well + int(outcomes["success"]["count"]), versions.failed + int(outcomes["fail"]["count"])
@@ -63,7 +63,7 @@ class Management:
         Raises:
             ServerError: it does not end in time, or the server does not answer.
         """
-        self._ask("POST", f"/v2/repository/models/{model}/unload", LOAD_TIMEOUT_S)
+        self._call("POST", f"/v2/repository/models/{model}/unload", LOAD_TIMEOUT_S)
 
     def load(self, model: str) -> None:
         """Takes a model into service, with new processes; returns when it is ready.
@@ -71,7 +71,7 @@ class Management:
         Raises:
             ServerError: it does not start.
         """
-        self._ask("POST", f"/v2/repository/models/{model}/load", LOAD_TIMEOUT_S)
+        self._call("POST", f"/v2/repository/models/{model}/load", LOAD_TIMEOUT_S)
 
     def answers(self, model: str, timeout_s: float) -> None:
         """Asks one model by itself, for something small; an error is an answer too.
@@ -86,7 +86,7 @@ class Management:
         body = {"inputs": inputs, "parameters": {"binary_data_output": True}}
         self._exchange("POST", f"/v2/models/{model}/infer", body, timeout_s)
 
-    def _ask(self, method: str, path: str, timeout_s: float = _TIMEOUT_S) -> Any:
+    def _call(self, method: str, path: str, timeout_s: float = _TIMEOUT_S) -> Any:
         status, content = self._exchange(method, path, {}, timeout_s)
         if status != http.client.OK:
             raise ServerError(f"{path} failed with {status}: {content[:300].decode(errors='replace')}")

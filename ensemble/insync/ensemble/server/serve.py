@@ -29,14 +29,14 @@ def serve(
     log: Path | None = None,
     gpu: bool = False,
     tls: ServerTls | None = None,
-    separate_steps: bool = False,
+    unfused: bool = False,
 ) -> int:
     """Serves until it is told to stop; says on standard output where it listens, and on standard error why it cannot.
 
     What breaks meanwhile is mended (`insync.ensemble.server.supervisor`), with a line on standard error.
 
     Args:
-        repository, twin_store, host, log, gpu, tls, separate_steps: as for `EmbeddedServer`.
+        repository, twin_store, host, log, gpu, tls, unfused: as for `EmbeddedServer`.
         grpc_port, http_port, metrics_port: 0 takes a free one.
 
     Returns:
@@ -55,7 +55,7 @@ def serve(
                 log,
                 gpu=gpu,
                 tls=tls,
-                separate_steps=separate_steps,
+                unfused=unfused,
             )
             with server:
                 said = "" if tls is None else " with TLS" if tls.client_ca is None else " with mutual TLS"

@@ -1,4 +1,4 @@
-"""Keeps an embedded server serving: a model whose process has died or hangs is loaded anew, a dead server is started again.
+"""Keeps an embedded server serving: a model whose process has died or hangs is reloaded, a dead server is started again.
 
 Triton does neither, and its ready endpoints stay green meanwhile. Three things are watched: the models' processes, several
 times a second; a canary frame through both ensembles; and now and then a registration that has to be refused. What is
@@ -22,7 +22,7 @@ from insync.ensemble.server.embedded import EmbeddedServer
 from insync.ensemble.server.management import Counts
 from insync.ensemble.server.processes import State, processes, state
 
-__all__ = ["Patience", "Supervisor", "behind"]
+__all__ = ["Supervisor", "SupervisorConfig", "stalled_steps"]
 
 # Who waits inside another model's process hangs with it.
 _CALLED = dict.fromkeys(("lipsync_twin_features", "lipsync_twin", FRAME_MODEL.name), ("lipsync_reference",))
@@ -32,7 +32,7 @@ _FAILURES = 3  # of canaries in a row, where no model can be blamed, until the s
 
 
 @dataclass(frozen=True)
-class Patience:
+class SupervisorConfig:
     """How often is looked, and how long is waited.
 
     Attributes:
@@ -57,25 +57,27 @@ class Supervisor:
     Args:
         server: started.
         say: takes a line for each thing mended.
-        patience: see there.
+        config: see there.
 
     Attributes:
-        revived, restarted: models loaded anew and starts of the server, so far.
+        reloaded, restarted: models reloaded and starts of the server, so far.
     """
 
-    def __init__(self, server: EmbeddedServer, say: Callable[[str], None], patience: Patience | None = None) -> None:
+    def __init__(
+        self, server: EmbeddedServer, say: Callable[[str], None], config: SupervisorConfig | None = None
+    ) -> None:
         self._server = server
         self._say = say
-        self._patience = patience or Patience()
+        self._config = config or SupervisorConfig()
         self._management = server.management()
         self._processes: dict[int, str] = {}
-        self._canary_at_s = time.monotonic() + self._patience.canary_every_s
+        self._canary_at_s = time.monotonic() + self._config.canary_every_s
         self._failures = 0
         self._starts_s: list[float] = []
         self._registrar = ThreadPoolExecutor(1, thread_name_prefix="insync-supervisor")
         self._asked: Future[bool] | None = None
-        self._ask_at_s = time.monotonic() + self._patience.registration_every_s
-        self.revived = self.restarted = 0
+        self._ask_at_s = time.monotonic() + self._config.registration_every_s
+        self.reloaded = self.restarted = 0
 
     def watch(self) -> None:
         """One look. To be called several times a second; takes longer where something has to be mended.
@@ -93,12 +95,12 @@ class Supervisor:
         dead = {model for model, seen in states if seen is State.GONE}
         stopped = {model for model, seen in states if seen is State.STOPPED}
         if dead:
-            self._revive(dead, "its process had died")
+            self._reload(dead, "its process had died")
         elif stopped:  # where a model has several processes, frames go past one that does nothing: no canary tells
-            self._revive(stopped, "its process was stopped")
+            self._reload(stopped, "its process was stopped")
         elif time.monotonic() >= self._canary_at_s:
             self._send_canary()
-            self._canary_at_s = time.monotonic() + self._patience.canary_every_s
+            self._canary_at_s = time.monotonic() + self._config.canary_every_s
         else:
             self._look_at_registrations()
 
@@ -106,7 +108,7 @@ class Supervisor:
         before: dict[str, Counts] = {}
         try:
             before = self._management.counts()
-            self._server.probe(self._patience.canary_timeout_s)
+            self._server.probe(self._config.canary_timeout_s)
         except ServerError as exc:
             self._judge(before, exc)
         else:
@@ -121,11 +123,11 @@ class Supervisor:
             return  # other probes take all that there is for canaries: no sign of anything
         ill = _ILL.search(str(error))
         if ill is not None:
-            self._revive({ill[1]}, "its process did not answer")
+            self._reload({ill[1]}, "its process did not answer")
             return
         stuck = self._hanging(before) if before else None
         if stuck is not None:
-            self._revive({stuck, *_CALLED.get(stuck, ())}, f"{stuck} hung")
+            self._reload({stuck, *_CALLED.get(stuck, ())}, f"{stuck} hung")
             return
         if before and "Deadline Exceeded" in str(error) and self._answers_somebody(before):
             return  # it has too much to do
@@ -134,10 +136,10 @@ class Supervisor:
             self._restart(str(error))
 
     def _hanging(self, before: Mapping[str, Counts]) -> str | None:
-        """The model at which frames stand still; see `behind`. It is asked by itself, too: a server may just be slow."""
+        """The model at which frames stand still; see `stalled_steps`. It is asked by itself, too: a server may just be slow."""
         with suppress(ServerError):  # Triton itself does not answer
-            for model in behind(self._server.frame_steps, before, self._management.counts()):
-                if not self._answers(model, self._patience.canary_timeout_s):
+            for model in stalled_steps(self._server.frame_steps, before, self._management.counts()):
+                if not self._answers(model, self._config.canary_timeout_s):
                     return model
         return None
 
@@ -161,21 +163,21 @@ class Supervisor:
         """`lipsync_twin` takes one registration after the other, for seconds each: it is asked from a thread."""
         if self._asked is None:
             if time.monotonic() >= self._ask_at_s:
-                self._asked = self._registrar.submit(
-                    self._answers, "lipsync_twin", self._patience.registration_timeout_s
-                )
+                self._asked = self._registrar.submit(self._answers, "lipsync_twin", self._config.registration_timeout_s)
         elif self._asked.done():
             asked, self._asked = self._asked, None
-            self._ask_at_s = time.monotonic() + self._patience.registration_every_s
+            self._ask_at_s = time.monotonic() + self._config.registration_every_s
             with suppress(ServerError):  # no word from Triton at all: that is for the canary
                 if not asked.result():
-                    self._revive({"lipsync_twin", *_CALLED["lipsync_twin"]}, "lipsync_twin hung")
+                    self._reload({"lipsync_twin", *_CALLED["lipsync_twin"]}, "lipsync_twin hung")
 
-    def _revive(self, models: Collection[str], why: str) -> None:
+    def _reload(self, models: Collection[str], why: str) -> None:
         """Loads models anew. Whoever waits for one of their processes gets an error, and sends again."""
         started_s = time.monotonic()
         for process, model in self._processes.items():
-            if model in models and state(process, self._server.pid) is not State.GONE:  # else its number may be somebody else's by now
+            if (
+                model in models and state(process, self._server.pid) is not State.GONE
+            ):  # else its number may be somebody else's by now
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)  # Triton would wait for one that hangs
         names = ", ".join(sorted(models))
@@ -184,19 +186,19 @@ class Supervisor:
                 self._management.unload(model)
                 self._management.load(model)
         except ServerError as exc:
-            self._restart(f"{names} could not be loaded anew ({exc})")
+            self._restart(f"{names} could not be reloaded ({exc})")
             return
         # Another model's process may have died meanwhile: it must not be forgotten.
         kept = {process: model for process, model in self._processes.items() if model not in models}
         self._processes = {**kept, **processes(self._server.pid)}
         self._canary_at_s = 0.0  # does it help?
-        self.revived += len(models)
-        self._say(f"{names} loaded anew in {time.monotonic() - started_s:.1f} s: {why}")
+        self.reloaded += len(models)
+        self._say(f"{names} reloaded in {time.monotonic() - started_s:.1f} s: {why}")
 
     def _restart(self, why: str) -> None:
         started_s = time.monotonic()
-        self._starts_s = [at for at in self._starts_s if started_s - at < self._patience.window_s]
-        if len(self._starts_s) >= self._patience.restarts:
+        self._starts_s = [at for at in self._starts_s if started_s - at < self._config.window_s]
+        if len(self._starts_s) >= self._config.restarts:
             raise ServerError(f"the server was started {len(self._starts_s)} times in vain: {why}")
         self._starts_s.append(started_s)
         self._processes, self._failures = {}, 0
@@ -217,7 +219,7 @@ class Supervisor:
         return "it did not start"
 
 
-def behind(steps: Sequence[str], before: Mapping[str, Counts], after: Mapping[str, Counts]) -> list[str]:
+def stalled_steps(steps: Sequence[str], before: Mapping[str, Counts], after: Mapping[str, Counts]) -> list[str]:
     """The steps that may be holding up a frame.
 
     Args:

@@ -49,14 +49,14 @@ class Threshold:
         ssim: least structural similarity of a frame's mouth with FP32's.
         block_levels: largest mean difference in a block of 16 × 16 pixels, in levels of 255. SYNCED's JPEG, of which nobody
             complains, changes more (its row in the report).
-        agreement: least correlation of the mouth's openings with FP32's.
-        follows: by how much the correlation of the mouth's opening with the filmed one may fall.
+        agreement: least correlation of the mouth's apertures with FP32's.
+        aperture_corr: by how much the correlation of the mouth's aperture with the filmed one may fall.
     """
 
     ssim: float = 0.99
     block_levels: float = 3.0
     agreement: float = 0.99
-    follows: float = 0.01
+    aperture_corr: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class Change:
         worst_block: largest mean difference in a block, in levels; `worst_clip`, `worst_frame` and `worst_at` (row and
             column in the crop) say where.
         worst_pixel: largest difference of a pixel, in levels.
-        agreement: correlation of the mouth's openings with FP32's, of the clip where it is least.
-        obeys: correlation of the openings with those that the network predicted from speech, mean of the clips.
-        follows: correlation of the openings with the filmed ones at FP32's lag, mean of the clips with sound of their own.
-        follows_lost: by how much that fell, on the clip where it fell most.
+        agreement: correlation of the mouth's apertures with FP32's, of the clip where it is least.
+        predicted_aperture_corr: correlation of the apertures with those that the network predicted from speech, mean of the clips.
+        aperture_corr: correlation of the apertures with the filmed ones at FP32's lag, mean of the clips with sound of their own.
+        aperture_corr_lost: by how much that fell, on the clip where it fell most.
         failed: which parts of the threshold it misses; empty where it passed.
     """
 
@@ -83,9 +83,9 @@ class Change:
     worst_at: tuple[int, int]
     worst_pixel: int
     agreement: float
-    obeys: float
-    follows: float
-    follows_lost: float
+    predicted_aperture_corr: float
+    aperture_corr: float
+    aperture_corr_lost: float
     failed: tuple[str, ...]
 
     @property
@@ -96,10 +96,10 @@ class Change:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """One clip as one precision draws it: crops uint8 [N, 256, 256, 3], openings drawn and predicted float32 [N]."""
+    """One clip as one precision draws it: crops uint8 [N, 256, 256, 3], apertures drawn and predicted float32 [N]."""
 
     crops: Picture
-    openings: Floats
+    apertures: Floats
     predicted: Floats
 
 
@@ -182,13 +182,13 @@ def _rounded_repository(repository: Path, folder: Path, precision: str) -> Path:
 def _draw(way: Evaluation, exact: Evaluation, footage: Footage, sound: Floats) -> _Drawn:
     with np.errstate(all="ignore"):  # what overflows is seen in the picture
         crops, _, _, predicted = way.draw(footage, sound)
-    return _Drawn(crops, exact.openings(crops), predicted)
+    return _Drawn(crops, exact.apertures(crops), predicted)
 
 
 def _as_jpeg(exact: Evaluation, drawn: _Drawn) -> _Drawn:
     quality = [cv2.IMWRITE_JPEG_QUALITY, settings.load().jpeg_quality]
     crops = np.stack([cv2.imdecode(cv2.imencode(".jpg", crop, quality)[1], cv2.IMREAD_COLOR) for crop in drawn.crops])
-    return _Drawn(crops, exact.openings(crops), drawn.predicted)
+    return _Drawn(crops, exact.apertures(crops), drawn.predicted)
 
 
 def _change(
@@ -198,7 +198,7 @@ def _change(
     similar: list[float] = []
     worst: tuple[float, str, int, tuple[int, int]] = (-1.0, "", 0, (0, 0))
     pixel = 0
-    agreement, obeys, follows, lost = [], [], [], []
+    agreement, predicted_aperture_corr, aperture_corr, lost = [], [], [], []
     for name, result in results.items():
         for frame, (want, got) in enumerate(zip(exact[name].crops, result.crops, strict=True)):
             similar.append(float(structural_similarity(want[_MOUTH], got[_MOUTH], channel_axis=2)))
@@ -206,17 +206,17 @@ def _change(
             pixel = max(pixel, int(difference.max()))
             block, at = worst_block(difference)
             worst = max(worst, (block, name, frame, at))
-        agreement.append(correlation(result.openings, exact[name].openings))
-        obeys.append(correlation(result.openings, result.predicted))
+        agreement.append(correlation(result.apertures, exact[name].apertures))
+        predicted_aperture_corr.append(correlation(result.apertures, result.predicted))
         if name in own:
-            filmed = own[name].openings[own[name].first :]
-            lag = best_lag(exact[name].openings, filmed)
-            follows.append(lagged(result.openings, filmed, lag))
-            lost.append(lagged(exact[name].openings, filmed, lag) - follows[-1])
+            filmed = own[name].apertures[own[name].first :]
+            lag = best_lag(exact[name].apertures, filmed)
+            aperture_corr.append(lagged(result.apertures, filmed, lag))
+            lost.append(lagged(exact[name].apertures, filmed, lag) - aperture_corr[-1])
     figures = {
         "worst_ssim": min(similar),
         "agreement": min(agreement) if np.isfinite(agreement).all() else float("nan"),
-        "follows_lost": max(lost) if lost and np.isfinite(lost).all() else float("nan"),
+        "aperture_corr_lost": max(lost) if lost and np.isfinite(lost).all() else float("nan"),
     }
     failed = []
     # Written so that a figure that is not a number fails.
@@ -225,13 +225,13 @@ def _change(
     if not worst[0] <= threshold.block_levels:
         failed.append(f"worst block {worst[0]:.2f} > {threshold.block_levels} levels")
     if not figures["agreement"] >= threshold.agreement:
-        failed.append(f"openings agree by {figures['agreement']:.4f} < {threshold.agreement}")
-    if own and not figures["follows_lost"] <= threshold.follows:
-        failed.append(f"follows speech less by {figures['follows_lost']:.4f} > {threshold.follows}")
+        failed.append(f"apertures agree by {figures['agreement']:.4f} < {threshold.agreement}")
+    if own and not figures["aperture_corr_lost"] <= threshold.aperture_corr:
+        failed.append(f"follows speech less by {figures['aperture_corr_lost']:.4f} > {threshold.aperture_corr}")
     return Change(
         float(np.mean(similar)), figures["worst_ssim"], worst[0], worst[1], worst[2], worst[3], pixel,
-        figures["agreement"], float(np.mean(obeys)), float(np.mean(follows)) if follows else float("nan"),
-        figures["follows_lost"], tuple(failed),
+        figures["agreement"], float(np.mean(predicted_aperture_corr)), float(np.mean(aperture_corr)) if aperture_corr else float("nan"),
+        figures["aperture_corr_lost"], tuple(failed),
     )  # fmt: skip
 
 
@@ -290,7 +290,7 @@ def _title(way: str) -> str:
 
 def _page(document: dict[str, Any], changes: dict[str, Change]) -> str:
     head = (
-        "", "SSIM", "worst frame's SSIM", "worst block", "worst pixel", "openings agree", "obeys", "follows", "passed",
+        "", "SSIM", "worst frame's SSIM", "worst block", "worst pixel", "apertures agree", "predicted_aperture_corr", "aperture_corr", "passed",
     )  # fmt: skip
     rows = [head, ("---", *["---:"] * (len(head) - 1))]
     for name, change in changes.items():
@@ -300,7 +300,10 @@ def _page(document: dict[str, Any], changes: dict[str, Change]) -> str:
                 _title(name),
                 *(f"{number:.{digits}f}" for number, digits in zip(numbers, (5, 4, 2), strict=True)),
                 str(change.worst_pixel),
-                *(_known(number) for number in (change.agreement, change.obeys, change.follows)),
+                *(
+                    _known(number)
+                    for number in (change.agreement, change.predicted_aperture_corr, change.aperture_corr)
+                ),
                 "–" if name == "jpeg" else "yes" if change.passed else "no",
             )
         )
@@ -310,13 +313,13 @@ def _page(document: dict[str, Any], changes: dict[str, Change]) -> str:
         f"`insync export precision`: {document['frames']} frames of {', '.join(document['clips'])}, "
         "drawn by the served graphs in FP32 and by the same graphs with rounded weights and activations. "
         "**Emulated on the CPU: no GPU's kernels ran.** Differences are from FP32's result, inside the patch's window; "
-        "blocks are 16 × 16 pixels, in levels of 255. Agreement, obeying and following are correlations of the mouth's opening: "
+        "blocks are 16 × 16 pixels, in levels of 255. Agreement, predicted_aperture_corr and aperture_corr are correlations of the mouth's aperture: "
         "with FP32's, with the predicted one, with the filmed one. The landmarks' flow is what the decoder computes with PLACES and "
         "REFERENCE_PLACES, but for convolutions, up to the coordinates at which references are sampled.",
         "\n".join(f"| {' | '.join(row)} |" for row in rows),
         f"Threshold, for every frame of every clip: SSIM at least {limit['ssim']}, no block changed by more than "
-        f"{limit['block_levels']:g} levels, openings that agree with FP32's by at least {limit['agreement']}, and following "
-        f"the filmed mouth by no more than {limit['follows']} less.",
+        f"{limit['block_levels']:g} levels, apertures that agree with FP32's by at least {limit['agreement']}, and following "
+        f"the filmed mouth by no more than {limit['aperture_corr']} less.",
         f"**{document['decision']}**",
         *(
             f"{_title(name)}: {'; '.join(change.failed)}."

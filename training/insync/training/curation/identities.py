@@ -61,8 +61,8 @@ STEADY = (
 HASH = 16  # cells per side of a frame's perceptual hash
 HASH_EVERY = 1  # frames
 SAME_HASH = 0.06  # share of differing bits of two encodings of one frame
-SAME_MOUTH = 0.9  # correlation of the openings of two copies of one take, where mouths move
-MOVING = 0.01  # standard deviation of an opening, in distances of the outer eye corners, that counts as moving
+SAME_MOUTH = 0.9  # correlation of the apertures of two copies of one take, where mouths move
+MOVING = 0.01  # standard deviation of an aperture, in distances of the outer eye corners, that counts as moving
 MIN_OVERLAP = 20  # frames
 
 
@@ -75,14 +75,14 @@ class Looks:
         shape: float32 [P, 2], median of the steady landmarks in the skull-fixed frame.
         colours: float32 [6, 12, 3], mean of the upper half of the crop.
         hashes: bool [N, 256], of its frames.
-        openings: float32 [N], of its frames.
+        apertures: float32 [N], of its frames.
     """
 
     name: str
     shape: Floats
     colours: Floats
     hashes: npt.NDArray[np.bool_]
-    openings: Floats
+    apertures: Floats
 
     @property
     def clip(self) -> str:
@@ -90,13 +90,13 @@ class Looks:
         return self.name.rpartition("@")[0] or self.name
 
 
-def looks(name: str, crops: Picture, skulls: Floats, openings: Floats) -> Looks:
-    """Looks of a segment: crops uint8 [N, 256, 256, 3], skull-fixed landmarks float32 [N, 468, 2], openings float32 [N]."""
+def looks(name: str, crops: Picture, skulls: Floats, apertures: Floats) -> Looks:
+    """Looks of a segment: crops uint8 [N, 256, 256, 3], skull-fixed landmarks float32 [N, 468, 2], apertures float32 [N]."""
     step = max(1, len(crops) // 12)
     upper = np.mean([crop[UPPER, SIDES] for crop in crops[::step]], axis=0).astype(np.float32)
     colours = cv2.resize(upper, GRID, interpolation=cv2.INTER_AREA)
     hashes = np.stack([perceptual_hash(crop) for crop in crops])
-    return Looks(name, np.median(skulls[:, list(STEADY)], axis=0).astype(np.float32), colours, hashes, openings)
+    return Looks(name, np.median(skulls[:, list(STEADY)], axis=0).astype(np.float32), colours, hashes, apertures)
 
 
 def perceptual_hash(crop: Picture) -> npt.NDArray[np.bool_]:
@@ -158,8 +158,8 @@ def _same(long: Looks, short: Looks) -> bool:
     lag = min(means, key=lambda key: means[key])
     if means[lag] > SAME_HASH:
         return False
-    x = long.openings[max(0, lag) : lag + len(b)]
-    y = short.openings[max(0, -lag) :][: len(x)]
+    x = long.apertures[max(0, lag) : lag + len(b)]
+    y = short.apertures[max(0, -lag) :][: len(x)]
     if min(float(x.std()), float(y.std())) < MOVING:
         return means[lag] < SAME_HASH / 3  # a face at rest looks like itself at any time: only equal frames count
     return float(np.corrcoef(x, y)[0, 1]) >= SAME_MOUTH

@@ -26,14 +26,14 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from insync.core.mouth import POINTS, opening
+from insync.core.mouth import POINTS, aperture
 from insync.core.spec import SAMPLE_RATE_HZ
 from insync.ensemble.models.face import FaceFinder
 from insync.ensemble.models.log_mel import LogMel
 from insync.training.curation.audio_quality import music_share, silence_share
 from insync.training.curation.clip import ABSENT, GOOD, Part, Run, Visibility, is_done, make_part, read_part
 from insync.training.curation.identities import Looks, copies, looks, split_of, who_is_who
-from insync.training.curation.quality import Gates, clip_figures, picture_faults, sound_verdict
+from insync.training.curation.quality import Gates, clip_metrics, picture_faults, sound_verdict
 from insync.training.curation.report import write_report
 from insync.training.data.audio import read_speech, windows
 from insync.training.data.crops import decode
@@ -99,7 +99,7 @@ def assemble(out: Path, clips: Iterable[str], gates: Gates, before: list[Row]) -
     for clip in tqdm(list(clips), desc="judge", unit="clip"):
         part = read_part(out, clip)
         found = _segments(out, part, gates, judge, seen)
-        of_clip = clip_figures([row for row, _ in found if row.keep])
+        of_clip = clip_metrics([row for row, _ in found if row.keep])
         for row, run in found:
             row = sound_verdict(row, of_clip, gates)
             rows.append(row)
@@ -149,8 +149,8 @@ def _segments(out: Path, part: Part, gates: Gates, judge: SyncJudge | None, seen
             starts, sizes = part.columns["jpeg_start"][frames], part.columns["jpeg_size"][frames]
             crops = np.stack([decode(data[a : a + n]) for a, n in zip(starts, sizes, strict=True)])
             skulls = part.columns["skull"][frames]
-            openings = np.array([opening(points) for points in skulls[:, list(POINTS)]], np.float32)
-            seen.append(looks(row.segment, crops, skulls, openings))
+            apertures = np.array([aperture(points) for points in skulls[:, list(POINTS)]], np.float32)
+            seen.append(looks(row.segment, crops, skulls, apertures))
         faults = picture_faults(row, run.verdict, gates)
         row = replace(row, keep=row.stored and not faults, reason="; ".join(faults))
         if row.keep and part.audio is not None:
@@ -253,7 +253,7 @@ class _SyncCache:
     def curve(self, segment: str, crops: npt.NDArray[np.uint8], times_s: Floats) -> tuple[float, ...]:
         """The curve of a segment; empty where it cannot be judged."""
         if segment not in self._curves and self._judge is not None and self._part.audio is not None:
-            figures = self._judge.figures_of_mouths(mouths_of(crops), times_s, self._part.audio)
+            figures = self._judge.metrics_of_mouths(mouths_of(crops), times_s, self._part.audio)
             self._curves[segment] = [] if figures is None else [round(float(v), 5) for v in figures.curve]
             self._new = True
         return tuple(self._curves.get(segment, ()))

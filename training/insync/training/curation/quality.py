@@ -8,7 +8,7 @@ import numpy as np
 
 from insync.network.syncnet import FRAME_S
 from insync.training.data.manifest import Row
-from insync.training.metrics.sync import MAX_OFFSET, SyncFigures, figures_of_curve
+from insync.training.metrics.sync import MAX_OFFSET, SyncFigures, metrics_of_curve
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ def picture_faults(row: Row, verdict: str, gates: Gates) -> list[str]:
     return faults
 
 
-def clip_figures(rows: list[Row]) -> SyncFigures | None:
+def clip_metrics(rows: list[Row]) -> SyncFigures | None:
     """What SyncNet says of a whole clip: the mean of its segments' curves, longer ones weighing more. None without any."""
     known = [row for row in rows if row.curve]
     if not known:
         return None
     curve = np.average([row.curve for row in known], axis=0, weights=[row.frames for row in known])
-    return figures_of_curve(curve.astype(np.float32), sum(row.frames for row in known))
+    return metrics_of_curve(curve.astype(np.float32), sum(row.frames for row in known))
 
 
 def sound_verdict(row: Row, clip: SyncFigures | None, gates: Gates) -> Row:
@@ -71,7 +71,7 @@ def sound_verdict(row: Row, clip: SyncFigures | None, gates: Gates) -> Row:
         return replace(row, speaks=False, reason="no sound: picture only")
     if not row.curve or clip is None:
         return replace(row, speaks=False, reason="too short for its sync to be judged: picture only")
-    own = figures_of_curve(np.array(row.curve, np.float32), row.frames)
+    own = metrics_of_curve(np.array(row.curve, np.float32), row.frames)
     alone = own.frames >= gates.min_sync_frames and own.lse_c >= gates.sure_confidence
     offset = own.offset if alone else clip.offset
     unsure = not alone and clip.lse_c < gates.sure_confidence

@@ -82,7 +82,7 @@ def write_report(rows: Sequence[Row], out: Path) -> None:
         _summary(rows),
         "<p>To overrule a verdict, edit the column <code>overrule</code> (<code>keep</code>, <code>silent</code>, <code>drop</code>) or "
         f"<code>overrule_offset_s</code> of <code>{FILE}</code>, or run <code>insync curate -o DATASET --overrule "
-        "'SEGMENT=keep'</code> (also <code>silent</code>, <code>drop</code>, or an offset in seconds). Training obeys at once, "
+        "'SEGMENT=keep'</code> (also <code>silent</code>, <code>drop</code>, or an offset in seconds). Training uses it at once, "
         "and so does the next curation.</p>",
         "<p>Curves: SyncNet's mean distance between mouth and sound (0 equal, 1.41 unrelated) at offsets of −15 to +15 frames of "
         "40 ms; positive where the sound trails. The line marks the offset that is mended.</p>",

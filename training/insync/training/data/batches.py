@@ -128,12 +128,12 @@ class Batches:
         self._spoken = speaking / max(speaking.sum(), 1e-9)
         self._rng = np.random.default_rng(seed)
 
-    def draw(self, augmented: bool = True, hinted: float = 0.0, spoken: bool = False) -> Batch:
+    def draw(self, augmented: bool = True, answer_leak_prob: float = 0.0, spoken: bool = False) -> Batch:
         """A batch of random people and frames.
 
         Args:
             augmented: with other light, mirror images and occluders.
-            hinted: chance that a person's references include the answers themselves: so copying is learned before anything else.
+            answer_leak_prob: chance that a person's references include the answers themselves: so copying is learned before anything else.
             spoken: people who speak, each in five frames 40 ms apart, in place of random ones: what SyncNet judges.
 
         Raises:
@@ -147,7 +147,7 @@ class Batches:
         parts = [
             self._person(
                 int(segment), self._targets_of(int(segment), spoken), augmented, bool(augmented and rng.random() < 0.5),
-                bool(rng.random() < hinted),
+                bool(rng.random() < answer_leak_prob),
             )
             for segment in rng.choice(len(chance), people, replace=False, p=chance)
         ]  # fmt: skip
@@ -171,7 +171,7 @@ class Batches:
         rng, crops, bare, lips = self._rng, [], [], []
         for segment in rng.choice(len(self._chance), count, p=self._chance):
             rows = self._data.rows(int(segment))
-            chance = _by_opening(self._data.openings[rows])
+            chance = _by_aperture(self._data.apertures[rows])
             row = rows.start + int(rng.choice(len(chance), p=chance))
             picture = Light(rng, cast=COVERED_CAST)(to_tensor(self._data.crops[row])[None])
             if rng.random() < SMALL_SHARE:
@@ -207,7 +207,7 @@ class Batches:
     def _targets_of(self, segment: int, spoken: bool) -> npt.NDArray[np.int64]:
         """Rows of a segment's targets."""
         rows = self._data.rows(segment)
-        chance = _by_opening(self._data.openings[rows])
+        chance = _by_aperture(self._data.apertures[rows])
         drawn = self._rng.choice(len(chance), 1 if spoken else self._targets, p=chance)
         if spoken:
             times, reach = self._data.time_s[rows], MOUTH_FRAMES // 2
@@ -217,11 +217,11 @@ class Batches:
         return np.asarray(rows.start + drawn, np.int64)
 
     def _person(
-        self, segment: int, index: npt.NDArray[np.int64], augmented: bool, mirrored: bool, hinted: bool
+        self, segment: int, index: npt.NDArray[np.int64], augmented: bool, mirrored: bool, answer_leak_prob: bool
     ) -> tuple[Tensor, ...]:
         rng, data = self._rng, self._data
         chosen, reference_codes = self.references(segment, data.time_s[index], mirrored)
-        if hinted:
+        if answer_leak_prob:
             count = min(len(index), REFERENCES)
             chosen[:count] = index[:count]
             order = rng.permutation(REFERENCES)
@@ -292,9 +292,9 @@ class Batches:
         return (picture * (1 - soft) + texture.clamp(0, 1) * soft), 1 - soft
 
 
-def _by_opening(openings: Floats) -> npt.NDArray[np.float64]:
-    """Chances to draw frames with these openings float32 [N]: open mouths are rarer than closed ones, so half is drawn by opening."""
-    wide = np.maximum(openings + 0.02, 0.005).astype(np.float64)
+def _by_aperture(apertures: Floats) -> npt.NDArray[np.float64]:
+    """Chances to draw frames with these apertures float32 [N]: open mouths are rarer than closed ones, so half is drawn by aperture."""
+    wide = np.maximum(apertures + 0.02, 0.005).astype(np.float64)
     chance = 0.5 / len(wide) + 0.5 * wide / wide.sum()
     return np.asarray(chance / chance.sum())
 

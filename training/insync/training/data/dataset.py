@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from insync.core.mouth import POINTS, MouthBasis, opening
+from insync.core.mouth import POINTS, MouthBasis, aperture
 from insync.core.spec import MOUTH
 from insync.training.data.audio import read_stored, windows
 from insync.training.data.crops import read_crops
@@ -75,7 +75,7 @@ class Dataset:
         self.segment_of = columns["segment"]
         # Read at once: random access to a mapped file of this size is slower than the training step.
         self.crops = read_crops(folder, self.segments, columns)
-        self.openings = np.array([opening(shape) for shape in self.shapes], np.float32)
+        self.apertures = np.array([aperture(shape) for shape in self.shapes], np.float32)
 
     def _select(self, columns: dict[str, npt.NDArray[Any]], kept: list[int]) -> dict[str, npt.NDArray[Any]]:
         index, start, segments = [], 0, []
@@ -132,7 +132,7 @@ def fit_basis(dataset: Dataset, rigid: Floats) -> MouthBasis:
         rigid: float32 [R, 3], see `MouthBasis`.
     """
     slices = [dataset.rows(i) for i in range(len(dataset.segments))]
-    rest = np.median([_resting(dataset.shapes[rows], dataset.openings[rows]) for rows in slices], axis=0).astype(
+    rest = np.median([_resting(dataset.shapes[rows], dataset.apertures[rows]) for rows in slices], axis=0).astype(
         np.float32
     )
     sides = len(POINTS)
@@ -150,5 +150,5 @@ def fit_basis(dataset: Dataset, rigid: Floats) -> MouthBasis:
     return MouthBasis(rigid, rest, components.astype(np.float32), np.maximum(values[:MOUTH], 1e-4).astype(np.float32))
 
 
-def _resting(shapes: Floats, openings: Floats) -> Floats:
-    return np.asarray(np.median(shapes[np.argsort(openings)[: max(1, len(shapes) // 7)]], axis=0), np.float32)
+def _resting(shapes: Floats, apertures: Floats) -> Floats:
+    return np.asarray(np.median(shapes[np.argsort(apertures)[: max(1, len(shapes) // 7)]], axis=0), np.float32)

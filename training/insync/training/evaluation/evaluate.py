@@ -24,7 +24,7 @@ from skimage.metrics import structural_similarity
 from tqdm import tqdm
 
 from insync.core.head import head_of
-from insync.core.mouth import OUTER_LIPS, MouthBasis, opening
+from insync.core.mouth import OUTER_LIPS, MouthBasis, aperture
 from insync.core.spec import CROP_SIZE, MAX_REGISTRATION_FRAMES
 from insync.ensemble.inference.pipeline import Chain, Twin
 from insync.ensemble.models.face import FaceFinder, take_crop
@@ -39,7 +39,7 @@ from insync.training.evaluation.report import Shown, markdown, page
 from insync.training.metrics import published
 from insync.training.metrics.frechet import MISSING, FeatureNetwork, Networks, distances
 from insync.training.metrics.identity import Likeness
-from insync.training.metrics.summary import COMPARED, Figures, best_lag, correlation, lagged, means, table
+from insync.training.metrics.summary import COMPARED, Metrics, best_lag, correlation, lagged, means, table
 from insync.training.metrics.sync import SyncJudge
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ Picture = npt.NDArray[np.uint8]
 
 FOOTAGE_SHARE = 0.4  # of a clip registers its twin
 MIN_FRAMES = 20
-MOVING = 0.01  # standard deviation of an opening, in distances of the outer eye corners, that counts as speaking
+MOVING = 0.01  # standard deviation of an aperture, in distances of the outer eye corners, that counts as speaking
 ROOM = 64  # pixels
 FACE_IN_CROP = np.array([30, 10, 226, 250], np.float32)  # about where alignment puts faces
 EYES = (33, 263)  # outer corners
@@ -64,7 +64,7 @@ class Footage:
         crops: uint8 [N, 256, 256, 3] RGB.
         heads: float32 [N, 75, 2], see `insync.core.head`.
         landmarks: float32 [N, 468, 2], in pixels of the crops.
-        openings: float32 [N], NaN as the landmarks where no face was found.
+        apertures: float32 [N], NaN as the landmarks where no face was found.
         times_s: float32 [N].
         sound: float32 [samples] at 16 kHz; empty without sound.
         frames: the encoded frames that register the twin.
@@ -74,7 +74,7 @@ class Footage:
     crops: Picture
     heads: Floats
     landmarks: Floats
-    openings: Floats
+    apertures: Floats
     times_s: Floats
     sound: Floats
     frames: list[bytes]
@@ -83,17 +83,17 @@ class Footage:
     @property
     def speaks(self) -> bool:
         """Whether there is sound, and a mouth that moves."""
-        return bool(self.sound.size) and bool(np.nanstd(self.openings) >= MOVING)
+        return bool(self.sound.size) and bool(np.nanstd(self.apertures) >= MOVING)
 
 
 class Drawing(NamedTuple):
-    """One way to dub one clip.
+    """One condition to dub one clip.
 
     Attributes:
         results: uint8 [N, 256, 256, 3].
         sources: the crops that they were made of, of the same shape.
         alphas: uint8 [N, 256, 256], of the patches.
-        predicted: float32 [N], openings that the network predicted; NaN where it was not asked.
+        predicted: float32 [N], apertures that the network predicted; NaN where it was not asked.
     """
 
     results: Picture
@@ -165,9 +165,9 @@ class Evaluation:
         ]
         sound = read_speech(path)
         # Read off the crops, as the results' are: the landmarks' own error is the same on both sides.
-        landmarks, openings = self._landmarks(np.stack(crops))
+        landmarks, apertures = self._landmarks(np.stack(crops))
         return Footage(
-            np.stack(crops), np.stack(heads), landmarks, openings, np.array(times, np.float32),
+            np.stack(crops), np.stack(heads), landmarks, apertures, np.array(times, np.float32),
             np.zeros(0, np.float32) if sound is None else sound, jpegs, first,
         )  # fmt: skip
 
@@ -193,24 +193,24 @@ class Evaluation:
             results.append(np.round(blended).astype(np.uint8))
             sources.append(source)
             alphas.append(patch[..., 3])
-            predicted.append(float(code @ self._basis.opening_row))
+            predicted.append(float(code @ self._basis.aperture_row))
         return Drawing(np.stack(results), np.stack(sources), np.stack(alphas), np.array(predicted, np.float32))
 
     def measure(
         self,
         clip: str,
-        way: str,
+        condition: str,
         footage: Footage,
         drawing: Drawing,
         lag: int = 0,
         sound: Floats | None = None,
         filmed: bool = True,
-    ) -> Figures:
+    ) -> Metrics:
         """Measures a drawing.
 
         Args:
             clip: its name.
-            way: its name.
+            condition: its name.
             footage: the clip.
             drawing: what was made of it.
             lag: frames by which the clip's sound trails its picture.
@@ -219,19 +219,19 @@ class Evaluation:
         """
         results, real = drawing.results, drawing.sources
         truth = footage.landmarks[footage.first :]
-        landmarks, openings = self._landmarks(results)
+        landmarks, apertures = self._landmarks(results)
         ring = (mask.feather()[0, 0].numpy() > 0.02) & (mask.feather()[0, 0].numpy() < 0.6)
         compared = (
-            self._against(footage, drawing, landmarks, openings, lag) if filmed else dict.fromkeys(COMPARED, NOTHING)
+            self._against(footage, drawing, landmarks, apertures, lag) if filmed else dict.fromkeys(COMPARED, NOTHING)
         )
         lse_c, lse_d, offset = self._in_sync(footage, results, sound)
-        return Figures(
+        return Metrics(
             clip=clip,
-            way=way,
+            condition=condition,
             frames=len(results),
             lag=lag,
-            obeys=correlation(openings, drawing.predicted),
-            leaks=_leak(drawing.alphas, truth),
+            predicted_aperture_corr=correlation(apertures, drawing.predicted),
+            source_bleed=_leak(drawing.alphas, truth),
             identity=self._likeness.alike(results, real),
             seam=_edges(results, ring) / max(_edges(real, ring), 1e-6),
             lse_c=lse_c,
@@ -241,11 +241,11 @@ class Evaluation:
         )
 
     def _against(
-        self, footage: Footage, drawing: Drawing, landmarks: Floats, openings: Floats, lag: int
+        self, footage: Footage, drawing: Drawing, landmarks: Floats, apertures: Floats, lag: int
     ) -> dict[str, float]:
         """What compares a drawing with what was filmed."""
         results, real = drawing.results, drawing.sources
-        filmed, real_openings = footage.landmarks[footage.first :], footage.openings[footage.first :]
+        filmed, real_apertures = footage.landmarks[footage.first :], footage.apertures[footage.first :]
         lips = list(OUTER_LIPS)
         eyes = np.linalg.norm(filmed[:, EYES[0]] - filmed[:, EYES[1]], axis=1)
         away = np.linalg.norm(landmarks[:, lips] - filmed[:, lips], axis=2).mean(1) / eyes
@@ -262,8 +262,8 @@ class Evaluation:
             "ssim": fmean(similar),
             "psnr_db": float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-2)))),
             "lmd": 100 * _known(np.mean, away),
-            "follows": lagged(openings, real_openings, lag),
-            "liveliness": _known(np.std, openings) / max(_known(np.std, real_openings), 1e-6),
+            "aperture_corr": lagged(apertures, real_apertures, lag),
+            "aperture_std_ratio": _known(np.std, apertures) / max(_known(np.std, real_apertures), 1e-6),
             "jitter": trembling[0] / max(trembling[1], 1e-6),
         }
 
@@ -277,19 +277,19 @@ class Evaluation:
         """The resting mouth of a clip's twin, float32 [44, 2]."""
         return register(footage.frames, self._finder, self._basis).neutral
 
-    def openings(self, results: Picture) -> Floats:
+    def apertures(self, results: Picture) -> Floats:
         """Opening of the mouth in every crop, NaN where no face is found: float32 [N]."""
         return self._landmarks(results)[1]
 
     def _landmarks(self, crops: Picture) -> tuple[Floats, Floats]:
-        landmarks, openings = [], []
+        landmarks, apertures = [], []
         for crop in crops:
             # Some room around the face, which the finder wants; every crop is read alone, so that equal crops read equally.
             framed = cv2.copyMakeBorder(crop, ROOM, ROOM, ROOM, ROOM, cv2.BORDER_REPLICATE)
             face = self._finder.find(framed, FACE_IN_CROP + ROOM)
             landmarks.append(np.full((468, 2), np.nan) if face is None else face.landmarks[:468, :2] - ROOM)
-            openings.append(np.nan if face is None else opening(self._basis.shape(face.landmarks)))
-        return np.array(landmarks, np.float32), np.array(openings, np.float32)
+            apertures.append(np.nan if face is None else aperture(self._basis.shape(face.landmarks)))
+        return np.array(landmarks, np.float32), np.array(apertures, np.float32)
 
 
 def _known(figure: Callable[[Floats], Any], values: Floats) -> float:
@@ -314,10 +314,10 @@ def _leak(alphas: Picture, landmarks: Floats) -> float:
     return fmean(shares) if shares else NOTHING
 
 
-def ways(
+def conditions(
     evaluation: Evaluation, clip: str, footage: Footage, speech: Floats | None
-) -> Iterator[tuple[Figures, Picture]]:
-    """Every way to dub a clip: its figures and results.
+) -> Iterator[tuple[Metrics, Picture]]:
+    """Every condition to dub a clip: its figures and results.
 
     Args:
         evaluation: draws and measures.
@@ -334,7 +334,7 @@ def ways(
         raise ValueError(f"{clip}: {reason}: give it speech to be dubbed with (--speech FILE)")
     main = footage.sound if own or speech is None else speech
     first = evaluation.draw(footage, main)
-    lag = best_lag(evaluation.openings(first.results), footage.openings[footage.first :]) if own else 0
+    lag = best_lag(evaluation.apertures(first.results), footage.apertures[footage.first :]) if own else 0
     yield evaluation.measure(clip, "self" if own else "cross", footage, first, lag, main, own), first.results
     if own:
         shuffled = np.roll(main, len(main) // 2)
@@ -348,9 +348,9 @@ def ways(
         yield evaluation.measure(clip, "cross", footage, drawing, 0, speech, False), drawing.results
     untouched = Drawing.untouched(footage.crops[footage.first :])
     yield evaluation.measure(clip, "untouched", footage, untouched, 0, main, own), untouched.results
-    for way, change in ROBUSTNESS.items():
+    for condition, change in ROBUSTNESS.items():
         drawing = evaluation.draw(footage, main, change)
-        yield evaluation.measure(clip, way, footage, drawing, lag, main, own), drawing.results
+        yield evaluation.measure(clip, condition, footage, drawing, lag, main, own), drawing.results
 
 
 def evaluate(
@@ -361,7 +361,7 @@ def evaluate(
     threads: int = 2,
     networks: Networks | None = None,
     speech: Path | None = None,
-) -> list[Figures]:
+) -> list[Metrics]:
     """Evaluates clips; writes `evaluation.json`, `evaluation.md` and `evaluation.html` into out.
 
     Args:
@@ -382,18 +382,18 @@ def evaluate(
     if speech is not None and other is None:
         raise ValueError(f"{speech.name} has no sound")
     evaluation = Evaluation(repository, threads)
-    figures: list[Figures] = []
+    figures: list[Metrics] = []
     shown: list[Shown] = []
     refused: dict[str, str] = {}
     for path in tqdm(clips, desc="evaluate", unit="clip"):
         try:
             footage = evaluation.read(path, seconds)
-            found = list(ways(evaluation, path.name, footage, other))
+            found = list(conditions(evaluation, path.name, footage, other))
         except (av.error.FFmpegError, ValueError) as error:
             refused[path.name] = str(error)
             continue
         figures += [one for one, _ in found]
-        rows = {one.way: results for one, results in found if one.way != "untouched"}
+        rows = {one.condition: results for one, results in found if one.condition != "untouched"}
         shown.append(Shown(path.name, {"filmed": footage.crops[footage.first :], **rows}))
     if not figures:
         raise ValueError("no clip could be judged: " + "; ".join(refused.values()))
@@ -402,17 +402,17 @@ def evaluate(
 
 
 def _write(
-    out: Path, figures: list[Figures], shown: list[Shown], refused: dict[str, str], judges: dict[str, FeatureNetwork]
+    out: Path, figures: list[Metrics], shown: list[Shown], refused: dict[str, str], judges: dict[str, FeatureNetwork]
 ) -> None:
     frechet = {name: _frechet(shown, judge) for name, judge in judges.items()}
     notes = [
         f"{name.upper()}: " + ", ".join(f"{w} {v:.1f}" for w, v in of.items()) + "." for name, of in frechet.items()
     ]
     notes += [] if frechet else [MISSING]
-    own = {one.way: one for one in means(figures)}
+    own = {one.condition: one for one in means(figures)}
     best = own.get("cross", own.get("self", figures[0]))
-    fid = frechet.get("fid", {}).get(best.way)
-    beside = published.table(published.Published(f"InSync, {best.way}", fid, best.identity, best.lse_c))
+    fid = frechet.get("fid", {}).get(best.condition)
+    beside = published.table(published.Published(f"InSync, {best.condition}", fid, best.identity, best.lse_c))
     sources = [published.SOURCE, published.OURS]
     out.mkdir(parents=True, exist_ok=True)
     document = {"figures": [asdict(one) for one in figures], "refused": refused, "frechet": frechet}
@@ -423,15 +423,17 @@ def _write(
 
 
 def _frechet(shown: list[Shown], judge: FeatureNetwork) -> dict[str, float]:
-    """FID or FVD of every way, over all clips that are dubbed that way."""
-    names = dict.fromkeys(way for one in shown for way in one.rows if way not in ("filmed", *ROBUSTNESS))
+    """FID or FVD of every condition, over all clips that are dubbed that condition."""
+    names = dict.fromkeys(
+        condition for one in shown for condition in one.rows if condition not in ("filmed", *ROBUSTNESS)
+    )
     return {
-        way: distances(
-            {way: [one.rows[way] for one in shown if way in one.rows]},
-            [one.rows["filmed"] for one in shown if way in one.rows],
+        condition: distances(
+            {condition: [one.rows[condition] for one in shown if condition in one.rows]},
+            [one.rows["filmed"] for one in shown if condition in one.rows],
             judge,
-        )[way]
-        for way in names
+        )[condition]
+        for condition in names
     }
 
 

@@ -54,7 +54,7 @@ def page(
     parts = [
         f"<!doctype html><meta charset=utf-8><title>InSync: evaluation</title><style>{STYLE}</style>",
         "<h1>Evaluation</h1><p>Twins are registered from the first two fifths of each clip; figures are of the rest. "
-        "Columns are explained in <code>insync.training.metrics.summary.Figures</code>.</p>",
+        "Columns are explained in <code>insync.training.metrics.summary.Metrics</code>.</p>",
         _table(own, "own"),
         *(f"<p>{html.escape(note)}</p>" for note in notes),
         "<h2>Published elsewhere</h2>",
@@ -96,11 +96,11 @@ def _still(one: Shown) -> str:
 
 def _film(one: Shown) -> str:
     sink = io.BytesIO()
-    ways = list(one.rows.values())[:FILMED_SIDE_BY_SIDE]
+    conditions = list(one.rows.values())[:FILMED_SIDE_BY_SIDE]
     with av.open(sink, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "23"})
-        stream.width, stream.height, stream.pix_fmt = CROP_SIZE * len(ways), CROP_SIZE, "yuv420p"
-        for pictures in zip(*ways, strict=True):
+        stream.width, stream.height, stream.pix_fmt = CROP_SIZE * len(conditions), CROP_SIZE, "yuv420p"
+        for pictures in zip(*conditions, strict=True):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.hstack(pictures), format="rgb24")))
         container.mux(stream.encode(None))
     return base64.b64encode(sink.getvalue()).decode()

@@ -100,13 +100,13 @@ class Networks:
         }
 
 
-def distances(ways: dict[str, list[Picture]], real: list[Picture], network: FeatureNetwork) -> dict[str, float]:
-    """The distance of every way of dubbing from what was filmed, over all clips together.
+def distances(conditions: dict[str, list[Picture]], real: list[Picture], network: FeatureNetwork) -> dict[str, float]:
+    """The distance of every condition of dubbing from what was filmed, over all clips together.
 
     Args:
-        ways: for each way its results, uint8 [T, 256, 256, 3] each.
+        conditions: for each condition its results, uint8 [T, 256, 256, 3] each.
         real: what was filmed.
         network: FID's or FVD's.
     """
     truth = network.features(real)
-    return {way: frechet_distance(network.features(results), truth) for way, results in ways.items()}
+    return {condition: frechet_distance(network.features(results), truth) for condition, results in conditions.items()}

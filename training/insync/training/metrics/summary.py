@@ -12,28 +12,36 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 
 MAX_LAG = 5  # frames by which a clip's sound may lead or trail its picture
-WAYS = ("self", "shuffled", "silence", "cross", "untouched")  # in the order of the means; others follow
-COMPARED = ("ssim_crop", "ssim", "psnr_db", "lmd", "follows", "liveliness", "jitter")  # with a filmed mouth
+CONDITIONS = ("self", "shuffled", "silence", "cross", "untouched")  # in the order of the means; others follow
+COMPARED = (
+    "ssim_crop",
+    "ssim",
+    "psnr_db",
+    "lmd",
+    "aperture_corr",
+    "aperture_std_ratio",
+    "jitter",
+)  # with a filmed mouth
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What was measured of one way to dub one clip; NaN where a figure has no meaning, as `COMPARED` have in `cross`.
+class Metrics:
+    """What was measured of one condition to dub one clip; NaN where a figure has no meaning, as `COMPARED` have in `cross`.
 
     Attributes:
         clip: its name.
-        way: self, shuffled, silence, untouched; cross, with speech that is not its own; or its first way with a robustness change.
+        condition: self, shuffled, silence, untouched; cross, with speech that is not its own; or its first condition with a robustness change.
         frames: drawn.
         ssim_crop: structural similarity of the whole crop with the filmed one (Wang et al., 2004), 1 is equal.
         ssim: the same of the mouth region alone, where everything is drawn.
         psnr_db: peak signal-to-noise ratio of the mouth region.
         lmd: mean distance of the lips' landmarks from the filmed ones, in percent of the distance of the outer eye corners.
-        follows: correlation of the mouth's opening with the filmed one, at the clip's lag.
+        aperture_corr: correlation of the mouth's aperture with the filmed one, at the clip's lag.
         lag: frames by which the clip's sound trails its picture, where `follows` is best.
-        obeys: correlation of the mouth's opening with the opening that the network predicted.
-        liveliness: standard deviation of the opening over that of the filmed mouth.
+        predicted_aperture_corr: correlation of the mouth's aperture with the aperture that the network predicted.
+        aperture_std_ratio: standard deviation of the aperture over that of the filmed mouth.
         jitter: mean second difference of the lips' landmarks over that of the filmed ones.
-        leaks: share of the filmed lips that the patch lets through, 1 minus alpha. Where nothing covers the mouth, anything above 0 is a
+        source_bleed: share of the filmed lips that the patch lets through, 1 minus alpha. Where nothing covers the mouth, anything above 0 is a
             filmed mouth that goes on speaking, whatever the sound: `follows` is then too good, and silence too lively.
         identity: how alike the person looks around the mouth, 1 is the same, 0 a stranger (`insync.training.metrics.identity`; no face recognition).
         seam: gradients in the ring where alpha fades, over those of the source in the same ring; 1 is invisible.
@@ -44,18 +52,18 @@ class Figures:
     """
 
     clip: str
-    way: str
+    condition: str
     frames: int
     ssim_crop: float
     ssim: float
     psnr_db: float
     lmd: float
-    follows: float
+    aperture_corr: float
     lag: int
-    obeys: float
-    liveliness: float
+    predicted_aperture_corr: float
+    aperture_std_ratio: float
     jitter: float
-    leaks: float
+    source_bleed: float
     identity: float
     seam: float
     lse_c: float
@@ -83,24 +91,32 @@ def best_lag(a: Floats, b: Floats) -> int:
     return max(known, key=lambda lag: known[lag]) if known else 0
 
 
-def means(figures: list[Figures]) -> list[Figures]:
-    """The mean over clips of every way, over the clips where a figure has a meaning."""
+def means(figures: list[Metrics]) -> list[Metrics]:
+    """The mean over clips of every condition, over the clips where a figure has a meaning."""
     result = []
-    known_ways = {one.way: None for one in figures}
-    for way in [*(way for way in WAYS if way in known_ways), *(way for way in known_ways if way not in WAYS)]:
-        ones = [one for one in figures if one.way == way]
-        values: dict[str, Any] = {"clip": "mean", "way": way, "frames": sum(one.frames for one in ones), "lag": 0}
-        for field in fields(Figures):
+    known_conditions = {one.condition: None for one in figures}
+    for condition in [
+        *(condition for condition in CONDITIONS if condition in known_conditions),
+        *(condition for condition in known_conditions if condition not in CONDITIONS),
+    ]:
+        ones = [one for one in figures if one.condition == condition]
+        values: dict[str, Any] = {
+            "clip": "mean",
+            "condition": condition,
+            "frames": sum(one.frames for one in ones),
+            "lag": 0,
+        }
+        for field in fields(Metrics):
             if field.name not in values:
                 known = [v for v in (getattr(one, field.name) for one in ones) if np.isfinite(v)]
                 values[field.name] = fmean(known) if known else float("nan")
-        result.append(Figures(**values))
+        result.append(Metrics(**values))
     return result
 
 
-def table(figures: list[Figures]) -> list[list[str]]:
+def table(figures: list[Metrics]) -> list[list[str]]:
     """Head, alignment and cells of the table of these figures and of their means."""
-    names = [field.name for field in fields(Figures)]
+    names = [field.name for field in fields(Metrics)]
     rows = [names, ["---"] * 2 + ["---:"] * (len(names) - 2)]
     for one in [*figures, *means(figures)]:
         cells = []
@@ -108,7 +124,7 @@ def table(figures: list[Figures]) -> list[list[str]]:
             value = getattr(one, name)
             cells.append(
                 value if isinstance(value, str)
-                else "–" if name == "lag" and (one.clip == "mean" or not np.isfinite(one.follows))
+                else "–" if name == "lag" and (one.clip == "mean" or not np.isfinite(one.aperture_corr))
                 else f"{value:+d}" if name == "lag"
                 else str(value) if isinstance(value, int)
                 else f"{value:.2f}" if np.isfinite(value)

@@ -83,18 +83,18 @@ def frame_grid(times_s: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
     return grid.astype(np.float32), nearest.astype(np.int64)
 
 
-def figures_of_curve(curve: Floats, frames: int) -> SyncFigures:
+def metrics_of_curve(curve: Floats, frames: int) -> SyncFigures:
     """The figures that a curve of mean distances float32 [31] holds."""
     best = int(curve.argmin())
     return SyncFigures(best - MAX_OFFSET, float(np.median(curve) - curve[best]), float(curve[best]), curve, frames)
 
 
-def curve_of(seen: Floats, heard: Floats, sounding: npt.NDArray[np.bool_]) -> tuple[Floats, int]:
+def curve_of(seen: Floats, audio: Floats, sounding: npt.NDArray[np.bool_]) -> tuple[Floats, int]:
     """Mean distance at every offset.
 
     Args:
         seen: float32 [T, 128], unit vectors of the mouths.
-        heard: float32 [T + 30, 128], those of the sound, from 15 frames before the first mouth to 15 after the last.
+        audio: float32 [T + 30, 128], those of the sound, from 15 frames before the first mouth to 15 after the last.
         sounding: bool [T + 30], False where the clip has no sound (before its beginning, after its end).
 
     Returns:
@@ -104,7 +104,7 @@ def curve_of(seen: Floats, heard: Floats, sounding: npt.NDArray[np.bool_]) -> tu
     for shift in range(len(curve)):
         valid = sounding[shift : shift + len(seen)]
         if valid.sum() >= MIN_SPAN_FRAMES:
-            curve[shift] = np.linalg.norm(seen[valid] - heard[shift : shift + len(seen)][valid], axis=1).mean()
+            curve[shift] = np.linalg.norm(seen[valid] - audio[shift : shift + len(seen)][valid], axis=1).mean()
     return curve, int(sounding[MAX_OFFSET : MAX_OFFSET + len(seen)].sum())
 
 
@@ -122,16 +122,16 @@ class SyncJudge:
         self._model, self._mel = load_weights(weights), LogMel()
 
     def figures(self, crops: Picture, times_s: Floats, audio: Floats) -> SyncFigures | None:
-        """Judges a clip; see `figures_of_mouths`.
+        """Judges a clip; see `metrics_of_mouths`.
 
         Args:
             crops: uint8 [N, 256, 256, 3] RGB, of one unbroken take.
             times_s: float32 [N], ascending, on the clock of the audio.
             audio: float32 [samples] at 16 kHz.
         """
-        return self.figures_of_mouths(mouths_of(crops), times_s, audio)
+        return self.metrics_of_mouths(mouths_of(crops), times_s, audio)
 
-    def figures_of_mouths(self, mouths: Picture, times_s: Floats, audio: Floats) -> SyncFigures | None:
+    def metrics_of_mouths(self, mouths: Picture, times_s: Floats, audio: Floats) -> SyncFigures | None:
         """Judges a clip, given as mouths uint8 [N, 56, 56]. None where it is too short, or has no sound."""
         if len(times_s) < MOUTH_FRAMES:
             return None
@@ -143,9 +143,9 @@ class SyncJudge:
         sounding = (times >= 0) & (times * SAMPLE_RATE_HZ <= len(audio))
         if not sounding.any():
             return None
-        heard = self.heard(self._mel(windows(audio, times.astype(np.float32))))
-        curve, frames = curve_of(self.seen(mouths[nearest]), heard, sounding)
-        return figures_of_curve(curve, frames)
+        audio = self.embed_audio(self._mel(windows(audio, times.astype(np.float32))))
+        curve, frames = curve_of(self.seen(mouths[nearest]), audio, sounding)
+        return metrics_of_curve(curve, frames)
 
     @torch.no_grad()
     def seen(self, mouths: Picture) -> Floats:
@@ -157,10 +157,11 @@ class SyncJudge:
         return np.concatenate(parts) if parts else np.zeros((0, EMBEDDING), np.float32)
 
     @torch.no_grad()
-    def heard(self, mels: Floats) -> Floats:
+    def embed_audio(self, mels: Floats) -> Floats:
         """Unit vectors float32 [T, 128] of log-mel windows [T, 80, 40]."""
         parts = [
-            self._model.heard(torch.from_numpy(mels[i : i + PART]).float()).numpy() for i in range(0, len(mels), PART)
+            self._model.embed_audio(torch.from_numpy(mels[i : i + PART]).float()).numpy()
+            for i in range(0, len(mels), PART)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, EMBEDDING), np.float32)
 
@@ -198,7 +199,7 @@ class SyncLoss(nn.Module):
         half = F.avg_pool2d(luma, 2)
         if half.shape[1] == 1:
             half = half.expand(-1, MOUTH_FRAMES, -1, -1)
-        cosine = (self.model.seen(half) * self.model.heard(mel)).sum(1)
+        cosine = (self.model.seen(half) * self.model.embed_audio(mel)).sum(1)
         return (1 - cosine).mean()
 
 

@@ -12,8 +12,8 @@ from insync.training.trainers.run import load_checkpoint
 OCCLUSION_PARTS = ("source.occluder",)  # prefixes of names, as below
 RENDERER_PARTS = ("source", "reference", "alignment", "placing", "inpainter")
 
-# Predictions regress to the mean: on speakers never trained on the predicted opening varies 0.6 times as much as the real one. Scaling codes
-# restores the liveliness, leaves every correlation as it is, and leaves the resting mouth (a code of zeros) at rest.
+# Predictions regress to the mean: on speakers never trained on the predicted aperture varies 0.6 times as much as the real one. Scaling codes
+# restores the aperture_std_ratio, leaves every correlation as it is, and leaves the resting mouth (a code of zeros) at rest.
 EXPRESSION = 1.5
 
 

@@ -72,7 +72,7 @@ class RendererOptions:
         learning_rate: of the generator, at its peak.
         discriminator_rate: of the discriminators.
         adversarial_from: share of the time after which the discriminators join, at once where they begin trained; 1 or more: never.
-        hinted: chance, at first, that a person's references include the answer; falls to 0.
+        answer_leak_prob: chance, at first, that a person's references include the answer; falls to 0.
         hinted_until: share of the time after which it is 0.
         realism: pull of the discriminators on the picture's colours, as a share of the other losses' pull.
         r1: weight of the gradient penalty.
@@ -93,7 +93,7 @@ class RendererOptions:
     learning_rate: float = 4e-4
     discriminator_rate: float = 4e-4
     adversarial_from: float = 0.12
-    hinted: float = 0.7
+    answer_leak_prob: float = 0.7
     hinted_until: float = 0.3
     realism: float = 0.5
     r1: float = 0.05
@@ -170,7 +170,7 @@ class RendererTraining:
         self._optimizer = torch.optim.Adam(trained, lr=options.learning_rate, betas=(0.5, 0.99))
         critics = [*self._local.parameters(), *self._global.parameters()]
         self._critic_optimizer = torch.optim.Adam(critics, lr=options.discriminator_rate, betas=(0.5, 0.99))
-        self._step, self._spent_s, self._hinted = 0, 0.0, options.hinted
+        self._step, self._spent_s, self._hinted = 0, 0.0, options.answer_leak_prob
         self._feather = mask.feather()[..., slice(*mask.ROWS), slice(*mask.COLUMNS)].to(self._device)
         self._figures: dict[str, float] = {}
         self._log = Log(out / "renderer.csv")
@@ -208,7 +208,7 @@ class RendererTraining:
             ):
                 for group in optimizer.param_groups:
                     group["lr"] = rate * factor
-            self._hinted = self._options.hinted * max(0.0, 1 - budget.share / self._options.hinted_until)
+            self._hinted = self._options.answer_leak_prob * max(0.0, 1 - budget.share / self._options.hinted_until)
             self._train_step(adversarial=min(1.0, max(0.0, budget.share - self._joining) / 0.05))
             if self._step % 20 == 0:
                 bar.set_postfix(
@@ -256,7 +256,7 @@ class RendererTraining:
 
     def _train_step(self, adversarial: float) -> None:
         spoken = self._sync is not None and self._step % self._options.sync_every == 0
-        batch = self._batches.draw(hinted=self._hinted, spoken=spoken)
+        batch = self._batches.draw(answer_leak_prob=self._hinted, spoken=spoken)
         codes, real = batch.codes.to(self._device), batch.real.to(self._device)
         window = real[..., slice(*mask.ROWS), slice(*mask.COLUMNS)]
         lips = batch.lips.to(self._device)

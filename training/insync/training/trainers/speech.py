@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 
 MAX_OFFSET = 6  # frames
-MIN_CORRELATION = 0.25  # of a segment's opening with the prediction at its best offset
+MIN_CORRELATION = 0.25  # of a segment's aperture with the prediction at its best offset
 SILENCE = -1.0  # log-mel of digital silence
 
 
@@ -81,10 +81,10 @@ def augment(mel: Tensor) -> Tensor:
     return torch.where(hidden[:, :, None], mel.mean((1, 2), keepdim=True), mel)
 
 
-def code_loss(predicted: Tensor, real: Tensor, weights: Tensor, opening: Tensor) -> Tensor:
-    """Weighted squared error, plus one minus the concordance (Lin, 1989) of the opening, which a timid mouth cannot satisfy."""
+def code_loss(predicted: Tensor, real: Tensor, weights: Tensor, aperture: Tensor) -> Tensor:
+    """Weighted squared error, plus one minus the concordance (Lin, 1989) of the aperture, which a timid mouth cannot satisfy."""
     error = (weights * (predicted - real) ** 2).sum(1).mean() / weights.sum()
-    a, b = predicted @ opening, real @ opening
+    a, b = predicted @ aperture, real @ aperture
     covariance = ((a - a.mean()) * (b - b.mean())).mean()
     concordance = 2 * covariance / (a.var() + b.var() + (a.mean() - b.mean()) ** 2 + 1e-8)
     return error + 0.5 * (1 - concordance)
@@ -120,7 +120,7 @@ def _fit(
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
     average = copy.deepcopy(model)
     weights = torch.from_numpy(basis.deviation / basis.deviation[0])
-    opening = torch.from_numpy(basis.opening_row)
+    aperture = torch.from_numpy(basis.aperture_row)
     first = 0
     if state is not None:
         model.load_state_dict(state["model"])
@@ -141,7 +141,7 @@ def _fit(
         )
         heard[: silent // 3] = SILENCE
         real[:silent] = 0
-        loss = code_loss(model(heard), real, weights, opening)
+        loss = code_loss(model(heard), real, weights, aperture)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -176,7 +176,7 @@ def predict(model: SpeechToMouth, mel: npt.NDArray[np.float16]) -> Floats:
 
 
 def offset_curve(predicted: Floats, real: Floats) -> Floats:
-    """Correlation of two opening curves [T], the first shifted by -6 … 6 frames: float32 [13]; 0 where one is constant."""
+    """Correlation of two aperture curves [T], the first shifted by -6 … 6 frames: float32 [13]; 0 where one is constant."""
     curve = []
     for offset in range(-MAX_OFFSET, MAX_OFFSET + 1):
         a = predicted[max(0, offset) : len(predicted) + min(0, offset)]
@@ -190,12 +190,12 @@ def find_offsets(
     dataset: Dataset, model: SpeechToMouth, basis: MouthBasis, codes: Floats
 ) -> dict[int, tuple[int, float]]:
     """Each sounding segment's best offset in frames (positive: the sound trails the picture) and the correlation there."""
-    opening = basis.opening_row
+    aperture = basis.aperture_row
     result = {}
     for number, segment in enumerate(dataset.segments):
         if segment.has_sound and segment.frames > 3 * MAX_OFFSET:
             rows = dataset.rows(number)
-            curve = offset_curve(predict(model, dataset.mel[rows]) @ opening, codes[rows] @ opening)
+            curve = offset_curve(predict(model, dataset.mel[rows]) @ aperture, codes[rows] @ aperture)
             result[number] = (int(curve.argmax()) - MAX_OFFSET, float(curve.max()))
     return result
 
@@ -270,15 +270,15 @@ def train_speech(
 
 
 def evaluate(dataset: Dataset, basis: MouthBasis, model: SpeechToMouth) -> list[dict[str, Any]]:
-    """For each sounding segment: correlation of the opening at offset 0 and at its best offset, amplitude ratio."""
+    """For each sounding segment: correlation of the aperture at offset 0 and at its best offset, amplitude ratio."""
     codes = dataset.codes(basis)[0]
-    opening = basis.opening_row
+    aperture = basis.aperture_row
     table = []
     for number, segment in enumerate(dataset.segments):
         if not segment.has_sound or segment.frames < 3 * MAX_OFFSET:
             continue
         rows = dataset.rows(number)
-        predicted, real = predict(model, dataset.mel[rows]) @ opening, codes[rows] @ opening
+        predicted, real = predict(model, dataset.mel[rows]) @ aperture, codes[rows] @ aperture
         curve = offset_curve(predicted, real)
         table.append(
             {

@@ -2,7 +2,7 @@
 
 First two networks are trained, each on half of the people, and each is asked for the offsets of the other half: a network that has seen
 a clip with a wrong offset has learned that offset. Then one network learns from everybody, mended. Offsets come from the
-manifest of the data set, or, where it has none, from the `speech` stage, which follows the opening of the mouth.
+manifest of the data set, or, where it has none, from the `speech` stage, which follows the aperture of the mouth.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from insync.core.spec import MOUTH
 from insync.network.blocks import channels_last
 from insync.network.syncnet import EMBEDDING, MOUTH_FRAMES, MOUTH_SIZE, SyncNet
 from insync.training.data.dataset import Dataset
-from insync.training.metrics.sync import MAX_OFFSET, curve_of, figures_of_curve, frame_grid, mouths_of, save_weights
+from insync.training.metrics.sync import MAX_OFFSET, curve_of, frame_grid, metrics_of_curve, mouths_of, save_weights
 from insync.training.trainers.run import Budget, Log, cosine, load_checkpoint, save_checkpoint
 from insync.training.trainers.speech import augment
 
@@ -175,7 +175,7 @@ def _loss(heads: _Heads, footage: Footage, takes: list[int], chance: Floats, rng
     mouths = distort(torch.from_numpy(footage.mouths[rows]).float() / 255, rng)
     mel = augment(torch.from_numpy(footage.mel[heard_rows]).float())
     seen = heads.net.seen(mouths.contiguous(memory_format=torch.channels_last))
-    heard = heads.net.heard(mel)
+    heard = heads.net.embed_audio(mel)
     logits = (seen @ heard.T) * heads.log_scale.clamp(max=3.7).exp()
     groups = len(chosen)
     target = torch.zeros(len(seen), STRETCH)
@@ -266,7 +266,7 @@ def judge(net: SyncNet, footage: Footage, take: Take) -> Floats:
     inner = slice(ROOM // 2, ROOM // 2 + MOUTH_SIZE)
     mouths = footage.mouths[take.mouths][:, :, inner, inner]
     seen = net.seen(torch.from_numpy(mouths).float() / 255).numpy()
-    heard = net.heard(torch.from_numpy(footage.mel[take.sounds]).float()).numpy()
+    heard = net.embed_audio(torch.from_numpy(footage.mel[take.sounds]).float()).numpy()
     blank = np.zeros((MAX_OFFSET, EMBEDDING), np.float32)
     sounding = np.pad(np.ones(len(heard), bool), MAX_OFFSET)
     curve, _ = curve_of(seen, np.concatenate([blank, heard, blank]), sounding)
@@ -280,7 +280,7 @@ def mend(net: SyncNet, footage: Footage, takes: list[int]) -> list[dict[str, Any
         take = footage.takes[number]
         if len(take.sounds) < MIN_FRAMES:
             continue
-        found = figures_of_curve(judge(net, footage, take), len(take.sounds))
+        found = metrics_of_curve(judge(net, footage, take), len(take.sounds))
         sure = found.lse_c >= MIN_CONFIDENCE and abs(found.offset) <= MAX_MENDED
         rows.append(
             {
