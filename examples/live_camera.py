@@ -45,11 +45,11 @@ def microphone(speech: Any, start_s: float) -> Iterator[Any]:
         yield piece
 
 
-def live_frames(camera: Any, is_clip: bool, start_s: float, length_s: float) -> Iterator[TimedFrame]:
+def live_frames(camera: Any, is_clip: bool, fps: float, start_s: float, length_s: float) -> Iterator[TimedFrame]:
     """Yield a camera's frames, each with the time at which it came, in seconds after `start_s`.
 
-    The stream asks for the next frame when it has the sound for this one, which takes 120 ms. So a thread takes frames as
-    they come, for their times to be the camera's, and drops those that nobody has room for.
+    The stream asks for the next frame when it has the sound for this one, 120 ms later. So a thread takes the frames as they
+    come, for their times to be the camera's. Where nobody asks for them for longer, it drops the oldest.
     """
     taken: queue.Queue[TimedFrame | None] = queue.Queue()
     ended = threading.Event()
@@ -62,8 +62,9 @@ def live_frames(camera: Any, is_clip: bool, start_s: float, length_s: float) -> 
                 break
             if is_clip:
                 time.sleep(max(0.0, start_s + time_s - time.monotonic()))
-            if taken.qsize() < 25:
-                taken.put(TimedFrame(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), time_s))
+            if taken.qsize() > fps * 0.25:
+                taken.get()
+            taken.put(TimedFrame(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), time_s))
         taken.put(None)
 
     threading.Thread(target=take, daemon=True).start()
@@ -74,10 +75,10 @@ def live_frames(camera: Any, is_clip: bool, start_s: float, length_s: float) -> 
 
 
 async def show(synced: SyncedFrame, out: Path | None) -> None:
-    """Show one frame in the window, or write it into the folder `out`."""
+    """Show one frame in the window, or write it into the folder `out`, named by its time in milliseconds."""
     bgr = cv2.cvtColor(synced.image, cv2.COLOR_RGB2BGR)
     if out:
-        await asyncio.to_thread(cv2.imwrite, str(out / f"{synced.index:05d}.jpg"), bgr)
+        await asyncio.to_thread(cv2.imwrite, str(out / f"{round(synced.time_s * 1000):06d}.jpg"), bgr)
     else:
         cv2.imshow("InSync", bgr)
         cv2.waitKey(1)
@@ -94,16 +95,22 @@ async def speak(options: argparse.Namespace) -> None:
         first = [camera.read() for _ in range(REGISTRATION_FRAMES)]
         twin = await client.register([cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB) for there, bgr in first if there])
         camera.set(cv2.CAP_PROP_POS_FRAMES, 0)  # a clip begins again; a camera cannot
-        fps, start_s = camera.get(cv2.CAP_PROP_FPS) or 25, time.monotonic()
-        frames = live_frames(camera, is_clip, start_s, len(speech) / RATE_HZ)
-        sound = microphone(speech, start_s)
-        shown = skipped = 0
-        async for synced in client.stream(
-            frames, sound, twin=twin, fps=fps, audio_rate_hz=RATE_HZ, deadline_s=options.deadline, late="skip"
-        ):
+        fps, start_s, length_s = camera.get(cv2.CAP_PROP_FPS) or 25, time.monotonic(), len(speech) / RATE_HZ
+        stream = client.stream(
+            live_frames(camera, is_clip, fps, start_s, length_s),
+            microphone(speech, start_s),
+            twin=twin,
+            fps=fps,
+            audio_rate_hz=RATE_HZ,
+            in_flight=2 + int(fps * options.deadline),  # as many as a camera gives while one may take
+            deadline_s=options.deadline,
+            late="skip",
+        )
+        shown = 0
+        async for synced in stream:
             await show(synced, options.out)
-            shown, skipped = shown + 1, skipped + synced.skipped
-    print(f"{shown} frames shown, {skipped} skipped because they were late")  # noqa: T201
+            shown += 1
+    print(f"{shown} frames shown in {length_s:.1f} s; the camera gives {fps:g} a second")  # noqa: T201
 
 
 def main() -> None:
@@ -112,8 +119,14 @@ def main() -> None:
     parser.add_argument("speech", help="sound file that stands for a microphone")
     parser.add_argument("--camera", default="0", help="a camera's number, or a clip (default: 0)")
     parser.add_argument("--server", default="127.0.0.1:8001", metavar="HOST:PORT", help="default: %(default)s")
-    parser.add_argument("--deadline", type=float, default=0.2, metavar="SECONDS", help="default: %(default)s")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write numbered JPEGs there, in place of a window")
+    parser.add_argument(
+        "--deadline",
+        type=float,
+        default=0.2,
+        metavar="SECONDS",
+        help="later frames are left out (default: %(default)s)",
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write JPEGs there, in place of a window")
     options = parser.parse_args()
     try:
         if options.out:
