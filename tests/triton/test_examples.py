@@ -85,14 +85,14 @@ def test_a_live_camera_speaks(
     out = tmp_path / "live"
     program = root / "examples" / "live_camera.py"
     # How many frames are in time is the machine's affair: this is about those that are shown.
-    options = ("--camera", sample_clip, "--server", server.grpc_url, "--out", out, "--deadline", "1")
+    options = ("--camera", sample_clip, "--server", server.grpc_url, "--out", out, "--deadline", "10")
     done = run(sys.executable, program, words, *options)
     assert done.returncode == 0, done.stderr
     match = re.fullmatch(r"(\d+) frames shown in 2\.4 s; the camera gives 25 a second\n", done.stdout)
     assert match
     shown = sorted(out.iterdir())
     assert len(shown) == int(match[1])
-    assert 2 < len(shown) <= 4 * SHORT_S * 25
+    assert 10 <= len(shown) <= 4 * SHORT_S * 25
     changed = []
     with av.open(str(sample_clip)) as container:
         sources = [
