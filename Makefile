@@ -53,7 +53,7 @@ sample: $(VENV)/.serve
 clean:
 	rm -rf $(VENV) demo.mp4 demo.png build dist .mypy_cache .ruff_cache .pytest_cache
 
-# The first interpreter that fits, or else what uv finds or brings: it needs no ensurepip.
+# The first interpreter that fits, or else uv's 3.12, which uv downloads where it has none.
 $(VENV)/.python:
 	@fits=; bare=; other=; \
 	for python in $(or $(PYTHON),python3 python3.12 python3.11 python3.10); do \
@@ -65,12 +65,14 @@ $(VENV)/.python:
 		esac; \
 	done; \
 	uv=$$(command -v uv || command -v "$$HOME/.local/bin/uv"); \
+	if [ -z "$$fits" ] && [ -z "$(PYTHON)" ] && [ -n "$$uv" ]; then \
+		export UV_PYTHON_PREFERENCE=only-managed UV_PYTHON_INSTALL_BIN=0; \
+		fits=$$("$$uv" python find 3.12 2>/dev/null) || \
+			{ echo "uv python install 3.12"; "$$uv" python install 3.12 && fits=$$("$$uv" python find 3.12); } || \
+			{ echo "uv brought no Python 3.12: install Python 3.10, 3.11 or 3.12, or name it: make PYTHON=…" >&2; exit 1; }; \
+	fi; \
 	if [ -n "$$fits" ]; then \
-		echo "$$fits -m venv $(VENV)"; $$fits -m venv $(VENV); \
-	elif [ -n "$$uv" ] && [ -z "$(PYTHON)" ]; then \
-		echo "uv venv --python $${bare:-3.12} --seed $(VENV)"; \
-		"$$uv" venv --quiet --python $${bare:-3.12} --seed --allow-existing $(VENV) || \
-			{ echo "uv got no Python for InSync: install Python 3.10, 3.11 or 3.12, or name it: make PYTHON=…" >&2; exit 1; }; \
+		echo "$$fits -m venv $(VENV)"; "$$fits" -m venv $(VENV); \
 	elif [ -n "$$bare" ]; then \
 		echo "$$bare has no venv: apt install $${bare##*/}-venv (Debian, Ubuntu), then the same command again" >&2; exit 1; \
 	elif [ -n "$(PYTHON)" ]; then \

@@ -152,21 +152,22 @@ def _fetch(package: str | None, kept: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="insync-libpython-") as name:
         work = Path(name)
         work.chmod(0o755)  # run by root, apt downloads as a user of its own
-        own = [f"-oDir::State::Lists={work / 'lists'}", f"-oDir::Cache={work / 'cache'}"]
+        plain = ["-oAPT::Cmd::Pattern-Only=true"]  # a name with a dot is no regular expression that finds others
+        own = [*plain, f"-oDir::State::Lists={work / 'lists'}", f"-oDir::Cache={work / 'cache'}"]
         own += ["-oAcquire::http::Timeout=20", "-oAcquire::https::Timeout=20", "-oAcquire::Languages=none"]
         for folder in ("lists", "cache/archives"):
             (work / folder / "partial").mkdir(parents=True)
         # The machine's package lists may be missing or old: then our own, and there the release's newest revision too.
-        for options, versions in (([], (f"={package}",)), (own, (f"={package}", ""))):
+        for options, versions in ((plain, (f"={package}",)), (own, (f"={package}", ""))):
             try:
-                if options:
+                if options is own:
                     _run(["apt-get", *options, "update"], work)
             except _NotFetched as exc:
                 reasons.append(str(exc))
             for version in versions:
                 for library in (f"libpython{_MINOR}", f"libpython{_MINOR}t64"):
                     try:
-                        _keep(_download([*options, "download", library + version], work), kept)
+                        _keep(_download(options, library, version, work), kept)
                     except _NotFetched as exc:
                         reasons.append(str(exc))
                     else:
@@ -175,12 +176,12 @@ def _fetch(package: str | None, kept: Path) -> None:
     raise _NotFetched(f"apt-get did not bring it ({telling[-1]})")
 
 
-def _download(arguments: Sequence[str], work: Path) -> Path:
-    """Download one package and take the library out of it."""
-    _run(["apt-get", *arguments], work)
-    packages = sorted(work.glob("libpython*.deb"))
+def _download(options: Sequence[str], name: str, version: str, work: Path) -> Path:
+    """Download one package, and take the library out of it."""
+    _run(["apt-get", *options, "download", name + version], work)
+    packages = sorted(work.glob(f"{name}_*.deb"))
     if not packages:
-        raise _NotFetched(f"apt-get {arguments[-1]} left no package")
+        raise _NotFetched(f"apt-get brought no package {name}")
     unpacked = work / packages[0].stem
     _run(["dpkg-deb", "-x", str(packages[0]), str(unpacked)], work)
     packages[0].unlink()
