@@ -25,6 +25,7 @@ from insync.ensemble.errors import ServerError
 _MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 NAME = f"libpython{_MINOR}.so.1.0"
 _TIMEOUT_S = 300.0
+_UNKNOWN = ("Unable to locate package", "Can't find a source", "was not found", "Can't select candidate")  # apt's words
 # Run in a process of its own: prints what the library says of itself. RTLD_DEEPBIND lets it use its own symbols, not this process's.
 _ASK = """
 import ctypes, json, os, sys
@@ -172,7 +173,8 @@ def _fetch(package: str | None, kept: Path) -> None:
                         reasons.append(str(exc))
                     else:
                         return
-    telling = [reason for reason in reasons if "Unable to locate package" not in reason] or reasons
+    # Why a package's name or version is unknown stands before.
+    telling = [reason for reason in reasons if not any(text in reason for text in _UNKNOWN)] or reasons
     raise _NotFetched(f"apt-get did not bring it ({telling[-1]})")
 
 
