@@ -17,7 +17,7 @@ from insync.core import settings
 from insync.core.errors import ServerError
 from insync.ensemble.server import libpython
 
-ROOT = Path(settings.__file__).resolve().parents[2]
+ROOT = Path(settings.__file__).resolve().parents[3]
 DEBIAN = Path("/usr/bin/python3")
 RELEASE = sys.version.split()[0]
 FETCHING = f"insync: this Python has no {libpython.NAME}: fetching it with apt-get, once, into "
@@ -226,7 +226,12 @@ def test_debians_python_gets_its_own_from_a_package(tmp_path: Path) -> None:
         "import ctypes.util; from insync.ensemble.server import libpython; libpython._folders = lambda: iter(()); "
         "ctypes.util.find_library = lambda name: None; print(libpython.find_library())"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "core"), str(ROOT / "ensemble")]),
+        "XDG_CACHE_HOME": str(tmp_path),
+        "HOME": str(tmp_path),
+    }
     environment["APT_CONFIG"] = str(tmp_path / "apt.conf")
     done = subprocess.run([DEBIAN, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
