@@ -19,7 +19,7 @@ from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
 from insync.client.streaming.frame_dropping import Late
-from insync.client.streaming.pictures import open_picture, to_jpeg
+from insync.client.streaming.pictures import open_picture
 from insync.client.streaming.region import Region
 from insync.client.streaming.sources import Source
 from insync.client.streaming.stream import Stream, StreamOptions, SyncedFrame
@@ -29,6 +29,7 @@ from insync.client.transport.failover import RetryOptions, Route, Servers
 from insync.client.transport.tls import TlsOptions, diagnosis
 from insync.core import spec
 from insync.core.errors import BadInput, InsyncError, ProtocolError, ServerTimeout, ServerUnavailable
+from insync.core.images import encode_jpeg
 
 __all__ = ["DEFAULT_SERVER", "Client", "Twin"]
 
@@ -312,7 +313,7 @@ class Client:
     async def _claim(self, name: NDArray[Any], rate: float, operation: str, route: Route) -> None:
         """Tells a server how many frames/s a live stream wants, with the smallest frame that there is."""
         arrays: dict[str, NDArray[Any]] = {
-            "FRAME": np.frombuffer(to_jpeg(np.zeros((16, 16, 3), np.uint8), 50), np.uint8),
+            "FRAME": np.frombuffer(encode_jpeg(np.zeros((16, 16, 3), np.uint8), 50), np.uint8),
             "AUDIO": np.zeros(spec.WINDOW_SAMPLES, np.float32),
             "TWIN": np.array([spec.CANARY.encode()], np.object_),
             "STREAM": name,
@@ -388,7 +389,9 @@ def _registration_jpeg(frame: Any, name: str) -> bytes:
     scale = min(1.0, REGISTRATION_SIDE / max(picture.width, picture.height))
     width = max(1, round(picture.width * scale * min(1.0, picture.pixel_aspect)))
     height = max(1, round(picture.height * scale * min(1.0, 1 / picture.pixel_aspect)))
-    return to_jpeg(picture.cut(Region(0, 0, picture.width, picture.height, width, height, True)), REGISTRATION_QUALITY)
+    return encode_jpeg(
+        picture.cut(Region(0, 0, picture.width, picture.height, width, height, True)), REGISTRATION_QUALITY
+    )
 
 
 def _is_loopback(host: str) -> bool:

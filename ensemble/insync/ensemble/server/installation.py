@@ -78,6 +78,11 @@ def find_installation() -> Installation:
         MissingExtra: a package is missing.
         ServerError: what is installed does not fit together.
     """
+    if sys.version_info >= (3, 13):
+        raise ServerError(
+            f"the embedded server needs Python 3.10, 3.11 or 3.12, and this is {sys.version_info[0]}.{sys.version_info[1]}: "
+            "make an environment with one of them, or run a Triton container (docs/deploy-docker.md)"
+        )
     _check_packages()
     spec = importlib.util.find_spec("pytriton")
     if spec is not None and spec.submodule_search_locations:
