@@ -26,7 +26,10 @@ GUIDE = (ROOT / "docs" / "fleet.md").read_text()
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 # What the base image has instead of these.
 BASE_IMAGE = {"nvidia-pytriton", "nvidia-dali-cuda130"}
-NOT_THERE = {"insync-models", "psutil"}  # a wheel of our own beside InSync's, and what the embedded server's supervisor needs
+NOT_THERE = {
+    "insync-models",
+    "psutil",
+}  # a wheel of our own beside InSync's, and what the embedded server's supervisor needs
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
