@@ -77,7 +77,7 @@ class Serving:
         for name, port in zip(("grpc", "http", "metrics"), self._ports, strict=True):
             options += [f"--{name}-port", port]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "insync.client", "serve", *options],
+            [sys.executable, "-m", "insync.cli", "serve", *options],
             stdout=subprocess.PIPE,
             stderr=self._log.with_suffix(".supervisor").open("a"),
             text=True,
