@@ -108,7 +108,7 @@ class Camera:
         self.outstanding.append(index)
         return TimedFrame(self._frames[bounced(index, len(self._frames))], Fraction(index) / Fraction(self._fps))
 
-    def skipped(self, count: int) -> None:
+    def skip(self, count: int) -> None:
         """Record that the client skipped the oldest frames, which will have no response."""
         for _ in range(min(count, len(self.outstanding))):
             self.outstanding.popleft()

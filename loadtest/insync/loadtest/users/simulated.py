@@ -118,7 +118,7 @@ class SimulatedUser:
 
         def report() -> None:
             """Report the frames that the camera dropped or the client skipped since the last call."""
-            camera.skipped(stages.skipped - reported[SKIPPED])
+            camera.skip(stages.skipped - reported[SKIPPED])
             for kind, count in ((DROPPED, camera.dropped), (SKIPPED, stages.skipped)):
                 if count > reported[kind]:
                     self._emit(kind, count=count - reported[kind])
