@@ -3,7 +3,7 @@
 #   make demo     dub the sample through the embedded Triton: demo.mp4 and demo.png
 #   make test     ruff, mypy and all tests (this one installs PyTorch; serving and the client never do)
 #   make lint     ruff and mypy only
-#   make bench    the benchmarks, into benchmarks/*.md
+#   make bench    the benchmarks, into benchmarks/results
 #   make sample   make samples/ anew (needs espeak-ng)
 #   make clean    remove what these commands made
 #
@@ -40,7 +40,7 @@ bench: $(VENV)/.all
 	$(BIN)/python -m benchmarks.serving.ensemble_share
 	$(BIN)/python -m benchmarks.serving.adaat_speed
 	$(BIN)/python -m benchmarks.serving.runtime_speed
-	$(BIN)/insync export precision samples/sample.mp4 --speech samples/speech.wav --seconds 5 -o benchmarks/precision
+	$(BIN)/insync export precision samples/sample.mp4 --speech samples/speech.wav --seconds 5 -o benchmarks/results/precision
 	$(BIN)/python -m benchmarks.faults.faults
 	$(BIN)/python -m benchmarks.serving.overload
 

@@ -291,8 +291,8 @@ def test_interrupting_leaves_no_partial_file(
 
 
 def command(video: Path, audio: Path, out: Path, server: str) -> list[str]:
-    said = ["dub", str(video), str(audio), "-o", str(out), "--server", server, "-q"]
-    return [sys.executable, "-m", "insync.client", *said]
+    arguments = ["dub", str(video), str(audio), "-o", str(out), "--server", server, "-q"]
+    return [sys.executable, "-m", "insync.cli", *arguments]
 
 
 def wait_for_part(folder: Path) -> None:

@@ -145,9 +145,7 @@ def test_one_registration_serves_many_sentences(
             container.seek(0)
             samples = sum(frame.samples for frame in container.decode(audio=0))
             assert samples / SAMPLE_RATE_HZ == pytest.approx(length_s, abs=0.15)  # AAC has whole blocks of 1,024
-    assert (
-        run(sys.executable, "-m", "insync.client.cli", "verify", out / "long.mp4").returncode == 3
-    )  # tagged, not signed
+    assert run(sys.executable, "-m", "insync.cli", "verify", out / "long.mp4").returncode == 3  # tagged, not signed
 
     kept.write_text(UNKNOWN)
     assert f"does not know twin {UNKNOWN}" in say()

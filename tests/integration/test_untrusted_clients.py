@@ -16,7 +16,7 @@ from tests.integration.conftest import jpeg, octets
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from benchmarks.fuzzing.messages import Kit, Sent, request
-from benchmarks.fuzzing.run import CAPACITY_FPS, attack
+from benchmarks.fuzzing.run import CAPACITY_FPS, fuzz
 from insync.client import Client, NotFound
 from insync.core.settings import CAPACITY_VARIABLE
 from insync.core.spec import ALL_MODELS, CANARY, WINDOW_SAMPLES
@@ -237,8 +237,8 @@ def test_malformed_and_refused_requests_claim_no_room(
 
 
 def test_malformed_requests(limited: EmbeddedServer, images: Images) -> None:
-    """A few of each class of `benchmarks.fuzzing.run`, which sends ten thousand."""
-    result = attack(limited, images[0], count=220, seed=20, senders=4, capacity_fps=CAPACITY_FPS)
+    """Send a few of each class of `benchmarks.fuzzing.run`, which sends ten thousand."""
+    result = fuzz(limited, images[0], count=220, seed=20, senders=4, capacity_fps=CAPACITY_FPS)
     assert not result.died
     assert result.capacity is not None
     assert result.capacity.whole, str(result.capacity)

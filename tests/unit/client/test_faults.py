@@ -319,7 +319,7 @@ def test_a_network_that_is_cut_and_mended(address: str) -> None:
                     synced.append(one)
                     if one.index in (5, 15):
                         network.cut()
-                        asyncio.get_running_loop().call_later(0.3, network.mend)
+                        asyncio.get_running_loop().call_later(0.3, network.restore)
             return synced
 
         assert whole(asyncio.run(run()))
@@ -449,7 +449,7 @@ def test_a_live_stream_goes_on_through_an_outage(fake: Fake) -> None:
                         if one.index == 20:
                             network.cut()
                         if one.index == 50:
-                            network.mend()
+                            network.restore()
                         if one.index > 50 and not one.repeated:
                             break
             return synced
