@@ -1,5 +1,7 @@
 """Draw source and synced frames of one clip side by side: `python samples/side_by_side.py SOURCE SYNCED -o demo.png`.
 
+`--animation demo.webp` shows both moving, too.
+
 Frames are taken at even steps of time, none is picked by hand. The view is cropped to where the two clips differ:
 the patch around the mouth, with some face around it. Below stands the waveform of the speech, marked at those times.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -23,8 +26,12 @@ TILE = 300  # pixels, square
 GAP = 6  # pixels between tiles
 LABEL = 30  # pixels of height for a line of text
 WAVE = 110  # pixels of height for the waveform
-MARGIN = 1.9  # the view's side over the side of the region that differs
+MARGIN = 2.5  # the view's side over the side of the region that differs
 SHRUNK = 8  # differences are looked for on frames this many times smaller
+ANIMATED_SIDE = 360  # pixels of each half of the animation, square
+ANIMATED_STEP = 2  # of the clip's frames, one in this many
+ANIMATED_S = 4.4  # of the clip, from its beginning
+ANIMATED_QUALITY = 80  # WebP's
 FOREGROUND, BACKGROUND, ACCENT = (40, 40, 40), (255, 255, 255), (200, 110, 30)  # BGR
 
 
@@ -129,15 +136,49 @@ def draw(source: Path, synced: Path) -> Image:
     return canvas
 
 
+def animate(source: Path, synced: Path, out: Path) -> None:
+    """Write a looping WebP of the source at the left and what was dubbed at the right, over the whole height.
+
+    Raises:
+        ValueError: the clips cannot be compared.
+    """
+    count, difference, (height, width) = compare(source, synced)
+    left, _, side = view(difference, (height, width))
+    shown = min(height, width)
+    left = int(np.clip(left + side / 2 - shown / 2, 0, width - shown))
+    with av.open(str(synced)) as container:
+        rate = Fraction(container.streams.video[0].average_rate or 25)
+    with av.open(str(out), "w", format="webp", options={"loop": "0"}) as container:
+        stream = container.add_stream("libwebp_anim", rate=rate / ANIMATED_STEP)
+        stream.width, stream.height, stream.pix_fmt = 2 * ANIMATED_SIDE + GAP, ANIMATED_SIDE + LABEL, "yuv420p"
+        stream.options = {"quality": str(ANIMATED_QUALITY), "compression_level": "6"}
+        for index, pair in enumerate(zip(frames(source), frames(synced), strict=False)):
+            if index % ANIMATED_STEP or index >= min(count, ANIMATED_S * rate):
+                continue
+            canvas: Image = np.full((stream.height, stream.width, 3), BACKGROUND, np.uint8)
+            for x, name, frame in zip((0, ANIMATED_SIDE + GAP), ("source", "dubbed"), pair, strict=True):
+                part = frame[:shown, left : left + shown]
+                size = (ANIMATED_SIDE, ANIMATED_SIDE)
+                canvas[LABEL:, x : x + ANIMATED_SIDE] = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
+                _text(canvas, name, x + GAP, LABEL - 9)
+            picture = av.VideoFrame.from_ndarray(canvas, format="bgr24")
+            picture.pts = index // ANIMATED_STEP
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
 def main() -> int:
-    """Read two clips and write the picture."""
+    """Read two clips and write the pictures."""
     parser = argparse.ArgumentParser(description="Draw source and synced frames of one clip side by side.")
     parser.add_argument("source", type=Path)
     parser.add_argument("synced", type=Path)
     parser.add_argument("-o", "--out", type=Path, default=Path("demo.png"))
+    parser.add_argument("--animation", type=Path, metavar="WEBP", help="write a looping animation of both, too")
     options = parser.parse_args()
     try:
         picture = draw(options.source, options.synced)
+        if options.animation:
+            animate(options.source, options.synced, options.animation)
     except (ValueError, OSError, av.error.FFmpegError) as error:
         print(f"side_by_side: {error}", file=sys.stderr)  # noqa: T201
         return 1

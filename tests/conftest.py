@@ -49,11 +49,11 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def sample_clip() -> Path:
-    """The shipped clip: 1280×720, 25 fps, 153 frames, one face, no sound."""
+    """The shipped clip: 1280×720, 25 fps, 200 frames, one face, no sound."""
     return ROOT / "samples" / "sample.mp4"
 
 
 @pytest.fixture(scope="session")
 def sample_speech() -> Path:
-    """The shipped speech: 6.10 s, 22,050 Hz, mono."""
+    """The shipped speech: 7.90 s, 24,000 Hz, mono."""
     return ROOT / "samples" / "speech.wav"

@@ -14,8 +14,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
 
-from insync.client.streaming.pictures import to_jpeg, to_png
 from insync.core import spec
+from insync.core.images import encode_jpeg, encode_png
 
 PUBLIC = ("lipsync", "lipsync_patch", "lipsync_twin")
 WIDTH, HEIGHT = 320, 180  # of the well-formed frame
@@ -113,9 +113,9 @@ class Kit:
         bgr = cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
         self.twin = twin.encode()
         self.inner = tuple(name for name in models if name not in PUBLIC)
-        self.jpeg = to_jpeg(small, 95)
+        self.jpeg = encode_jpeg(small, 95)
         self.progressive = bytes(cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_PROGRESSIVE, 1))[1])
-        self.png = to_png(small[::2, ::2])
+        self.png = encode_png(small[::2, ::2])
         self.audio = (np.random.default_rng(0).standard_normal(spec.WINDOW_SAMPLES) * 0.1).astype(np.float32)
         rows = [zlib.compress(bytes((4096 + 1) * 4096), 9)]
         self.bomb = png_with(4096, 4096, rows[0])  # as large as allowed, of 16 kB

@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 
 from benchmarks import reports
 from insync.client.media.reader import AudioFile
-from insync.client.streaming.pictures import to_jpeg
 from insync.core import spec
 from insync.core.head import head_of
+from insync.core.images import encode_jpeg
 from insync.ensemble.inference.pipeline import Chain, Twin
 from insync.ensemble.models.face import FaceFinder, take_crop
 from insync.ensemble.models.log_mel import LogMel
@@ -66,7 +66,7 @@ def jobs(clip: Path, speech: Path, count: int, height: int) -> list[Job]:
                 break
             width = round(frame.width * height / frame.height / 2) * 2
             image = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
-            data = np.frombuffer(to_jpeg(image, JPEG_QUALITY), np.uint8)
+            data = np.frombuffer(encode_jpeg(image, JPEG_QUALITY), np.uint8)
             start = round(index * HOP_S * spec.SAMPLE_RATE_HZ)
             found.append(Job(data, np.ascontiguousarray(samples[start : start + spec.WINDOW_SAMPLES], np.float32)))
     return found

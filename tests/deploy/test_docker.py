@@ -15,6 +15,7 @@ import promql_parser
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from insync.core.spec import MODELS
 
@@ -25,6 +26,10 @@ GUIDE = (ROOT / "docs" / "fleet.md").read_text()
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 # What the base image has instead of these.
 BASE_IMAGE = {"nvidia-pytriton", "nvidia-dali-cuda130"}
+NOT_THERE = {
+    "insync-models",
+    "psutil",
+}  # a wheel of our own beside InSync's, and what the embedded server's supervisor needs
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -84,13 +89,13 @@ def test_what_the_image_installs_is_what_the_project_asks_for_and_no_torch() -> 
         if not line.startswith("#"):
             package, _, version = line.partition("==")
             pinned[package.partition("[")[0]] = version
-    wanted = {}
+    wanted: dict[str, SpecifierSet] = {}
     for text in importlib.metadata.requires("insync") or []:
         requirement = Requirement(text)
         extras = ("", "serve", "gpu")
         if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
-            wanted[requirement.name] = requirement.specifier
-    wanted = {name: specifier for name, specifier in wanted.items() if name not in BASE_IMAGE}
+            wanted[requirement.name] = requirement.specifier & wanted.get(requirement.name, SpecifierSet())
+    wanted = {name: specifier for name, specifier in wanted.items() if name not in BASE_IMAGE | NOT_THERE}
     assert wanted.keys() - pinned.keys() == set()
     assert pinned.keys() - wanted.keys() <= {"cupy-cuda13x", "nvidia-cuda-nvrtc"}  # of the kernel on a GPU
     assert [name for name in wanted if pinned[name] not in wanted[name]] == []
@@ -104,6 +109,8 @@ def test_the_build_context_has_all_that_the_wheel_is_made_of() -> None:
     assert found is not None
     for folder in re.findall(r'"([^"]+)"', found[1]):
         assert f"!{folder.partition('/')[0]}" in lines
+    for folder in ("model_repository", "packaging"):
+        assert f"!{folder}" in lines
     for file in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "docker/requirements.txt"):
         assert f"!{file}" in lines
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from insync.client import BadInput, Client, NotFound, ServerUnavailable, Twin
 from insync.client.media.reader import AudioFile
 from insync.client.streaming.audio_windows import slices
-from insync.client.streaming.pictures import to_jpeg
 from insync.client.streaming.stream import SyncedFrame
+from insync.core.images import encode_jpeg
 from insync.core.spec import CROP_SIZE, SAMPLE_RATE_HZ
 from insync.ensemble.server.embedded import EmbeddedServer
 
@@ -120,7 +120,7 @@ def test_frames_without_a_face_pass_untouched_and_in_order(
 
 
 def test_the_server_composites_the_same_picture(server: EmbeddedServer, images: list[Image], registered: Twin) -> None:
-    frames = [to_jpeg(image, 95) for image in images[:3]]
+    frames = [encode_jpeg(image, 95) for image in images[:3]]
     here = asyncio.run(collect(server.grpc_url, frames, SILENCE, registered, region=False))
     there = asyncio.run(collect(server.grpc_url, frames, SILENCE, registered, composite="server"))
     for one, other in zip(here, there, strict=True):
@@ -154,8 +154,8 @@ def test_hostile_input_is_refused_in_words(server: EmbeddedServer, images: list[
     with pytest.raises((NotFound, BadInput), match="TWIN"):
         asyncio.run(collect(url, [images[0]], SILENCE, "../../etc/passwd"))
     with pytest.raises(BadInput, match=r"frame 1 .*cut off"):
-        asyncio.run(collect(url, [images[0], to_jpeg(images[0], 90)[:-900]], SILENCE, registered))
-    huge = to_jpeg(np.full((4_000, 5_000, 3), 90, np.uint8), 80)
+        asyncio.run(collect(url, [images[0], encode_jpeg(images[0], 90)[:-900]], SILENCE, registered))
+    huge = encode_jpeg(np.full((4_000, 5_000, 3), 90, np.uint8), 80)
     with pytest.raises(BadInput, match=r"FRAME.*5000"):
         asyncio.run(collect(url, [huge], SILENCE, registered, region=False))
     loud = SILENCE.copy()

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from insync.cli.main import main
 from insync.client import BadInput, NotFound
 from insync.client.dub import DubOptions, dub
-from insync.client.media.mp4 import write_display_matrix
 from insync.client.media.reader import AudioFile, VideoFile
 from insync.client.media.yuv import plane_views
 from insync.ensemble.server.embedded import EmbeddedServer
@@ -32,13 +31,19 @@ Planes = list[NDArray[np.uint8]]
 
 
 def write_video(
-    path: Path, images: list[NDArray[np.uint8]], fps: int = 25, codec: str = "libx264", aspect: Fraction = Fraction(1)
+    path: Path,
+    images: list[NDArray[np.uint8]],
+    fps: int = 25,
+    codec: str = "libx264",
+    aspect: Fraction = Fraction(1),
+    matrix: tuple[int, ...] | None = None,
 ) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps)
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
         stream.codec_context.sample_aspect_ratio = aspect
+        stream.set_display_matrix(matrix)
         for image in images:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
@@ -159,8 +164,8 @@ def test_a_phone_held_upright_and_wide_pixels(
     server: EmbeddedServer, images: list[NDArray[np.uint8]], tmp_path: Path
 ) -> None:
     audio = write_noise(tmp_path / "a.wav", 0.2)
-    phone = write_video(tmp_path / "phone.mp4", [np.ascontiguousarray(np.rot90(image, -1)) for image in images[:5]])
-    write_display_matrix(phone, (0, -65_536, 0, 65_536, 0, 0, 0, 0, 2**30))
+    turned = [np.ascontiguousarray(np.rot90(image, -1)) for image in images[:5]]
+    phone = write_video(tmp_path / "phone.mp4", turned, matrix=(0, -65_536, 0, 65_536, 0, 0, 0, 0, 2**30))
     wide = tmp_path / "wide.mp4"
     squeezed = [np.asarray(cv2.resize(image, (960, 720)), np.uint8) for image in images[:5]]
     write_video(wide, squeezed, aspect=Fraction(4, 3))

@@ -136,10 +136,10 @@ def test_the_command_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from insync.client.streaming.pictures import to_jpeg
+    from insync.core.images import encode_jpeg
 
     photo, out = tmp_path / "photo.jpg", tmp_path / "out.mp4"
-    photo.write_bytes(to_jpeg(images[0], 90))
+    photo.write_bytes(encode_jpeg(images[0], 90))
     common = ["twin", "create", str(photo), "--server", mutual.grpc_url, "--tls-ca", str(ca.cert)]
     assert main([*common, "--tls-cert", str(person.cert), "--tls-key", str(person.key)]) == 0
     assert len(capsys.readouterr().out.strip()) == 32

@@ -11,6 +11,7 @@ from insync.cli.embedded import embedded_server
 from insync.cli.exit_codes import EXIT_TAGGED, say
 from insync.cli.options import add_server, tls_options
 from insync.client.streaming.frame_dropping import LATE
+from insync.core.errors import missing_extra
 
 __all__ = ["add_dub"]
 
@@ -83,8 +84,10 @@ def add_dub(commands: Any) -> None:
 
 
 def _dub(options: argparse.Namespace) -> int:
-    from insync.client.dub import DubJob, DubOptions
-
+    try:
+        from insync.client.dub import DubJob, DubOptions
+    except ImportError as exc:
+        raise missing_extra("media", exc) from exc
     tls = tls_options(options, options.server)
     how = DubOptions(
         twin=options.twin,

@@ -50,9 +50,12 @@ def _twin_create(options: argparse.Namespace) -> int:
 
     from insync.cli.embedded import embedded_server
     from insync.client.client import Client, Twin
-    from insync.client.dub import registration_pictures
-    from insync.client.media.reader import VideoFile
 
+    try:
+        from insync.client.dub import registration_pictures
+        from insync.client.media.reader import VideoFile
+    except ImportError as exc:
+        raise missing_extra("media", exc) from exc
     videos = [VideoFile(path) for path in options.sources]
 
     async def register(address: str) -> Twin:

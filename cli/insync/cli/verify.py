@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from insync.cli.exit_codes import EXIT_ALTERED, EXIT_TAGGED, EXIT_UNMARKED
-from insync.core.errors import BadInput
+from insync.core.errors import BadInput, missing_extra
 
 __all__ = ["add_verify"]
 
@@ -26,8 +26,10 @@ def add_verify(commands: Any) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from insync.client.provenance.manifest import State, read_mark
-
+    try:
+        from insync.client.provenance.manifest import State, read_mark
+    except ImportError as exc:
+        raise missing_extra("media", exc) from exc
     try:
         authorities = options.ca.read_bytes() if options.ca is not None else b""
     except OSError as exc:

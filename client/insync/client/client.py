@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import json
 import re
 import secrets
@@ -15,11 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tritonclient.grpc import InferInput
-from tritonclient.grpc.aio import InferenceServerClient
 
 from insync.client.streaming.frame_dropping import Late
-from insync.client.streaming.pictures import open_picture, to_jpeg
+from insync.client.streaming.pictures import open_picture
 from insync.client.streaming.region import Region
 from insync.client.streaming.sources import Source
 from insync.client.streaming.stream import Stream, StreamOptions, SyncedFrame
@@ -27,13 +24,14 @@ from insync.client.streaming.timings import StageClock
 from insync.client.transport.errors import mapped_errors
 from insync.client.transport.failover import RetryOptions, Route, Servers
 from insync.client.transport.tls import TlsOptions, diagnosis
+from insync.client.transport.triton import TritonConnection
 from insync.core import spec
 from insync.core.errors import BadInput, InsyncError, ProtocolError, ServerTimeout, ServerUnavailable
+from insync.core.images import encode_jpeg
 
 __all__ = ["DEFAULT_SERVER", "Client", "Twin"]
 
 DEFAULT_SERVER = "127.0.0.1:8001"
-MAX_MESSAGE_BYTES = 64 * 2**20
 MAX_REGISTRATION_BYTES = 48 * 2**20
 REGISTRATION_FRAMES = 64  # most that are sent
 REGISTRATION_SIDE = 1280  # pixels; larger frames are scaled down
@@ -41,7 +39,6 @@ REGISTRATION_QUALITY = 95
 RETRY_S = 30.0
 _END_TIMEOUT_S = 0.5
 _DTYPES = {"UINT8": np.uint8, "FP32": np.float32, "STRING": np.object_}
-_TRITON_DTYPES = {"UINT8": "UINT8", "FP32": "FP32", "STRING": "BYTES"}
 
 
 class Twin(str):
@@ -105,7 +102,7 @@ class Client:
         self._hosts = hosts
         self._tls = tls
         self._credentials = None if tls is None else tls.credentials()
-        self._servers = Servers(list(hosts), self._open_channel, RetryOptions(retry_s, overload_s))
+        self._servers = Servers(list(hosts), self._open, RetryOptions(retry_s, overload_s))
         self._connected = False
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
@@ -129,10 +126,10 @@ class Client:
             await self._servers.open(self._check_server)
             self._connected = True
 
-    async def _check_server(self, triton: InferenceServerClient, address: str) -> None:
+    async def _check_server(self, triton: TritonConnection, address: str) -> None:
         try:
             with mapped_errors("connecting", address):
-                ready = await triton.is_model_ready("lipsync_patch", client_timeout=self._connect_timeout_s)
+                ready = await triton.model_ready("lipsync_patch", self._connect_timeout_s)
         except (ServerTimeout, ServerUnavailable) as exc:
             limit_s = min(2.0, self._connect_timeout_s)
             why = await asyncio.to_thread(diagnosis, *self._hosts[address], self._tls, limit_s)
@@ -150,22 +147,8 @@ class Client:
                 "it is still loading, or serves other models"
             )
 
-    def _open_channel(self, address: str) -> InferenceServerClient:
-        # Giving any option drops tritonclient's own, the message limits among them. No keepalive: pings more often than
-        # every 300 s make a server hang up, and a dead one is seen by the request's deadline.
-        options: list[tuple[str, int | str]] = [
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 500),
-            # Else a new channel to the same address takes up the old one's connection, cut or not.
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
-        if _is_loopback(self._hosts[address][0]):
-            options.append(("grpc.enable_http_proxy", 0))  # an http_proxy of the environment is not for this machine
-        if self._tls is not None and self._tls.server_name is not None:
-            options.append(("grpc.ssl_target_name_override", self._tls.server_name))
-        return InferenceServerClient(address, creds=self._credentials, channel_args=options)
+    def _open(self, address: str) -> TritonConnection:
+        return TritonConnection(*self._hosts[address], self._tls, self._credentials)
 
     async def close(self) -> None:
         """Ends every stream and closes the connections."""
@@ -312,7 +295,7 @@ class Client:
     async def _claim(self, name: NDArray[Any], rate: float, operation: str, route: Route) -> None:
         """Tells a server how many frames/s a live stream wants, with the smallest frame that there is."""
         arrays: dict[str, NDArray[Any]] = {
-            "FRAME": np.frombuffer(to_jpeg(np.zeros((16, 16, 3), np.uint8), 50), np.uint8),
+            "FRAME": np.frombuffer(encode_jpeg(np.zeros((16, 16, 3), np.uint8), 50), np.uint8),
             "AUDIO": np.zeros(spec.WINDOW_SAMPLES, np.float32),
             "TWIN": np.array([spec.CANARY.encode()], np.object_),
             "STREAM": name,
@@ -332,25 +315,19 @@ class Client:
         """Asks a model, with shapes as in the specification, and holds the answer to it."""
         described = spec.MODELS[model]
         batched = described.max_batch_size > 0
-        inputs = []
-        for tensor in described.inputs:
-            if tensor.name in arrays:
-                array = arrays[tensor.name][None] if batched else arrays[tensor.name]
-                entry = InferInput(tensor.name, list(array.shape), _TRITON_DTYPES[tensor.dtype])
-                entry.set_data_from_numpy(array)
-                inputs.append(entry)
+        sent = {name: array[None] for name, array in arrays.items()} if batched else arrays
         limit_s = timeout_s if timeout_s is not None else self._request_timeout_s
         own = route or Route()
         try:
-            result = await self._servers.ask(
-                lambda triton: triton.infer(model, inputs, client_timeout=limit_s), operation, own
+            received = await self._servers.call(
+                lambda triton: triton.infer(model, described.inputs, sent, limit_s), operation, own
             )
         finally:
             if route is None:
                 self._servers.leave(own)
         outputs: dict[str, NDArray[Any]] = {}
         for tensor in described.outputs:
-            array = result.as_numpy(tensor.name)
+            array = received.get(tensor.name)
             if array is not None and batched:
                 array = array[0]
             if (
@@ -388,13 +365,6 @@ def _registration_jpeg(frame: Any, name: str) -> bytes:
     scale = min(1.0, REGISTRATION_SIDE / max(picture.width, picture.height))
     width = max(1, round(picture.width * scale * min(1.0, picture.pixel_aspect)))
     height = max(1, round(picture.height * scale * min(1.0, 1 / picture.pixel_aspect)))
-    return to_jpeg(picture.cut(Region(0, 0, picture.width, picture.height, width, height, True)), REGISTRATION_QUALITY)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return encode_jpeg(
+        picture.cut(Region(0, 0, picture.width, picture.height, width, height, True)), REGISTRATION_QUALITY
+    )

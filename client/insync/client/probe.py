@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insync.client.client import Client
-from insync.client.streaming.pictures import to_jpeg
 from insync.client.transport.tls import TlsOptions
 from insync.core import spec
 from insync.core.errors import Overloaded
+from insync.core.images import encode_jpeg
 
 __all__ = ["probe"]
 
@@ -42,7 +42,7 @@ async def probe(server: str, *, canary: bool = False, timeout_s: float = 5.0, tl
 
 async def _send_canary(client: Client) -> None:
     arrays: dict[str, NDArray[Any]] = {
-        "FRAME": np.frombuffer(to_jpeg(np.full((_SIDE, _SIDE, 3), 128, np.uint8), 90), np.uint8),
+        "FRAME": np.frombuffer(encode_jpeg(np.full((_SIDE, _SIDE, 3), 128, np.uint8), 90), np.uint8),
         "AUDIO": np.zeros(spec.WINDOW_SAMPLES, np.float32),
         "TWIN": np.array([spec.CANARY.encode()], np.object_),
         "STREAM": np.array([spec.CANARY.encode()], np.object_),

@@ -48,6 +48,11 @@ def signing_folder() -> Path:
     return Path(said).expanduser().absolute() if said else _data() / "signing"
 
 
+def library_cache() -> Path:
+    """Tell where libraries are kept that this machine lacked (`insync.ensemble.libpython`): they can be fetched anew."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "insync"
+
+
 def load() -> Settings:
     """Reads the environment.
 

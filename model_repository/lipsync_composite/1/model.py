@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 
 from insync.core import settings
-from insync.core.compositing import blend, encode_jpeg, place
+from insync.core.compositing import blend, place
+from insync.core.images import encode_jpeg
 from insync.ensemble.triton.python_backend import Array, Outputs, answer, array
 
 
@@ -40,4 +41,4 @@ class TritonPythonModel:
             return frame
         whole = image.copy()  # what came in is shared memory of the server's
         blend(whole, placed)
-        return encode_jpeg(whole, self._quality)
+        return np.frombuffer(encode_jpeg(whole, self._quality), np.uint8)

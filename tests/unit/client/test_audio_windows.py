@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from insync.client.streaming.audio_windows import AudioWindows, Resampler, slices
+from insync.client.streaming.audio_windows import AudioWindows, slices
+from insync.client.streaming.resampler import Resampler
 from insync.core.errors import BadInput
 from insync.core.spec import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 

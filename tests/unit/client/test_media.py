@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from insync.client.media.extension import extended
-from insync.client.media.mp4 import write_display_matrix
 from insync.client.media.reader import AudioFile, VideoFile
 from insync.client.media.writer import VideoWriter, check_output
 from insync.client.media.yuv import plane_views
@@ -44,6 +43,7 @@ def write_clip(
     aspect: Fraction = Fraction(1),
     options: dict[str, str] | None = None,
     gop: int = 12,
+    matrix: tuple[int, ...] | None = None,
 ) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
@@ -52,6 +52,7 @@ def write_clip(
         context.time_base = time_base
         context.gop_size = gop
         context.sample_aspect_ratio = aspect
+        stream.set_display_matrix(matrix)
         if tags:
             context.colorspace, context.color_range, context.color_primaries, context.color_trc = tags
         for index, at in enumerate(pts):
@@ -166,8 +167,7 @@ def test_wide_pixels_rate_and_mpeg(tmp_path: Path) -> None:
 
 
 def test_rotation_is_kept_as_a_tag_or_carried_out(tmp_path: Path) -> None:
-    clip = write_clip(tmp_path / "in.mp4", [512 * k for k in range(6)])
-    write_display_matrix(clip, QUARTER_TURN)
+    clip = write_clip(tmp_path / "in.mp4", [512 * k for k in range(6)], matrix=QUARTER_TURN)
     source, audio = VideoFile(clip), AudioFile(write_sound(tmp_path / "a.wav", 0.3))
     assert source.turns == 1
     upright = source.picture(next(source.frames()).frame)
@@ -353,8 +353,3 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
         check_output(tmp_path / "folder.mp4", clip)
     with pytest.raises(BadInput, match="allowed: lossless, high"):
         VideoWriter(tmp_path / "o.mp4", VideoFile(clip), AudioFile(write_sound(tmp_path / "a.wav", 0.1)), "best")
-
-
-def test_the_matrix_needs_a_video_track(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no video track header"):
-        write_display_matrix(write_sound(tmp_path / "a.m4a", 0.1), QUARTER_TURN)

@@ -17,9 +17,9 @@ import pytest
 from tests.support.fake_triton import GREEN, SILENCE, TWIN, Speaker, collect, scene, serving
 
 from insync.client import BadInput, Client, NotFound, ProtocolError, ServerTimeout, ServerUnavailable, TimedFrame
-from insync.client.streaming.pictures import to_jpeg, to_png
 from insync.client.streaming.timings import StageClock
 from insync.core import spec
+from insync.core.images import encode_jpeg, encode_png
 
 
 @pytest.fixture
@@ -118,8 +118,8 @@ def test_any_iterable_and_any_frame(address: str, kind: str) -> None:
         "array": np.stack(images),
         "generator": (image for image in images),
         "async": live(),
-        "jpeg": [to_jpeg(image, 95) for image in images],
-        "png": iter([to_png(image) for image in images]),
+        "jpeg": [encode_jpeg(image, 95) for image in images],
+        "png": iter([encode_png(image) for image in images]),
         "timed": [TimedFrame(image, 0.1 * k) for k, image in enumerate(images)],
     }[kind]
     synced = asyncio.run(collect(address, frames))
@@ -295,8 +295,8 @@ def test_frames_before_a_failing_one_are_given_first(address: str) -> None:
     [
         (b"", r"0 bytes that begin with b''"),
         (b"GIF89a", "allowed: a JPEG or PNG"),
-        (to_jpeg(scene(100), 90)[:-500], "cut off: the JPEG's end is missing"),
-        (to_png(scene(100))[:-500], "cut off: the PNG's end is missing"),
+        (encode_jpeg(scene(100), 90)[:-500], "cut off: the JPEG's end is missing"),
+        (encode_png(scene(100))[:-500], "cut off: the PNG's end is missing"),
         (np.zeros((64, 64, 3), np.float32), r"float32 \[64, 64, 3\]; allowed: uint8"),
         (np.zeros((64, 64, 4), np.uint8), r"uint8 \[64, 64, 4\]"),
         (np.zeros((4, 64, 3), np.uint8), "at least 16×16"),
@@ -367,7 +367,7 @@ def test_answers_that_are_malformed(address: str, speaker: Speaker, name: str, v
 
 
 def test_compositing_by_the_server(address: str, speaker: Speaker) -> None:
-    frames = [to_jpeg(scene(100), 90), scene(100)]
+    frames = [encode_jpeg(scene(100), 90), scene(100)]
     synced = asyncio.run(collect(address, frames, composite="server"))
     assert {request["model"] for request in speaker.requests} == {"lipsync"}
     assert synced[0].encoded == frames[0]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from insync.core import compositing, images
 from insync.core.compositing import blend, place, visibility
 from insync.core.spec import CROP_SIZE
 
@@ -31,6 +32,15 @@ def disc(radius: float) -> NDArray[np.uint8]:
     y, x = np.mgrid[:CROP_SIZE, :CROP_SIZE] - (CROP_SIZE - 1) / 2
     alpha: NDArray[np.uint8] = (np.clip(radius - np.hypot(x, y), 0, 8) / 8 * 255).astype(np.uint8)
     return alpha
+
+
+@pytest.fixture(params=["OpenCV", "NumPy"], autouse=True)
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test runs with OpenCV, and as where it is not installed."""
+    if request.param == "NumPy":
+        monkeypatch.setattr(compositing, "opencv", lambda: None)
+        monkeypatch.setattr(images, "opencv", lambda: None)
+    return str(request.param)
 
 
 @pytest.fixture
@@ -140,3 +150,24 @@ def test_bad_patches_and_images_are_refused(image: NDArray[np.uint8]) -> None:
         blend(image[:100], placed)
     with pytest.raises(ValueError, match="image is"):
         blend(image.astype(np.float32), placed)
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.7, 1.0, 1.2, 1.6, 2.9])
+@pytest.mark.parametrize("angle", [0.0, 0.37, -1.2])
+def test_numpy_blends_as_opencv_does(
+    image: NDArray[np.uint8], library: str, scale: float, angle: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within one level of 255, on a patch of noise: a real one has less contrast from pixel to pixel."""
+    patch = np.random.default_rng(3).integers(0, 256, (CROP_SIZE, CROP_SIZE, 4), np.uint8)
+    patch[..., 3] = disc(110)
+    results = []
+    for found in (cv2, None):
+        monkeypatch.setattr(compositing, "opencv", lambda found=found: found)
+        monkeypatch.setattr(images, "opencv", lambda found=found: found)
+        blended = image.copy()
+        placed = place(patch, similarity(scale, angle, 231.3, 177.8), 0.9, 480, 360)
+        assert placed is not None
+        blend(blended, placed)
+        results.append(blended.astype(int))
+    assert np.abs(results[0] - results[1]).max() <= 1
+    assert (results[0] != image).any()

@@ -114,7 +114,7 @@ def test_without_a_gpu_it_says_so_and_starts_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(runtime, "find_gpu", lambda: None)
-    monkeypatch.setattr("subprocess.Popen", lambda *a, **k: pytest.fail("something was started"))
+    monkeypatch.setattr(embedded.EmbeddedServer, "_launch", lambda *a: pytest.fail("something was started"))
     ports = [word for kind in ("grpc", "http", "metrics") for word in (f"--{kind}-port", "0")]
     assert main(["serve", "--gpu", "--twins", str(tmp_path / "twins"), *ports]) == 1
     said = capsys.readouterr()

@@ -226,7 +226,7 @@ def test_a_silent_clip_needs_speech(sample_speech: Path) -> None:
     silent = Footage(np.zeros((0, 256, 256, 3), np.uint8), nothing, nothing, nothing, nothing, nothing, [], 0)
     with pytest.raises(ValueError, match=r"a\.mp4 has no sound: name a file with speech"):
         _sound("a.mp4", silent, None)
-    assert len(_sound("a.mp4", silent, sample_speech)) == pytest.approx(6.1 * 16_000, rel=0.01)
+    assert len(_sound("a.mp4", silent, sample_speech)) == pytest.approx(7.9 * 16_000, rel=0.01)
     assert _sound("a.mp4", dataclasses.replace(silent, sound=np.ones(5, np.float32)), sample_speech).sum() == 5
 
 

@@ -163,7 +163,7 @@ def test_footage_is_scaled(sample_clip: Path, sample_speech: Path) -> None:
     assert len(loaded.frames) == footage.MAX_FRAMES
     assert {frame.shape for frame in loaded.frames} == {(90, 160, 3)}
     assert len(loaded.registration) == footage.MAX_FRAMES / footage.REGISTRATION_STRIDE
-    assert 6 * 16_000 < len(loaded.speech) < 7 * 16_000
+    assert 7.5 * 16_000 < len(loaded.speech) < 8 * 16_000
 
 
 def test_a_missing_sample_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

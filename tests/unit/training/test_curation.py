@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -110,8 +112,23 @@ def test_every_clip_is_in_the_manifest_with_its_reason(made: Path) -> None:
     assert 0 < rows["cut_off.mkv"].frames < 60  # what lies before the damage is good footage
 
 
-def test_a_still_mouth_does_not_speak(made: Path) -> None:
-    row = read_manifest(made / FILE)[0]
+def test_a_still_mouth_does_not_speak(
+    root: Path, sample_speech: Path, tmp_path: Path, repository: Path, basis: MouthBasis
+) -> None:
+    """The shipped photo under a camera that moves, with speech as its sound."""
+    photo, source = cv2.imread(str(root / "samples" / "photo.jpg")), tmp_path / "still.mp4"
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 512, 600, "yuv420p"
+        for index in range(60):
+            moved = cv2.getRotationMatrix2D((262, 214), 0.9 * math.sin(index / 24), 1 + index / 1500)
+            image = cv2.warpAffine(photo, moved, (512, 600), borderMode=cv2.BORDER_REFLECT_101)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24")))
+        container.mux(stream.encode())
+    (tmp_path / "clips").mkdir()
+    clip(tmp_path / "clips" / "still.mkv", source, 60, read_speech(sample_speech))
+    curate(tmp_path / "clips", tmp_path / "set", repository / "lipsync_face" / "1", basis.rigid)
+    row = read_manifest(tmp_path / "set" / FILE)[0]
     assert len(row.curve) == 31
     assert not row.spoken
     assert "belong together" in row.reason

@@ -15,7 +15,6 @@ from typing import Any
 import av
 import av.error
 
-from insync.client.media.mp4 import write_display_matrix
 from insync.client.media.reader import AudioFile, VideoFile
 from insync.client.provenance.manifest import Mark, mark_as_synthetic, metadata_tag
 from insync.core.errors import BadInput, UnwritableMedia
@@ -173,6 +172,8 @@ class VideoWriter:
         context = stream.codec_context
         context.time_base = video.time_base
         context.sample_aspect_ratio = video.pixel_aspect
+        if carries_display_matrix(self._out):
+            stream.set_display_matrix(video.matrix)
         context.colorspace, context.color_range, context.color_primaries, context.color_trc = video.colours
         return stream
 
@@ -197,9 +198,6 @@ class VideoWriter:
             self._container.mux(self._picture.encode(None))
             self._container.mux(self._sound.encode(None))
             self._container.close()
-            matrix = self._video.matrix
-            if matrix is not None and carries_display_matrix(self._out):
-                write_display_matrix(self._temporary, matrix)
             if self.mark is Mark.TAGGED:
                 # Last of all: any change from here on would break the signature.
                 self.unsigned = mark_as_synthetic(self._temporary, self._out.suffix, self._video.path) or ""

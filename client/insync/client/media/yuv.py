@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from insync.client.streaming.pictures import Image, resized
 from insync.client.streaming.region import Region
 from insync.core.compositing import Placed
+from insync.core.images import Image, resize
 
 __all__ = ["NATIVE_FORMATS", "YuvPicture", "copy_frame", "rgb_to_yuv", "yuv_to_rgb"]
 
@@ -94,8 +94,8 @@ class YuvPicture:
         size = (region.width, region.height) if self._turns % 2 == 0 else (region.height, region.width)
         luma, *chroma = self._views()
         across, down = self._across, self._down
-        parts = [resized(luma[y0:y1, x0:x1], size)] + [
-            resized(plane[y0 // down : -(-y1 // down), x0 // across : -(-x1 // across)], size) for plane in chroma
+        parts = [resize(luma[y0:y1, x0:x1], size)] + [
+            resize(plane[y0 // down : -(-y1 // down), x0 // across : -(-x1 // across)], size) for plane in chroma
         ]
         image = cv2.transform(cv2.merge(parts), yuv_to_rgb(*self._colours))
         return np.ascontiguousarray(np.rot90(image, self._turns))

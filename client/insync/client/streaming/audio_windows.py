@@ -7,58 +7,16 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
+from insync.client.streaming.resampler import Resampler
 from insync.core.errors import BadInput
 from insync.core.spec import SAMPLE_RATE_HZ, WINDOW_FUTURE_SAMPLES, WINDOW_PAST_SAMPLES, WINDOW_SAMPLES
 
-__all__ = ["AudioWindows", "Resampler", "mono", "slices"]
+__all__ = ["AudioWindows", "slices"]
 
-MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
 SLICE_S = 0.25  # long arrays are fed in slices of this length, so that memory stays bounded
-
-
-def mono(chunk: NDArray[Any], first_sample: int = 0) -> NDArray[np.float32]:
-    """One chunk of audio as mono float32.
-
-    Args:
-        chunk: float [-1, 1] or int16 / int32 / uint8 PCM, [N] or [N, channels].
-        first_sample: index of the chunk's first sample, for messages.
-
-    Returns:
-        float32 [N], the mean of the channels.
-
-    Raises:
-        BadInput: another type or shape, or a value that is not finite.
-    """
-    samples = np.asarray(chunk)
-    if samples.ndim == 2 and 1 <= samples.shape[1] <= 64:
-        channels = samples.shape[1]
-    elif samples.ndim == 1:
-        channels = 1
-    else:
-        raise BadInput(
-            f"audio chunk has shape {list(samples.shape)}; allowed: [samples] or [samples, channels] with 1–64 channels"
-        )
-    if samples.dtype == np.int16:
-        scaled = samples.astype(np.float32) / 2**15
-    elif samples.dtype == np.int32:
-        scaled = (samples / 2**31).astype(np.float32)
-    elif samples.dtype == np.uint8:
-        scaled = (samples.astype(np.float32) - 128) / 128
-    elif np.issubdtype(samples.dtype, np.floating):
-        scaled = samples.astype(np.float32, copy=False)
-        finite = np.isfinite(scaled)
-        if not finite.all():
-            row = int(np.argwhere(~finite)[0][0])
-            raise BadInput(
-                f"audio sample {first_sample + row} is {scaled[row]}; every sample must be a finite number in [-1, 1]"
-            )
-    else:
-        raise BadInput(f"audio chunk is {samples.dtype}; allowed: float32, float64, int16, int32, uint8")
-    return scaled if channels == 1 and scaled.ndim == 1 else scaled.mean(axis=1, dtype=np.float32)
 
 
 def slices(samples: NDArray[Any], rate_hz: int) -> Iterator[NDArray[Any]]:
@@ -66,51 +24,6 @@ def slices(samples: NDArray[Any], rate_hz: int) -> Iterator[NDArray[Any]]:
     step = max(1, int(rate_hz * SLICE_S))
     for start in range(0, len(samples), step):
         yield samples[start : start + step]
-
-
-class Resampler:
-    """A stateful resampler to 16 kHz mono, by FFmpeg's libswresample. Not thread-safe.
-
-    Args:
-        rate_hz: rate of what will be pushed.
-
-    Raises:
-        BadInput: a rate outside 4–384 kHz.
-    """
-
-    def __init__(self, rate_hz: int) -> None:
-        if not isinstance(rate_hz, int) or not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
-            raise BadInput(f"audio rate is {rate_hz!r} Hz; allowed: a whole number in {MIN_RATE_HZ}–{MAX_RATE_HZ}")
-        self.rate_hz = rate_hz
-        self._taken = 0
-        self._given = 0
-        self._inner = (
-            None if rate_hz == SAMPLE_RATE_HZ else av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE_HZ)
-        )
-
-    def push(self, chunk: NDArray[Any]) -> NDArray[np.float32]:
-        """float32 [M] at 16 kHz, as much as is settled by now. `chunk` as in `mono`."""
-        samples = mono(chunk, self._taken)
-        self._taken += len(samples)
-        if self._inner is None or not len(samples):
-            return samples
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[None], format="fltp", layout="mono")
-        frame.rate = self.rate_hz
-        return self._collect(self._inner.resample(frame))
-
-    def flush(self) -> NDArray[np.float32]:
-        """What the filter still held: together as many samples as the input's duration, rounded."""
-        if self._inner is None or not self._taken:
-            return np.zeros(0, np.float32)
-        rest = self._collect(self._inner.resample(None))
-        over = self._given - round(Fraction(self._taken * SAMPLE_RATE_HZ, self.rate_hz))
-        return rest[: len(rest) - over] if 0 < over <= len(rest) else rest
-
-    def _collect(self, frames: list[Any]) -> NDArray[np.float32]:
-        parts = [frame.to_ndarray()[0] for frame in frames]
-        samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-        self._given += len(samples)
-        return samples.astype(np.float32, copy=False)
 
 
 class AudioWindows:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol, runtime_checkable
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from insync.client.streaming.region import Region
+from insync.core import images
 from insync.core.compositing import Placed, blend
 from insync.core.errors import BadInput
+from insync.core.images import Image
 from insync.core.spec import MAX_FRAME_BYTES
 
 __all__ = [
@@ -22,16 +22,10 @@ __all__ = [
     "TimedFrame",
     "decode_image",
     "open_picture",
-    "resized",
-    "to_jpeg",
-    "to_png",
 ]
-
-Image = NDArray[np.uint8]
 
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 MIN_SIDE = 16  # pixels
-LINEAR_UP_TO = 1.5  # bilinear sampling shrinks by as much without showing what it leaves out
 
 
 @runtime_checkable
@@ -91,7 +85,7 @@ class RgbPicture:
     def cut(self, region: Region) -> Image:
         """See `Picture`."""
         part = self._image[region.y0 : region.y1, region.x0 : region.x1]
-        return resized(part, (region.width, region.height))
+        return images.resize(part, (region.width, region.height))
 
     def paste(self, placed: Placed) -> None:
         """See `Picture`."""
@@ -103,30 +97,6 @@ class RgbPicture:
     def rgb(self) -> Image:
         """See `Picture`."""
         return self._image
-
-
-def resized(pixels: Image, size: tuple[int, int]) -> Image:
-    """A picture or a plane of one at another size, averaged where it shrinks.
-
-    Averaging over areas that are no whole pixels takes ten times as long as halving or sampling, which OpenCV does
-    several pixels at a time: a picture is halved while it can be, and sampled where little is left.
-
-    Args:
-        pixels: uint8 [H, W] or [H, W, C].
-        size: width and height, in pixels.
-
-    Returns:
-        uint8 [height, width] or [height, width, C]; `pixels` itself where it has that size.
-    """
-    height, width = pixels.shape[:2]
-    while width % 2 == height % 2 == 0 and width >= 2 * size[0] and height >= 2 * size[1]:
-        height, width = height // 2, width // 2
-        pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-    if (width, height) == size:
-        return pixels
-    across, down = width / size[0], height / size[1]
-    linear = max(across, down) <= LINEAR_UP_TO or min(across, down) < 1
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR if linear else cv2.INTER_AREA), np.uint8)
 
 
 def open_picture(frame: Any, name: str) -> Picture:
@@ -149,7 +119,7 @@ def open_picture(frame: Any, name: str) -> Picture:
         return RgbPicture(frame)
     if isinstance(frame, (bytes, bytearray, memoryview)):
         data = bytes(frame)
-        # OpenCV turns a picture as its EXIF data says; the server may not, so then it gets the turned pixels.
+        # Decoding turns a picture as its EXIF data says; the server may not, so then it gets the turned pixels.
         turned = b"Exif\0\0" in data[:64] or b"eXIf" in data[:4096]
         return RgbPicture(decode_image(data, name), None if turned else data)
     if isinstance(frame, Picture):
@@ -174,22 +144,7 @@ def decode_image(data: bytes, name: str) -> Image:
     end = b"IEND" if data[0] == 0x89 else b"\xff\xd9"
     if end not in data[-64:]:
         raise BadInput(f"{name} is cut off: the {'PNG' if data[0] == 0x89 else 'JPEG'}'s end is missing")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error as exc:
-        raise BadInput(f"{name} cannot be decoded: {exc.err}") from exc
+    image = images.decode(data)
     if image is None:
         raise BadInput(f"{name} is damaged: it cannot be decoded")
-    return np.asarray(image, np.uint8)
-
-
-def to_jpeg(image: Image, quality: int) -> bytes:
-    """uint8 [H, W, 3] RGB as a JPEG of this quality (1–100)."""
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return data.tobytes()
-
-
-def to_png(image: Image) -> bytes:
-    """uint8 [H, W, 3] RGB as a PNG."""
-    _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    return data.tobytes()
+    return image

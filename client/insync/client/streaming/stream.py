@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from insync.client.streaming.audio_windows import AudioWindows, slices
 from insync.client.streaming.frame_dropping import LATE, FrameDropper, Late
-from insync.client.streaming.pictures import Image, Picture, RgbPicture, TimedFrame, decode_image, open_picture, to_jpeg
+from insync.client.streaming.pictures import Picture, RgbPicture, TimedFrame, decode_image, open_picture
 from insync.client.streaming.region import Region, RegionTracker
 from insync.client.streaming.sources import Source
 from insync.client.streaming.timings import StageClock
 from insync.core import spec
 from insync.core.compositing import place
 from insync.core.errors import BadInput, ProtocolError
+from insync.core.images import Image, encode_jpeg
 
 __all__ = ["Stream", "StreamOptions", "SyncedFrame"]
 
@@ -411,7 +412,7 @@ def _encoded(picture: Picture, region: Region, quality: int) -> bytes:
     """A region as it is sent: the caller's own bytes where they are just that, else a JPEG."""
     as_it_is = region.whole and (region.width, region.height) == (picture.width, picture.height)
     own = getattr(picture, "encoded", None)
-    return own if as_it_is and own is not None else to_jpeg(picture.cut(region), quality)
+    return own if as_it_is and own is not None else encode_jpeg(picture.cut(region), quality)
 
 
 def _paste(picture: Picture, answer: _Answer) -> bool:

@@ -1,4 +1,4 @@
-"""Turn every error of tritonclient and gRPC into one of our own tree."""
+"""Turn every error of gRPC into one of our own tree."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
-from tritonclient.utils import InferenceServerException
 
 from insync.core.errors import (
     BadInput,
@@ -53,12 +52,11 @@ _RECOVERING = re.compile(
 # A server that stops takes its models out of service while it still listens; of a twin, it is our own words that say so.
 _NO_MODEL = re.compile(r"(?:in ensemble '\w+', )?Request for unknown model\b")
 _TOO_LARGE = re.compile(r"larger than max")  # gRPC's limit of a message has the same status as a full server
-_BY_NAME = {str(code): code for code in grpc.StatusCode}
 
 
 @contextmanager
 def mapped_errors(operation: str, server: str) -> Iterator[None]:
-    """Turns every error of tritonclient and gRPC inside the block into one of `InsyncError`'s tree.
+    """Turn every error of gRPC inside the block into one of `InsyncError`'s tree.
 
     Args:
         operation: what was tried, as in "frame 12"; begins the message.
@@ -69,21 +67,15 @@ def mapped_errors(operation: str, server: str) -> Iterator[None]:
     """
     try:
         yield
-    except InferenceServerException as exc:
-        code = _BY_NAME.get(exc.status() or "")
-        raise _mapped(code, exc.message() or "no message", operation, server) from exc
-    except grpc.RpcError as exc:
-        code = exc.code() if isinstance(exc, grpc.Call) else None
-        raise _mapped(code, str(exc), operation, server) from exc
+    except grpc.aio.AioRpcError as exc:
+        raise _mapped(exc.code(), exc.details() or "no message", operation, server) from exc
     except grpc.aio.UsageError as exc:  # "Channel is closed": the client was closed while calls were made
         raise ServerUnavailable(f"{operation}: the connection to {server} is closed", retryable=False) from exc
     except asyncio.TimeoutError as exc:
         raise ServerTimeout(f"{operation}: {server} did not answer in time; is it overloaded?") from exc
 
 
-def _mapped(code: grpc.StatusCode | None, message: str, operation: str, server: str) -> InsyncError:
-    if code is None:  # tritonclient's own complaint about what it was given
-        return ProtocolError(f"{operation}: {message}")
+def _mapped(code: grpc.StatusCode, message: str, operation: str, server: str) -> InsyncError:
     kind, retryable = STATUSES[code]
     if _TOO_LARGE.search(message) and code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return BadInput(f"{operation}: the message is too large: {message}")

@@ -13,10 +13,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from tritonclient.grpc.aio import InferenceServerClient
-
 from insync.client.transport.errors import mapped_errors
 from insync.client.transport.pacing import Pacer
+from insync.client.transport.triton import TritonConnection
 from insync.core.errors import InsyncError, Overloaded, ServerTimeout, ServerUnavailable
 
 __all__ = ["RetryOptions", "Route", "Server", "Servers"]
@@ -45,7 +44,7 @@ class Server:
     """One address, and what is known of it."""
 
     address: str
-    triton: InferenceServerClient | None = None
+    triton: TritonConnection | None = None
     failures: int = 0  # in a row
     retry_at_s: float = 0.0  # not to be asked before
     last_answer_s: float = 0.0  # of its last answer, even a refusal
@@ -96,14 +95,14 @@ class Servers:
     """
 
     def __init__(
-        self, addresses: Sequence[str], open_channel: Callable[[str], InferenceServerClient], options: RetryOptions
+        self, addresses: Sequence[str], open_channel: Callable[[str], TritonConnection], options: RetryOptions
     ) -> None:
         self.all = [Server(address) for address in addresses]
         self._open_channel = open_channel
         self._options = options
         self._closed = True
 
-    async def open(self, check: Callable[[InferenceServerClient, str], Awaitable[None]]) -> None:
+    async def open(self, check: Callable[[TritonConnection, str], Awaitable[None]]) -> None:
         """Opens all connections, and makes sure that one server at least serves.
 
         Args:
@@ -113,10 +112,9 @@ class Servers:
             InsyncError: what the first one said, where none serves.
         """
         self._closed = False
-        for server in self.all:
-            self._open(server)
+        checks = [check(self._open(server), server.address) for server in self.all]
         try:
-            outcomes = await asyncio.gather(*(check(s.triton, s.address) for s in self.all), return_exceptions=True)
+            outcomes = await asyncio.gather(*checks, return_exceptions=True)
         except BaseException:
             await self.close()
             raise
@@ -142,13 +140,13 @@ class Servers:
         """A stream has ended: its server has room for another."""
         self._lead(route, None)
 
-    async def ask(
+    async def call(
         self,
-        request: Callable[[InferenceServerClient], Awaitable[_T]],
+        request: Callable[[TritonConnection], Awaitable[_T]],
         operation: str,
         route: Route,
     ) -> _T:
-        """Asks a server until one answers.
+        """Call a server until one answers.
 
         Args:
             request: sends the request over a connection, with its own time limit.
@@ -223,7 +221,7 @@ class Servers:
                 f"{operation}: nothing has come from {addresses} for {now_s - route.trouble_s:.0f} s"
             )
 
-    async def _given_up(self, server: Server, triton: InferenceServerClient, route: Route, sent_s: float) -> None:
+    async def _given_up(self, server: Server, triton: TritonConnection, route: Route, sent_s: float) -> None:
         """A stream that cannot wait has cancelled a request. Where nothing at all comes for long, the connection is cut."""
         if server.last_answer_s >= sent_s:
             return
@@ -264,9 +262,9 @@ class Servers:
             self._open(server)
             await old.close()
 
-    def _open(self, server: Server) -> None:
-        server.triton = self._open_channel(server.address)
-        server.opened_s = time.monotonic()
+    def _open(self, server: Server) -> TritonConnection:
+        server.triton, server.opened_s = self._open_channel(server.address), time.monotonic()
+        return server.triton
 
 
 async def _sent(request: Awaitable[_T], closed: str) -> _T:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import importlib.util
 import os
 import shutil
 import sys
-import sysconfig
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from insync.core.errors import MissingExtra, ServerError
+from insync.ensemble.server.libpython import find_library
 from insync.ensemble.triton import backends
 
 FALLBACK_BACKENDS = ("onnxruntime", "dali", "fused")
@@ -79,6 +78,11 @@ def find_installation() -> Installation:
         MissingExtra: a package is missing.
         ServerError: what is installed does not fit together.
     """
+    if sys.version_info >= (3, 13):
+        raise ServerError(
+            f"the embedded server needs Python 3.10, 3.11 or 3.12, and this is {sys.version_info[0]}.{sys.version_info[1]}: "
+            "make an environment with one of them, or run a Triton container (docs/deploy-docker.md)"
+        )
     _check_packages()
     spec = importlib.util.find_spec("pytriton")
     if spec is not None and spec.submodule_search_locations:
@@ -88,7 +92,7 @@ def find_installation() -> Installation:
         stub = folder / "python_backend_stubs" / python / "triton_python_backend_stub"
         if not stub.is_file():
             raise ServerError(f"nvidia-pytriton serves no Python {python}: use 3.10, 3.11 or 3.12")
-        libraries = (_python_library(), package.parent / "nvidia_pytriton.libs")
+        libraries = (find_library(), package.parent / "nvidia_pytriton.libs")
         return Installation(folder / "bin" / "tritonserver", folder / "backends", stub, libraries)
     found = shutil.which("tritonserver") or shutil.which("tritonserver", path=str(_SYSTEM / "bin"))
     if found is not None:
@@ -122,22 +126,3 @@ def _installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # of the parent package
         return False
-
-
-def _python_library() -> Path:
-    """The folder of this Python's shared library, which the stub links."""
-    name = sysconfig.get_config_var("INSTSONAME") or ""
-    shared = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
-    folders = [sysconfig.get_config_var("LIBDIR"), os.path.join(sys.base_prefix, "lib")]
-    multiarch = sysconfig.get_config_var("MULTIARCH")
-    if multiarch:
-        folders += [f"/usr/lib/{multiarch}", f"/lib/{multiarch}"]
-    for folder in folders:
-        if folder and any(Path(folder, file).is_file() for file in {name, shared} if ".so" in file):
-            return Path(folder)
-    if ctypes.util.find_library(f"python{sys.version_info.major}.{sys.version_info.minor}"):
-        return Path(sys.base_prefix, "lib")  # the linker finds it by itself
-    raise ServerError(
-        f"this Python has no shared library {shared}, which Triton's Python backend needs: install it (Debian, Ubuntu: "
-        f"apt install libpython{sys.version_info.major}.{sys.version_info.minor}), or use a Python built with one"
-    )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insync.client.media.reader import AudioFile, VideoFile
-from insync.client.streaming.pictures import Image
+from insync.core.images import Image
 from insync.loadtest.errors import LoadTestError
 
 __all__ = ["Footage", "load", "sample"]

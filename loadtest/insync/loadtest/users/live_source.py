@@ -16,7 +16,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from insync.client.streaming.pictures import Image, TimedFrame
+from insync.client.streaming.pictures import TimedFrame
+from insync.core.images import Image
 from insync.core.spec import SAMPLE_RATE_HZ, WINDOW_FUTURE_SAMPLES
 
 __all__ = ["CHUNK_SAMPLES", "Camera", "Clock", "Microphone", "WallClock", "bounced", "ready_s"]
