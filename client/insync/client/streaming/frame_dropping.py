@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from insync.client.transport.pacing import _FASTER, _LONGEST_FRAME_S, _SLOWER
+from insync.client.transport.pacing import FASTER, SLOWER
 
 __all__ = ["LATE", "FrameDropper", "Late"]
 
-
-# What becomes of a live stream's frame that is not there in time: it is waited for, left out, or the one before stands in for it.
+# The policy for a live stream's late frame: wait for it, skip it, or repeat the frame before it.
 Late = Literal["wait", "skip", "repeat"]
-
-
 LATE: tuple[Late, ...] = get_args(Late)
+_LONGEST_FRAME_S = 1.0  # between frames of a live stream
 
 
 class FrameDropper:
@@ -43,12 +41,12 @@ class FrameDropper:
     def late(self, now_s: float) -> None:
         """A frame was not there in time."""
         if now_s >= self._calm_s:
-            self._interval_s = min(_LONGEST_FRAME_S, max(self._period_s, self._interval_s) * _SLOWER)
+            self._interval_s = min(_LONGEST_FRAME_S, max(self._period_s, self._interval_s) * SLOWER)
             self._next_s = max(self._next_s, now_s + self._interval_s)
             self._calm_s = now_s + self._deadline_s
 
     def in_time(self) -> None:
         """A frame was."""
-        self._interval_s *= _FASTER
+        self._interval_s *= FASTER
         if self._interval_s < self._period_s:
             self._interval_s = 0.0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from insync.core.spec import CROP_SIZE
 
-__all__ = ["Region", "RegionTracker"]
+__all__ = ["Answer", "Region", "RegionTracker"]
 
 GROWTH = 0.6  # of the face's size, on every side
 LEAST_MARGIN = 0.25  # a region is kept while the face has this much room …
@@ -75,6 +76,32 @@ class Region:
         return (corners * np.diag(sent) + sent[:, 2]).astype(np.float32).reshape(4)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What the server found in a region, in frame pixels.
+
+    Attributes:
+        region: that was sent.
+        confidence: that a face was found, in [0, 1].
+        face: float32 [4], x0, y0, x1, y1; zeros without a face.
+        mouth: float32 [12], the predicted mouth code.
+        transform: float64 [2, 3], frame pixel → crop pixel.
+        patch: uint8 [256, 256, 4], RGBA.
+        sent_bytes: length of the pictures sent for it.
+    """
+
+    region: Region
+    confidence: float
+    face: NDArray[np.float32]
+    mouth: NDArray[np.float32]
+    transform: NDArray[np.float64]
+    patch: NDArray[np.uint8]
+    sent_bytes: int
+
+
+Call = Callable[[Region, NDArray[np.float32]], Awaitable[Answer]]  # sends a region, with a hint where the face is
+
+
 class RegionTracker:
     """Follows one face over a stream and says what to send of the next frame.
 
@@ -92,6 +119,49 @@ class RegionTracker:
         self._scale = 1.0  # crop pixels per frame pixel
         self._region: Region | None = None
         self._size = (0, 0)
+        self._newest = -1  # index of the newest frame whose answer was observed
+
+    async def locate(self, index: int, width: int, height: int, pixel_aspect: float, call: Call) -> Answer:
+        """Find the face of a frame: send its likely surroundings, and more or finer ones where the answer asks for it.
+
+        Frames may be located at the same time; the tracker follows the newest one that was answered.
+
+        Args:
+            index: of the frame in its stream.
+            width, height: of the frame, in pixels.
+            pixel_aspect: a pixel's width over its height.
+            call: sends a region.
+        """
+        region = self.propose(width, height, pixel_aspect)
+        answer = await call(region, self.hint)
+        sent = answer.sent_bytes
+        if self.doubtful(region, answer.face, answer.transform, answer.confidence):
+            if index >= self._newest:
+                self.reset()
+            whole = RegionTracker(self.enabled).propose(width, height, pixel_aspect)
+            answer = await call(whole, np.zeros(4, np.float32))
+            sent += answer.sent_bytes
+        if index > self._newest:
+            self._newest = index
+            self.observe(answer.face, answer.transform, answer.confidence)
+        if answer.region.whole and answer.confidence > 0 and self.too_coarse(answer.region, answer.transform):
+            # The face was found in a picture made small for the search: now send it as fine as the frame has it.
+            alone = RegionTracker()
+            alone.propose(width, height)
+            alone.observe(answer.face, answer.transform, answer.confidence)
+            if alone.hint.any():
+                finer = alone.propose(width, height, pixel_aspect)
+                better = await call(finer, alone.hint)
+                sent += better.sent_bytes
+                if not alone.doubtful(finer, better.face, better.transform, better.confidence):
+                    answer = better
+        return replace(answer, sent_bytes=sent)
+
+    def follow(self, index: int, face: NDArray[np.float32]) -> None:
+        """Take where a frame's face was, of an answer that says no more: the next hint."""
+        if index > self._newest:
+            self._newest = index
+            self.hint = face
 
     def propose(self, width: int, height: int, pixel_aspect: float = 1.0) -> Region:
         """What to send of the next frame.

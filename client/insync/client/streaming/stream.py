@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from insync.client.streaming.audio_windows import AudioWindows, slices
 from insync.client.streaming.frame_dropping import LATE, FrameDropper, Late
 from insync.client.streaming.pictures import Picture, RgbPicture, TimedFrame, decode_image, open_picture
-from insync.client.streaming.region import Region, RegionTracker
+from insync.client.streaming.region import Answer, Region, RegionTracker
 from insync.client.streaming.sources import Source
 from insync.client.streaming.timings import StageClock
 from insync.core import spec
@@ -113,18 +113,6 @@ class SyncedFrame:
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """A model's answer, in frame pixels."""
-
-    region: Region
-    confidence: float
-    face: NDArray[np.float32]
-    mouth: NDArray[np.float32]
-    transform: NDArray[np.float64]
-    patch: Image
-
-
-@dataclass(frozen=True)
 class _Ticket:
     """A frame under way, or without a task one that is not sent. `ready_s` is when it and its audio were there, on the clock
     of time.perf_counter."""
@@ -168,7 +156,6 @@ class Stream:
         self._frames = Source(frames, "frames")
         self._audio = Source(slices(audio, options.audio_rate_hz) if isinstance(audio, np.ndarray) else audio, "audio")
         self._tracker = RegionTracker(options.region and options.composite == "client")
-        self._newest = -1  # index of the newest frame that the tracker has seen the answer of
         self._slots = asyncio.Semaphore(options.in_flight)
         # Never full by itself: every entry but the end marker holds a slot.
         self._queue: asyncio.Queue[_Ticket | None] = asyncio.Queue(options.in_flight + 1)
@@ -299,30 +286,11 @@ class Stream:
         name = f"frame {index}"
         if self._options.composite == "server":
             return await self._composited(index, time_s, picture, window, start)
-        tracker = self._tracker
-        region = tracker.propose(picture.width, picture.height, picture.pixel_aspect)
-        hint = tracker.hint
-        answer, sent = await self._call(name, picture, window, region, hint)
-        if tracker.doubtful(region, answer.face, answer.transform, answer.confidence):
-            if index >= self._newest:
-                tracker.reset()
-            whole = RegionTracker(tracker.enabled).propose(picture.width, picture.height, picture.pixel_aspect)
-            answer, again = await self._call(name, picture, window, whole, np.zeros(4, np.float32))
-            sent += again
-        if index > self._newest:
-            self._newest = index
-            tracker.observe(answer.face, answer.transform, answer.confidence)
-        if answer.region.whole and answer.confidence > 0 and tracker.too_coarse(answer.region, answer.transform):
-            # The face was found in a picture made small for the search: now send it as fine as the frame has it.
-            alone = RegionTracker()
-            alone.propose(picture.width, picture.height)
-            alone.observe(answer.face, answer.transform, answer.confidence)
-            if alone.hint.any():
-                finer = alone.propose(picture.width, picture.height, picture.pixel_aspect)
-                better, again = await self._call(name, picture, window, finer, alone.hint)
-                sent += again
-                if not alone.doubtful(finer, better.face, better.transform, better.confidence):
-                    answer = better
+
+        async def call(region: Region, hint: NDArray[np.float32]) -> Answer:
+            return await self._call(name, picture, window, region, hint)
+
+        answer = await self._tracker.locate(index, picture.width, picture.height, picture.pixel_aspect, call)
         changed = await self._in_thread("paste", _paste, picture, answer)
         return SyncedFrame(
             index=index,
@@ -334,12 +302,12 @@ class Stream:
             transform=answer.transform,
             changed=changed,
             latency_s=time.perf_counter() - start,
-            sent_bytes=sent,
+            sent_bytes=answer.sent_bytes,
         )
 
     async def _call(
         self, name: str, picture: Picture, window: NDArray[np.float32], region: Region, hint: NDArray[np.float32]
-    ) -> tuple[_Answer, int]:
+    ) -> Answer:
         data = await self._in_thread("prepare", _encoded, picture, region, self._options.jpeg_quality)
         outputs = await self._timed_infer("lipsync_patch", data, window, region.box_to_sent(hint), name)
         transform = outputs["TRANSFORM"].astype(np.float64)
@@ -347,14 +315,15 @@ class Stream:
         (a, b, _), (c, d, _) = transform.tolist()
         if not np.isfinite(transform).all() or a * d == b * c or not 0 <= confidence <= 1:
             raise ProtocolError(f"{name}: the server's TRANSFORM or CONFIDENCE makes no sense")
-        return _Answer(
+        return Answer(
             region=region,
             confidence=confidence,
             face=region.box_to_frame(outputs["FACE"]),
             mouth=outputs["MOUTH"],
             transform=region.transform_to_frame(transform),
             patch=outputs["PATCH"],
-        ), len(data)
+            sent_bytes=len(data),
+        )
 
     async def _composited(
         self, index: int, time_s: Fraction, picture: Picture, window: NDArray[np.float32], start: float
@@ -364,9 +333,7 @@ class Stream:
         data = await self._in_thread("prepare", _encoded, picture, region, self._options.jpeg_quality)
         outputs = await self._timed_infer("lipsync", data, window, self._tracker.hint, name)
         confidence = float(outputs["CONFIDENCE"][0])
-        if index > self._newest:
-            self._newest = index
-            self._tracker.hint = outputs["FACE"]
+        self._tracker.follow(index, outputs["FACE"])
         encoded = outputs["SYNCED"].tobytes()
         image = await self._in_thread("paste", decode_image, encoded, f"{name} as the server gave it back")
         return SyncedFrame(
@@ -415,7 +382,7 @@ def _encoded(picture: Picture, region: Region, quality: int) -> bytes:
     return own if as_it_is and own is not None else encode_jpeg(picture.cut(region), quality)
 
 
-def _paste(picture: Picture, answer: _Answer) -> bool:
+def _paste(picture: Picture, answer: Answer) -> bool:
     try:
         placed = place(answer.patch, answer.transform, answer.confidence, picture.width, picture.height)
     except ValueError as exc:

@@ -5,14 +5,12 @@ Additive-increase, multiplicative-decrease, as TCP does (Chiu and Jain, 1989), o
 
 from __future__ import annotations
 
-__all__ = ["Pacer"]
-
+__all__ = ["FASTER", "SLOWER", "Pacer"]
 
 _FIRST_S = 0.02  # between requests, after the first refusal
-_SLOWER, _FASTER = 1.5, 0.95
+SLOWER, FASTER = 1.5, 0.95  # factors of the time between requests, after a refusal and after a success
 _FREE_S = 0.005  # between requests; faster than that is no pacing any more
 _LONGEST_S = 2.0
-_LONGEST_FRAME_S = 1.0  # between frames of a live stream
 
 
 class Pacer:
@@ -32,10 +30,10 @@ class Pacer:
     def refused(self, now_s: float, retry_after_s: float | None) -> None:
         """The server had no room: slower from now on, and nothing before the time that it named."""
         if now_s >= self._calm_s:
-            self._interval_s = min(_LONGEST_S, max(_FIRST_S, self._interval_s * _SLOWER))
+            self._interval_s = min(_LONGEST_S, max(_FIRST_S, self._interval_s * SLOWER))
             self._calm_s = now_s + self._interval_s
         self._next_s = max(self._next_s, now_s + (self._interval_s if retry_after_s is None else retry_after_s))
 
     def passed(self) -> None:
         """The server took a request: a little faster from now on."""
-        self._interval_s = 0.0 if self._interval_s < _FREE_S else self._interval_s * _FASTER
+        self._interval_s = 0.0 if self._interval_s < _FREE_S else self._interval_s * FASTER
