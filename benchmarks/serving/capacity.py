@@ -20,14 +20,14 @@ from insync.loadtest.report import page, plots
 
 COMMAND = "python -m benchmarks.serving.capacity"
 HEADER = (
-    "streams × frames/s", "held", "p50 ms", "p95 ms", "p99 ms", "late or dropped", "received frames/s", "server cores",
+    "streams × frames/s", "held", "p50 ms", "p95 ms", "p99 ms", "late or missing", "received frames/s", "server cores",
     "clients' cores", "other work, cores",
 )  # fmt: skip
 METHOD = (
     "`{command}`: live streams of the sample at its frame rate, each with a connection and a registration of its own; "
     "server: {server}. The deadline of a frame is {deadline:g} ms, from the end of its audio window to the synced frame's "
     "arrival at the client. *Held*: over {measure:g} s, p99 at most {deadline:g} ms and at most {miss:g} % of the frames "
-    "late or dropped (at the camera, because the client did not fetch them in time). A number of streams that is not held is "
+    "late or missing (dropped at the camera, because the client did not fetch them in time). A number of streams that is not held is "
     "tried once more, in the next row. If not even one stream is held, slower ones are tried."
 )
 

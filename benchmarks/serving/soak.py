@@ -32,7 +32,7 @@ def summary(data: Mapping[str, Any]) -> str:
     """Describe what the users did, in a sentence."""
     total = data["summary"]
     return (
-        f"{total['frames']:,} live frames ({total['missed']:,} late, {total['late'] - total['missed']:,} dropped, "
+        f"{total['frames']:,} live frames ({total['missed']:,} late, {total['late'] - total['missed']:,} missing, "
         f"{total['disordered']:,} out of order, {total['lost']:,} lost), {total['dubbed']:,} frames dubbed in "
         f"{total['jobs']:,} whole jobs, {total['registrations']:,} registrations, {total['refused']:,} refusals, "
         f"{total['errors']:,} errors."
