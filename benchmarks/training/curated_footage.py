@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from benchmarks import reports
-from insync.training.curation.report import fate, fault
+from insync.training.curation.report import fault, outcome
 from insync.training.data.manifest import FILE, Row, read_manifest
 
 REPORT = "curated_footage.md"
@@ -24,8 +24,8 @@ def losses(rows: list[Row]) -> str:
     """Return the frames of a clip that are not used, or whose picture alone is used, with the reasons."""
     frames: dict[tuple[str, str], int] = defaultdict(int)
     for row in rows:
-        if fate(row) in ("dropped", "silent"):
-            frames["picture only: " if fate(row) == "silent" else "", fault(row)] += row.frames
+        if outcome(row) in ("dropped", "silent"):
+            frames["picture only: " if outcome(row) == "silent" else "", fault(row)] += row.frames
     ranked = sorted(frames.items(), key=lambda item: -item[1])
     return "; ".join(f"{kind}{reason} ({count})" for (kind, reason), count in ranked)
 
@@ -54,7 +54,7 @@ def main() -> int:
         sum(row.frames for row in everything if test(row))
         for test in (lambda _: True, lambda r: r.kept, lambda r: r.spoken)
     ]
-    shifted = sum(any(fate(row) == "shifted" for row in rows) for rows in clips.values())
+    shifted = sum(any(outcome(row) == "shifted" for row in rows) for rows in clips.values())
     gone = sum(not any(row.kept for row in rows) for rows in clips.values())
     lines.append((f"**{len(clips)} clips**", *(f"**{count}**" for count in counts), "", "", ""))
     header = (

@@ -27,7 +27,7 @@ from insync.training.curation.clip import GOOD, Visibility, make_part, read_part
 from insync.training.curation.quality import Gates
 from insync.training.data.crops import decode
 from insync.training.data.segments import PARTS, part_path
-from insync.training.metrics.sync import SyncFigures, SyncJudge, mouths_of
+from insync.training.metrics.sync import SyncJudge, SyncMetrics, mouths_of
 
 Floats = npt.NDArray[np.float32]
 REPORT = "syncnet_offsets.md"
@@ -68,7 +68,7 @@ def shifted(sound: Floats, seconds: float) -> Floats:
     return np.pad(sound, (samples, 0)) if samples >= 0 else sound[-samples:]
 
 
-def deviations(take: Take, judge: SyncJudge, own: SyncFigures, length_s: float, rng: np.random.Generator) -> list[int]:
+def deviations(take: Take, judge: SyncJudge, own: SyncMetrics, length_s: float, rng: np.random.Generator) -> list[int]:
     """Return the error of the estimated offset in frames, for random pieces and shifts; an empty list if the take is shorter."""
     span = float(take.times_s[-1] - take.times_s[0])
     if span < length_s:

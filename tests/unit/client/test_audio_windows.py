@@ -147,3 +147,22 @@ def test_slices_give_the_array_back() -> None:
     parts = list(slices(audio, 16_000))
     np.testing.assert_array_equal(np.concatenate(parts), audio)
     assert max(len(part) for part in parts) == 4_000
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 22_050, 44_100, 47_999, 48_000, 96_000])
+def test_resampling_holds_back_two_milliseconds_at_most(rate_hz: int) -> None:
+    """A live frame waits for this: libraries that were tried hold back 20 ms and more."""
+    resampler = Resampler(rate_hz)
+    taken = given = 0
+    for _ in range(50):
+        given += len(resampler.push(np.zeros(rate_hz // 50, np.float32)))
+        taken += rate_hz // 50
+        assert 0 <= taken / rate_hz - given / SAMPLE_RATE_HZ <= 0.0021
+
+
+def test_resampling_lets_no_high_tone_through_as_a_low_one() -> None:
+    t = np.arange(48_000) / 48_000
+    for hz, least, most in ((1_000, 0.99, 1.01), (6_000, 0.99, 1.01), (9_000, 0.0, 0.002), (20_000, 0.0, 0.0001)):
+        resampler = Resampler(48_000)
+        tone = resampler.push(np.sin(2 * np.pi * hz * t).astype(np.float32))[400:]
+        assert least <= np.sqrt(2 * np.mean(tone**2)) <= most

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 
 from insync.core import spec
 from insync.core.head import PLACED, head_of, in_window, places, places_of
 from insync.core.mouth import POINTS, MouthBasis
-from insync.ensemble.models.face import FaceFinder
 
 
 def _basis(repository: Path) -> MouthBasis:
@@ -23,6 +23,9 @@ def test_the_outer_edges_of_the_window_are_at_one() -> None:
 
 
 def test_the_same_mouth_has_the_places_that_were_found(sample_clip: Path, repository: Path) -> None:
+    pytest.importorskip("ai_edge_litert", reason="the face finder comes with insync[serve]")
+    from insync.ensemble.models.face import FaceFinder
+
     with av.open(str(sample_clip)) as container:
         image = next(container.decode(video=0)).to_ndarray(format="rgb24")
     face = FaceFinder(repository / "lipsync_face" / "1").find(image)
