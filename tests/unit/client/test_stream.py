@@ -1,4 +1,4 @@
-"""The stream against a real gRPC server on this machine, which speaks Triton's protocol and finds a bright square as face."""
+"""The stream against a gRPC server on this machine with Triton's protocol, which takes a bright square for a face."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def address(speaker: Speaker) -> Iterator[str]:
 
 
 def green(image: np.ndarray[Any, Any]) -> tuple[float, float, int]:
-    """Centre and number of the patch's pixels."""
+    """Return centre and number of the patch's pixels."""
     rows, columns = np.nonzero(np.abs(image.astype(int) - GREEN).max(axis=2) < 40)
     return float(columns.mean()), float(rows.mean()), len(rows)
 
 
 @pytest.mark.parametrize("region", [True, False])
-def test_patches_land_where_the_face_is_and_nothing_else_changes(address: str, speaker: Speaker, region: bool) -> None:
+def test_patches_are_pasted_on_the_face_and_nothing_else_changes(address: str, speaker: Speaker, region: bool) -> None:
     frames = [scene(100 + 4 * k) for k in range(12)]
     synced = asyncio.run(collect(address, frames, region=region))
     assert [s.index for s in synced] == list(range(12))
@@ -60,7 +60,7 @@ def test_patches_land_where_the_face_is_and_nothing_else_changes(address: str, s
     assert (sizes == {(360, 640, 3)}) is not region
 
 
-def test_large_faces_are_sent_small_and_still_land_exactly(address: str, speaker: Speaker) -> None:
+def test_large_faces_are_sent_small_and_still_pasted_exactly(address: str, speaker: Speaker) -> None:
     frames = [scene(700, 300, 500, (1920, 1080)) for _ in range(4)]
     synced = asyncio.run(collect(address, frames))
     for one in synced:
@@ -70,7 +70,7 @@ def test_large_faces_are_sent_small_and_still_land_exactly(address: str, speaker
     assert max(cv2.imdecode(r["FRAME"][0], 1).shape[1] for r in speaker.requests[1:]) < 400
 
 
-def test_a_small_face_in_a_large_frame_is_sent_again_as_fine_as_it_is(address: str, speaker: Speaker) -> None:
+def test_a_small_face_in_a_large_frame_is_sent_again_at_full_resolution(address: str, speaker: Speaker) -> None:
     synced = asyncio.run(collect(address, [scene(2000, 1200, 100, (3840, 2160))]))
     assert [cv2.imdecode(r["FRAME"][0], 1).shape[1] < 500 for r in speaker.requests] == [False, True]
     assert speaker.requests[1]["FACE_HINT"].any()
@@ -87,7 +87,7 @@ def test_a_face_that_jumps_out_of_its_region_is_found_again_in_order(address: st
     assert len(speaker.requests) > 12
 
 
-def test_frames_without_a_face_pass_untouched(address: str) -> None:
+def test_frames_without_a_face_are_not_changed(address: str) -> None:
     frames = [scene(100), scene(0, side=0), scene(100)]
     synced = asyncio.run(collect(address, frames))
     assert [s.changed for s in synced] == [True, False, True]
@@ -96,7 +96,7 @@ def test_frames_without_a_face_pass_untouched(address: str) -> None:
     np.testing.assert_array_equal(synced[1].image, frames[1])
 
 
-def test_the_hint_is_the_face_last_answered(address: str, speaker: Speaker) -> None:
+def test_the_hint_is_the_face_of_the_last_response(address: str, speaker: Speaker) -> None:
     asyncio.run(collect(address, [scene(100 + k) for k in range(6)], region=False, in_flight=1))
     hints = [request["FACE_HINT"][0] for request in speaker.requests]
     assert not hints[0].any()
@@ -127,7 +127,7 @@ def test_any_iterable_and_any_frame(address: str, kind: str) -> None:
     assert [s.time_s for s in synced] == pytest.approx([(0.1 if kind == "timed" else 0.04) * k for k in range(4)])
 
 
-def test_every_frame_hears_its_own_window_and_silence_after_the_end(address: str) -> None:
+def test_every_frame_has_its_own_audio_window_and_silence_after_the_end(address: str) -> None:
     audio = np.linspace(-1, 1, 16_000, dtype=np.float32)
 
     async def pieces() -> AsyncIterator[np.ndarray[Any, Any]]:
@@ -141,7 +141,7 @@ def test_every_frame_hears_its_own_window_and_silence_after_the_end(address: str
     assert synced[-1].mouth[0] == 0
 
 
-def test_frames_in_flight_are_bounded_and_a_slow_consumer_stops_the_reading(address: str, speaker: Speaker) -> None:
+def test_frames_in_flight_are_bounded_and_a_slow_consumer_pauses_the_reading(address: str, speaker: Speaker) -> None:
     read = 0
 
     def frames() -> Iterator[np.ndarray[Any, Any]]:
@@ -177,7 +177,7 @@ def test_a_live_source_gets_each_frame_as_soon_as_it_is_ready(address: str) -> N
         async def camera() -> AsyncIterator[np.ndarray[Any, Any]]:
             for _ in range(10):
                 yield scene(100)
-                # The next frame is not filmed before this one has come back: a client that waits for more frames hangs here.
+                # The next frame is only filmed after this one is returned: a client that waits for more frames hangs here.
                 await asyncio.wait_for(shown.acquire(), 60)
 
         count = 0
@@ -190,7 +190,7 @@ def test_a_live_source_gets_each_frame_as_soon_as_it_is_ready(address: str) -> N
     assert asyncio.run(run()) == 10
 
 
-def test_leaving_early_cancels_what_is_under_way(address: str, speaker: Speaker) -> None:
+def test_leaving_early_cancels_requests_in_flight(address: str, speaker: Speaker) -> None:
     closed = threading.Event()
     speaker.before = lambda number: time.sleep(0.5 if number > 2 else 0)
 
@@ -238,7 +238,7 @@ def test_cancelling_the_consumer_ends_the_stream(address: str, speaker: Speaker)
     assert len(speaker.requests) < 30
 
 
-def test_a_server_that_dies_is_an_error_and_no_hang() -> None:
+def test_a_server_that_dies_is_an_error_and_does_not_hang() -> None:
     speaker = Speaker()
     with serving(speaker) as (address, server):
 
@@ -276,7 +276,7 @@ def test_a_server_that_hangs_is_a_timeout(address: str, speaker: Speaker) -> Non
     release.set()
 
 
-def test_frames_before_a_failing_one_are_given_first(address: str) -> None:
+def test_frames_before_a_failing_one_are_returned_first(address: str) -> None:
     seen = []
 
     async def run() -> None:
@@ -304,7 +304,7 @@ def test_frames_before_a_failing_one_are_given_first(address: str) -> None:
         (None, "is a NoneType"),
     ],
 )
-def test_frames_that_are_none(address: str, frame: Any, text: str) -> None:
+def test_invalid_frames(address: str, frame: Any, text: str) -> None:
     with pytest.raises(BadInput, match=text):
         asyncio.run(collect(address, [frame]))
 
@@ -325,12 +325,12 @@ def test_audio_that_is_not_finite(address: str) -> None:
         ({"audio_rate_hz": 5}, "audio rate is 5 Hz"),
     ],
 )
-def test_options_that_are_not_allowed(address: str, options: dict[str, Any], text: str) -> None:
+def test_invalid_options(address: str, options: dict[str, Any], text: str) -> None:
     with pytest.raises(BadInput, match=text):
         asyncio.run(collect(address, [], **options))
 
 
-def test_sources_that_are_none(address: str) -> None:
+def test_invalid_sources(address: str) -> None:
     with pytest.raises(BadInput, match="frames is one str"):
         asyncio.run(collect(address, "clip.mp4"))
     with pytest.raises(BadInput, match="audio is a int"):
@@ -355,7 +355,7 @@ def test_an_unknown_twin(address: str, speaker: Speaker) -> None:
         ("TRANSFORM", np.zeros((1, 2, 3), np.float32), "makes no sense"),
     ],
 )
-def test_answers_that_are_malformed(address: str, speaker: Speaker, name: str, value: Any, text: str) -> None:
+def test_malformed_responses(address: str, speaker: Speaker, name: str, value: Any, text: str) -> None:
     def change(outputs: dict[str, np.ndarray[Any, Any]]) -> None:
         outputs.pop(name)
         if value is not None:
@@ -418,7 +418,7 @@ def test_closing_the_client_ends_its_streams(address: str) -> None:
     asyncio.run(run())
 
 
-def test_what_the_client_promises_is_what_the_models_take() -> None:
+def test_the_client_sends_the_inputs_of_the_models() -> None:
     assert {tensor.name for tensor in spec.MODELS["lipsync_patch"].inputs} == {
         *("FRAME", "AUDIO", "TWIN", "FACE_HINT", "STREAM", "RATE")
     }
