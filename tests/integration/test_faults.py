@@ -216,7 +216,7 @@ def test_a_model_that_hangs_is_replaced(
     kept.said.clear()
     for model in kept.server.models:
         if ALL_MODELS[model].backend != "ensemble":
-            kept.server.management().answers(model, PATIENCE_S)
+            kept.server.management().infer(model, PATIENCE_S)
     synced, clock = run(kept.server.grpc_url, {5: lambda: hang.write_text(str(kept.server.pid))})
     assert whole(synced, undisturbed)
     assert clock.resent > 0
