@@ -1,4 +1,4 @@
-"""Registration of a person, on frames of the sample clip and on made-up faces."""
+"""Registration of a person, on frames of the sample clip and on synthetic faces."""
 
 from __future__ import annotations
 
@@ -62,12 +62,10 @@ def test_a_clip_gives_a_whole_record(
     sheet = contact_sheet(store.load(store.save(record)))
     assert sheet.dtype == np.uint8
     np.testing.assert_array_equal(sheet[:CROP_SIZE, CROP_SIZE : 2 * CROP_SIZE], record.crops[1])
-    assert sheet[CROP_SIZE:].max() > 200  # what is written under them
+    assert sheet[CROP_SIZE:].max() > 200  # the text below the crops
 
 
-def test_one_photo_is_enough_and_says_what_is_missing(
-    images: list[Image], finder: FaceFinder, basis: MouthBasis
-) -> None:
+def test_one_photo_is_enough_but_warned_of(images: list[Image], finder: FaceFinder, basis: MouthBasis) -> None:
     record = register([jpeg(images[0])], finder, basis)
     assert [note["frame"] for note in record.report["references"]] == [0] * REFERENCES
     for crop in record.crops[1:]:
@@ -113,7 +111,7 @@ def test_a_small_face_is_warned_of(images: list[Image], finder: FaceFinder, basi
 
 @pytest.mark.parametrize("count", [0, MAX_REGISTRATION_FRAMES + 1])
 def test_too_few_and_too_many_frames(finder: FaceFinder, basis: MouthBasis, count: int) -> None:
-    with pytest.raises(BadInput, match=rf"holds {count} frames, allowed are 1 to {MAX_REGISTRATION_FRAMES}"):
+    with pytest.raises(BadInput, match=rf"holds {count} frames, must hold 1 to {MAX_REGISTRATION_FRAMES}"):
         register([b""] * count, finder, basis)
 
 
@@ -129,7 +127,7 @@ def test_the_bad_frame_is_named(images: list[Image], finder: FaceFinder, basis: 
         register([good, good, good[: len(good) // 2]], finder, basis)
     with pytest.raises(BadInput, match=r"FRAMES\[1\] is empty"):
         register([good, b""], finder, basis)
-    # All chunks are there, and what is in them is no picture.
+    # All chunks are there, but their content is no picture.
     png = bytearray(bytes(cv2.imencode(".png", images[0][:64, :64])[1]))
     png[60:2000] = bytes(1940)
     with pytest.raises(BadInput, match=r"FRAMES\[0\] cannot be decoded"):

@@ -149,7 +149,9 @@ def test_a_server_that_is_only_busy_is_left_alone(server: FakeServer) -> None:
     server.error = ServerError(TIMEOUT)
     for _ in range(10):
         supervisor.watch()
-    server.error = ServerError("lipsync_patch does not serve: RESOURCE_EXHAUSTED: more probes come than 2 frames/s")
+    server.error = ServerError(
+        "lipsync_patch does not serve: RESOURCE_EXHAUSTED: probes must be at most 2 frames/s together"
+    )
     for _ in range(10):
         supervisor.watch()
     assert set(server.calls) == {"probe"}
