@@ -92,7 +92,7 @@ def test_a_graph_that_the_parser_refuses_is_named(
     assert not (tmp_path / "out").exists()  # all plans or none
 
 
-def test_profiles_follow_the_config_that_serves(tmp_path: Path) -> None:
+def test_profiles_use_the_batch_limit_of_the_served_config(tmp_path: Path) -> None:
     assert max_batch(tmp_path, "lipsync_decoder") == MODELS["lipsync_decoder"].max_batch_size
     config = tmp_path / "lipsync_decoder" / "configs" / "h100.pbtxt"
     config.parent.mkdir(parents=True)
@@ -172,9 +172,9 @@ def test_strongly_typed_and_without_tf32(h100: None, repository: Path, tmp_path:
 def test_less_than_fp32_needs_evidence_about_these_graphs(h100: None, repository: Path, tmp_path: Path) -> None:
     evidence = tmp_path / "precision.json"
     options = PlanOptions("tf32", evidence)
-    with pytest.raises(PlanError, match="needs the evidence of insync export precision"):
+    with pytest.raises(PlanError, match="needs the report of insync export precision"):
         build_plans(repository, tmp_path, PlanOptions("tf32"), Fake(True))
-    with pytest.raises(PlanError, match="is no precision report"):
+    with pytest.raises(PlanError, match="is not a precision report"):
         build_plans(repository, tmp_path, options, Fake(True))
     hashes = {name: sha256(repository / name / "1" / "model.onnx") for name in GRAPHS}
     for passed, graphs, text in ((False, hashes, "has not passed"), (True, {**hashes, GRAPHS[0]: "0"}, "other graphs")):
@@ -185,7 +185,7 @@ def test_less_than_fp32_needs_evidence_about_these_graphs(h100: None, repository
     trt = Fake(True)
     assert {record.precision for record in build_plans(repository, tmp_path, options, trt).graphs.values()} == {"tf32"}
     assert trt.set == ["tf32"] * len(GRAPHS)
-    with pytest.raises(PlanError, match="'int8', allowed are"):
+    with pytest.raises(PlanError, match="the precision must be one of fp32, tf32, got 'int8'"):
         build_plans(repository, tmp_path, PlanOptions("int8"), Fake(True))
 
 
@@ -270,8 +270,8 @@ def test_the_command_reports_why_it_fails(
     for arguments, text in (
         (["tensorrt"], "TensorRT's Python package is not installed: use NVIDIA's TensorRT container"),
         (["tensorrt", "--check"], "TensorRT is not installed on this machine"),
-        (["tensorrt", "--rtx", "8.9"], "name a folder outside the model repository"),
-        (["tensorrt", "--precision", "tf32"], "name its JSON file"),
+        (["tensorrt", "--rtx", "8.9"], "set --out to a folder outside the model repository"),
+        (["tensorrt", "--precision", "tf32"], "pass its JSON with --evidence"),
     ):
         assert main(["export", "--repository", str(repository), *arguments]) == 1
         printed = capsys.readouterr().err
@@ -283,9 +283,9 @@ def test_the_command_reports_why_it_fails(
 
 def test_missing_requirements_are_reported(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt, "find_gpu", lambda: None)
-    with pytest.raises(PlanError, match="TensorRT builds on the GPU alone"):
+    with pytest.raises(PlanError, match="TensorRT builds only on a GPU"):
         build_plans(repository, tmp_path, trt=Fake(True))
-    with pytest.raises(PlanError, match="name a compute capability"):
+    with pytest.raises(PlanError, match="set a compute capability"):
         build_plans(repository, tmp_path, PlanOptions(rtx=True), Fake(True))
     for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -293,6 +293,6 @@ def test_missing_requirements_are_reported(repository: Path, tmp_path: Path, mon
         load_builder(rtx=True)
 
 
-def test_a_capability_that_cannot_be_built_for_is_refused(rtx: Any, repository: Path, tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match=r"does not build for '9\.0', it does for 7\.5, 8\.0"):
+def test_an_unsupported_capability_is_refused(rtx: Any, repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"must be one of 7\.5, 8\.0, .*, got '9\.0'"):
         build_plans(repository, tmp_path, PlanOptions(rtx=True, capability="9.0"), rtx)
