@@ -134,16 +134,16 @@ def test_the_bad_frame_is_named(images: list[Image], finder: FaceFinder, basis: 
         register([bytes(png)], finder, basis)
 
 
-def seen(frame: int, opening: float, yaw: float, sharpness: float) -> _Seen:
+def seen(frame: int, mouth_aperture: float, yaw: float, sharpness: float) -> _Seen:
     """A frame whose mouth is one number: every lip point moves down by it."""
-    shape = np.full((44, 2), opening, np.float32)
+    shape = np.full((44, 2), mouth_aperture, np.float32)
     crop = np.zeros((CROP_SIZE, CROP_SIZE, 3), np.uint8)
     places = np.zeros(PLACES.shape, np.float32)
     return _Seen(frame, crop, shape, places, np.array([yaw, 0, 0], np.float32), sharpness, 200.0)
 
 
 def test_the_sampler_takes_the_extremes_first_and_the_resting_face_as_a_start() -> None:
-    frames = [seen(k, opening, 0.0, 100.0) for k, opening in enumerate(np.linspace(0, 0.2, 41))]
+    frames = [seen(k, mouth_aperture, 0.0, 100.0) for k, mouth_aperture in enumerate(np.linspace(0, 0.2, 41))]
     chosen, distinct = _choose(frames, np.zeros((44, 2), np.float32))
     assert distinct == REFERENCES
     assert chosen[0].frame == 0
@@ -158,7 +158,7 @@ def test_the_sampler_takes_other_poses_of_a_mouth_that_does_not_move() -> None:
 
 
 def test_the_sampler_leaves_blurred_frames_out() -> None:
-    frames = [seen(k, opening, 0.0, 100.0) for k, opening in enumerate(np.linspace(0, 0.1, 20))]
+    frames = [seen(k, mouth_aperture, 0.0, 100.0) for k, mouth_aperture in enumerate(np.linspace(0, 0.1, 20))]
     blurred = [seen(100 + k, 0.3, 0.0, 5.0) for k in range(5)]
     chosen, _ = _choose(frames + blurred, np.zeros((44, 2), np.float32))
     assert max(one.frame for one in chosen) < 100
