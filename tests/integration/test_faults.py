@@ -231,7 +231,7 @@ def test_a_model_that_hangs_is_replaced(
     supervised.log.clear()
     for model in supervised.server.models:
         if ALL_MODELS[model].backend != "ensemble":
-            supervised.server.management().answers(model, TIMEOUT_S)
+            supervised.server.management().infer(model, TIMEOUT_S)
     synced, clock = run(supervised.server.grpc_url, {5: lambda: hang.write_text(str(supervised.server.pid))})
     assert whole(synced, undisturbed)
     assert clock.resent > 0

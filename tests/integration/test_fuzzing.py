@@ -44,13 +44,13 @@ def damaged_png() -> NDArray[np.uint8]:
 
 BAD_FRAMES = {
     "empty": (octets(b""), r"FRAME is empty \(0 bytes\)"),
-    "text": (octets(b"this is not a picture"), "FRAME is neither JPEG nor PNG"),
+    "text": (octets(b"this is not a picture"), "FRAME must be a JPEG or PNG picture"),
     "truncated": (encoded(np.zeros((64, 64, 3), np.uint8))[:-40], "FRAME is truncated"),
     "damaged": (damaged_png(), "FRAME cannot be processed"),
-    "33 MB": (octets(b"\xff\xd8\xff" + bytes(33 * 2**20)), "bytes, allowed are up to 33,554,432"),
+    "33 MB": (octets(b"\xff\xd8\xff" + bytes(33 * 2**20)), "bytes: it must have at most 33,554,432"),
     "20 megapixels": (
         encoded(np.zeros((4000, 5000, 3), np.uint8)),
-        r"5000×4000 \(20\.0 megapixels\), allowed are up to",
+        r"5000×4000 \(20\.0 megapixels\): it must have at most",
     ),
 }
 
@@ -166,9 +166,9 @@ def test_an_affine_that_is_not_finite_fails_alone(raw_unfused: Any) -> None:
     [
         ([], "FRAMES"),
         ([b""], r"FRAMES\[0\] is empty"),
-        ([b"\xff\xfe binary that is not text \x00\x80"], r"FRAMES\[0\] is neither JPEG nor PNG"),
+        ([b"\xff\xfe binary that is not text \x00\x80"], r"FRAMES\[0\] must be a JPEG or PNG picture"),
         ([bytes(cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))[1])] * 2, "no face in any of its 2 frames"),
-        ([b"x"] * 301, "holds 301 frames, allowed are 1 to 300"),
+        ([b"x"] * 301, "holds 301 frames, must hold 1 to 300"),
     ],
     ids=["none", "empty", "binary", "black", "too many"],
 )

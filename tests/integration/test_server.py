@@ -185,14 +185,14 @@ def test_a_taken_port_is_named() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen(1)
         port = taken.getsockname()[1]
-        with pytest.raises(ServerError, match=f"gRPC port {port} on 127.0.0.1 is taken"):
+        with pytest.raises(ServerError, match=f"gRPC port {port} on 127.0.0.1 is in use"):
             EmbeddedServer(grpc_port=port)
-        assert f"HTTP port {port} on 127.0.0.1 is taken" in serve_fails("grpc_port=0", f"http_port={port}")
+        assert f"HTTP port {port} on 127.0.0.1 is in use" in serve_fails("grpc_port=0", f"http_port={port}")
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
 def test_invalid_ports_are_refused(port: int) -> None:
-    with pytest.raises(ServerError, match="port"):
+    with pytest.raises(ServerError, match=f"gRPC port must be from 1 to 65535, got {port}"):
         EmbeddedServer(grpc_port=port)
 
 
@@ -230,11 +230,11 @@ def test_a_start_that_takes_too_long_is_aborted(tmp_path: Path) -> None:
 
 
 def test_a_twin_store_that_cannot_be_written(tmp_path: Path) -> None:
-    from insync.ensemble.server.canary import answers_frames
+    from insync.ensemble.server.canary import send_canary
 
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ServerError, match=r"twins: the twin store cannot be written"):
-        answers_frames("127.0.0.1:1", tmp_path / "file" / "twins", 1.0)
+        send_canary("127.0.0.1:1", tmp_path / "file" / "twins", 1.0)
 
 
 @pytest.mark.parametrize(
