@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from insync.core.errors import BadInput
 from insync.core.head import places_of
+from insync.core.images import decode as decode_picture
 from insync.core.mouth import MouthBasis, aperture
 from insync.core.spec import CROP_SIZE, REFERENCES, WINDOW_COLUMNS, WINDOW_ROWS
 from insync.ensemble.models.face import FaceFinder, take_crop
@@ -141,10 +142,10 @@ def _decoded(frames: Sequence[bytes]) -> Iterator[Image]:
     """Yield the decoded frames, RGB. Only the next frame is decoded ahead: frames may be large."""
 
     def decode(k: int) -> Image:
-        image = cv2.imdecode(np.frombuffer(frames[k], np.uint8), cv2.IMREAD_COLOR)
+        image = decode_picture(frames[k])
         if image is None:
             raise BadInput(f"FRAMES[{k}] cannot be decoded: its {len(frames[k]):,} bytes are a damaged picture")
-        return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+        return image
 
     with ThreadPoolExecutor(1) as pool:
         upcoming = pool.submit(decode, 0)

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insync.core.errors import BadInput, NotFound, StorageError
+from insync.core.images import encode_png
 from insync.core.spec import CANARY, CROP_SIZE, MOUTH, NEUTRAL, REFERENCE_PLACES, REFERENCES, TWIN_LENGTH
 
 ID_FORM = f"{TWIN_LENGTH} hexadecimal digits, as registration returned them"
@@ -115,8 +116,7 @@ class TwinStore:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             made.mkdir(mode=0o700)
             strip = np.ascontiguousarray(record.crops.transpose(1, 0, 2, 3).reshape(CROP_SIZE, -1, 3))
-            _, png = cv2.imencode(".png", cv2.cvtColor(strip, cv2.COLOR_RGB2BGR))
-            (made / "crops.png").write_bytes(png.tobytes())
+            (made / "crops.png").write_bytes(encode_png(strip))
             content = {
                 "version": _VERSION,
                 "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

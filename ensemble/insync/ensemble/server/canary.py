@@ -9,12 +9,12 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
 from insync.core.errors import NotFound, ServerError, StorageError
+from insync.core.images import encode_jpeg
 from insync.core.spec import CANARY, ENSEMBLES, WINDOW_SAMPLES
 from insync.ensemble.models.twin_store import TwinStore, canary_record
 from insync.ensemble.server.security import infer_over_http
@@ -65,7 +65,7 @@ def send_canary(url: str, twin_store: Path | None, timeout_s: float, over_http: 
 
 def grey_jpeg(side: int) -> bytes:
     """Encode a grey square as a JPEG file."""
-    return bytes(cv2.imencode(".jpg", np.full((side, side, 3), 128, np.uint8))[1])
+    return encode_jpeg(np.full((side, side, 3), 128, np.uint8), 95)
 
 
 def _values(twin: str) -> Values:

@@ -32,6 +32,7 @@ from insync.ensemble.repository import fused
 from insync.ensemble.repository.locate import default_repository
 from insync.ensemble.server import reaper
 from insync.ensemble.server.canary import send_canary
+from insync.ensemble.server.command import Endpoint, ServerCommand, server_command
 from insync.ensemble.server.installation import Installation, find_installation
 from insync.ensemble.server.management import Management
 from insync.ensemble.server.security import ServerTls, admin_headers, new_admin_key, restrictions
@@ -39,10 +40,6 @@ from insync.ensemble.server.security import ServerTls, admin_headers, new_admin_
 STOP_TIMEOUT_S = 10.0
 LOOPBACK = "127.0.0.1"
 _POLL_S = 0.05
-# Initial size and growth step of each Python model's shared-memory region. Triton keeps every mapping that a region has
-# outgrown, so growing by Triton's default of 1 MiB shows as many times a region's size in the server's resident memory.
-_REGION_BYTES = 16 * 2**20
-_SHARED_MEMORY = Path("/dev/shm")
 
 
 class EmbeddedServer:
@@ -230,27 +227,22 @@ class EmbeddedServer:
         if self._fused:
             repository = self._folder / "models"
             loaded = fused.write_repository(self.repository, repository, settings.load().processes)
-        grpc, http, metrics = (str(port) for port in self._ports)
-        command = [
-            str(installation.server),
-            f"--model-repository={repository}",
-            f"--backend-directory={backends}",
-            f"--backend-config=python,shm-region-prefix-name={self.shared_memory_prefix}",
-            *_region_options(len(self.models)),
-            "--model-control-mode=explicit",  # lets a supervisor reload a model
-            *(f"--load-model={model}" for model in loaded),
-            "--disable-auto-complete-config",  # our configs are complete; auto-complete starts every Python model twice
-            f"--grpc-address={self._host}",
-            f"--grpc-port={grpc}",
-            f"--http-address={self._plain_host}",
-            f"--http-port={http}",
-            f"--metrics-address={self._plain_host}",
-            f"--metrics-port={metrics}",
-            "--grpc-infer-allocation-pool-size=0",  # a pooled request would keep the memory of its largest message
-            "--exit-timeout-secs=5",
-            *restrictions(self.admin_key),
-            *(self._tls.options() if self._tls is not None else ()),
-        ]
+        command = server_command(
+            ServerCommand(
+                executable=installation.server,
+                repository=repository,
+                backends=backends,
+                models=loaded,
+                endpoints=(
+                    Endpoint("grpc", self._host, self._ports[0]),
+                    Endpoint("http", self._plain_host, self._ports[1]),
+                    Endpoint("metrics", self._plain_host, self._ports[2]),
+                ),
+                shared_memory_prefix=self.shared_memory_prefix,
+                regions=len(self.models),
+                security=(*restrictions(self.admin_key), *(self._tls.options() if self._tls is not None else ())),
+            )
+        )
         log = self.log
         assert log is not None
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -293,17 +285,6 @@ class EmbeddedServer:
         if log is None or not log.is_file():
             return "it wrote no log"
         return failure_reason(log.read_text(errors="replace"))
-
-
-def _region_options(models: int) -> list[str]:
-    """Return the options that set the size of the models' shared-memory regions; none if /dev/shm has little space."""
-    try:
-        free = shutil.disk_usage(_SHARED_MEMORY).free
-    except OSError:
-        return []
-    if free < 4 * models * _REGION_BYTES:
-        return []
-    return [f"--backend-config=python,shm-{when}-byte-size={_REGION_BYTES}" for when in ("default", "growth")]
 
 
 def _check_gpu(installation: Installation) -> None:

@@ -24,6 +24,7 @@ from skimage.metrics import structural_similarity
 from tqdm import tqdm
 
 from insync.core.head import head_of
+from insync.core.images import encode_jpeg
 from insync.core.mouth import OUTER_LIPS, MouthBasis, aperture
 from insync.core.spec import CROP_SIZE, MAX_REGISTRATION_FRAMES
 from insync.ensemble.inference.pipeline import Chain, Twin
@@ -159,10 +160,7 @@ class Evaluation:
             raise ValueError(f"{path.name}: {len(crops)} frames with a face; must be at least {MIN_FRAMES}")
         first = max(1, round(share * len(crops)))
         step = -(-first // MAX_REGISTRATION_FRAMES)
-        jpegs = [
-            cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-            for image in encoded[:first:step]
-        ]
+        jpegs = [encode_jpeg(image, 95) for image in encoded[:first:step]]
         sound = read_speech(path)
         # Detected in the crops, as those of the results are, so that the detection error is the same on both sides.
         landmarks, apertures = self._landmarks(np.stack(crops))

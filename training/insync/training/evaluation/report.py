@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
-import cv2
 import jinja2
 import numpy as np
 import numpy.typing as npt
 
+from insync.core.images import encode_jpeg
 from insync.core.spec import CROP_SIZE
 
 Picture = npt.NDArray[np.uint8]
@@ -76,8 +76,7 @@ def _still(one: ClipPictures) -> str:
     for crops in one.rows.values():
         index = np.linspace(0, len(crops) - 1, STILLS).astype(int)
         lines.append(np.hstack(list(crops[index])))
-    sheet = cv2.cvtColor(np.vstack(lines), cv2.COLOR_RGB2BGR)
-    return base64.b64encode(cv2.imencode(".jpg", sheet, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()).decode()
+    return base64.b64encode(encode_jpeg(np.vstack(lines), 85)).decode()
 
 
 def _film(one: ClipPictures) -> str:
