@@ -1,4 +1,4 @@
-"""Compositing: where the patch lands, what it leaves alone, what it refuses."""
+"""Compositing: the patch's position, the untouched pixels, and refused inputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from insync.core.spec import CROP_SIZE
 
 
 def similarity(scale: float, angle: float, x: float, y: float) -> NDArray[np.float32]:
-    """Frame → crop, the frame's point (x, y) landing on the crop's centre."""
+    """Return a transform from frame to crop that maps the frame's point (x, y) to the crop's centre."""
     cos, sin = scale * math.cos(angle), scale * math.sin(angle)
     half = (CROP_SIZE - 1) / 2
     return np.array([[cos, -sin, half - cos * x + sin * y], [sin, cos, half - sin * x - cos * y]], np.float32)
@@ -36,7 +36,7 @@ def disc(radius: float) -> NDArray[np.uint8]:
 
 @pytest.fixture(params=["OpenCV", "NumPy"], autouse=True)
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test runs with OpenCV, and as where it is not installed."""
+    """Run every test with OpenCV and without it."""
     if request.param == "NumPy":
         monkeypatch.setattr(compositing, "opencv", lambda: None)
         monkeypatch.setattr(images, "opencv", lambda: None)
@@ -58,7 +58,7 @@ def test_visibility_is_a_monotone_ramp() -> None:
 
 @pytest.mark.parametrize("scale", [0.5, 0.8, 1.0, 1.7, 3.0])
 @pytest.mark.parametrize("angle", [0.0, 0.4])
-def test_lands_where_the_transform_says(image: NDArray[np.uint8], scale: float, angle: float) -> None:
+def test_the_patch_lands_where_the_transform_maps_it(image: NDArray[np.uint8], scale: float, angle: float) -> None:
     source = image.copy()
     placed = place(patch_of(disc(80)), similarity(scale, angle, 230.25, 170.75), 1.0, 480, 360)
     assert placed is not None
@@ -94,7 +94,7 @@ def test_equals_a_whole_frame_warp_and_a_float_blend(image: NDArray[np.uint8]) -
 def test_pixels_with_alpha_zero_are_the_sources(image: NDArray[np.uint8]) -> None:
     source = image.copy()
     alpha = np.zeros((CROP_SIZE, CROP_SIZE), np.uint8)
-    alpha[10:20, 10:20] = alpha[200:240, 90:200] = 255  # two islands: the box holds much that must stay
+    alpha[10:20, 10:20] = alpha[200:240, 90:200] = 255  # two separate areas: the box holds many pixels that must stay
     placed = place(patch_of(alpha), similarity(1.0, 0.0, 240, 180), 0.6, 480, 360)
     assert placed is not None
     blend(image, placed)

@@ -1,4 +1,4 @@
-"""Where landmarks lie, and where they would lie with another mouth."""
+"""Positions of landmarks, for the source's mouth shape and for any other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_window_has_its_outer_edges_at_one() -> None:
     np.testing.assert_allclose(in_window(corners.astype(np.float32) - 0.5), [[-1, -1], [1, 1]], atol=1e-6)
 
 
-def test_the_same_mouth_lies_where_it_was_found(sample_clip: Path, repository: Path) -> None:
+def test_the_sources_mouth_shape_gives_the_sources_places(sample_clip: Path, repository: Path) -> None:
     with av.open(str(sample_clip)) as container:
         image = next(container.decode(video=0)).to_ndarray(format="rgb24")
     face = FaceFinder(repository / "lipsync_face" / "1").find(image)

@@ -1,4 +1,4 @@
-"""Pictures are made smaller in steps: what comes out has to lie where slow averaging would put it."""
+"""Pictures are shrunk in steps; the result must match exact averaging."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from insync.core.images import Image, resize
 
 @pytest.fixture(params=["OpenCV", "Pillow"], autouse=True)
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test runs with OpenCV, and as where it is not installed."""
+    """Run every test with OpenCV and without it."""
     if request.param == "Pillow":
         monkeypatch.setattr(images, "opencv", lambda: None)
 
 
 def waves(width: int, height: int, channels: int = 1) -> Image:
-    """A smooth picture: waves of 75 pixels and more, in both directions, another in each channel."""
+    """Return a smooth picture: waves of 75 pixels and more in both directions, different in each channel."""
     y, x = np.mgrid[:height, :width].astype(np.float64)
     planes = [127 + 60 * np.sin(x / (12 + k)) + 60 * np.cos(y / (13 + k)) for k in range(channels)]
     return np.asarray(np.stack(planes, -1).round().squeeze(), np.uint8)
@@ -32,14 +32,14 @@ def waves(width: int, height: int, channels: int = 1) -> Image:
     [
         ((1092, 720), (417, 275)),  # halved, then sampled
         ((546, 360), (417, 275)),  # sampled
-        ((638, 408), (400, 256)),  # averaged: a little more than is sampled
+        ((638, 408), (400, 256)),  # averaged: shrinks a little more than sampling allows
         ((1920, 1080), (400, 256)),  # halved twice, then sampled
         ((631, 405), (211, 135)),  # sides that cannot be halved
-        ((512, 512), (128, 128)),  # halved alone
+        ((512, 512), (128, 128)),  # halved only
         ((100, 80), (260, 240)),  # enlarged
     ],
 )
-def test_lies_where_averaging_puts_it(size: tuple[int, int], target: tuple[int, int]) -> None:
+def test_matches_exact_averaging(size: tuple[int, int], target: tuple[int, int]) -> None:
     picture = waves(*size)
     exact = cv2.resize(picture, target, interpolation=cv2.INTER_AREA if target < size else cv2.INTER_LINEAR)
     quick = resize(picture, target)
@@ -65,7 +65,7 @@ def test_same_size_is_not_touched() -> None:
     assert resize(picture, (64, 48)) is picture
 
 
-def test_jpegs_and_pngs_go_both_ways() -> None:
+def test_jpegs_and_pngs_are_encoded_and_decoded() -> None:
     picture = waves(160, 96, channels=3)
     assert images.encode_png(picture)[:4] == b"\x89PNG"
     found = images.decode(images.encode_png(picture))
@@ -78,7 +78,7 @@ def test_jpegs_and_pngs_go_both_ways() -> None:
     assert len(images.encode_jpeg(picture, 20)) < len(jpeg)
 
 
-def test_what_is_damaged_is_none() -> None:
+def test_damaged_data_gives_none() -> None:
     jpeg = images.encode_jpeg(waves(64, 48, channels=3), 90)
     assert images.decode(b"no picture") is None
     assert images.decode(jpeg[:30]) is None
@@ -87,7 +87,7 @@ def test_what_is_damaged_is_none() -> None:
 
 def test_exif_orientation_is_applied() -> None:
     exif = pillow.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    exif[0x0112] = 6  # to be turned clockwise by 90°
     file = io.BytesIO()
     pillow.fromarray(waves(64, 48, channels=3)).save(file, "JPEG", quality=95, exif=exif)
     found = images.decode(file.getvalue())

@@ -1,4 +1,4 @@
-"""Mouth codes: free of pose and person, and reversible."""
+"""Mouth codes: independent of pose and person, and reversible."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_first_component_opens_the_mouth(basis: MouthBasis) -> None:
     assert aperture(basis.decode(code, basis.rest)) > aperture(basis.rest) + 0.08
 
 
-def test_neutral_is_the_resting_mouth_of_a_talker(basis: MouthBasis) -> None:
+def test_neutral_is_the_resting_mouth_of_a_speaker(basis: MouthBasis) -> None:
     code, rng = np.zeros(MOUTH, np.float32), np.random.default_rng(2)
     shapes = []
     for amount in rng.permutation(np.concatenate([np.zeros(40), rng.uniform(0.5, 3, 100)])):
@@ -82,7 +82,7 @@ def test_neutral_of_one_open_photo_is_closed(basis: MouthBasis) -> None:
     assert aperture(neutral) < 0.5 * aperture(photo)
 
 
-def test_opening_row_is_the_openings_derivative(basis: MouthBasis) -> None:
+def test_aperture_row_is_the_derivative_of_the_aperture(basis: MouthBasis) -> None:
     code = np.random.default_rng(3).normal(0, 1, MOUTH).astype(np.float32)
     gap = aperture(basis.decode(code, basis.rest)) - aperture(basis.rest)
     assert float(basis.aperture_row @ code) == pytest.approx(gap, abs=1e-5)

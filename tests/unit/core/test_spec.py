@@ -1,4 +1,4 @@
-"""Every config.pbtxt of the model repository against the typed specification."""
+"""Every config.pbtxt of the model repository matches the typed specification."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SINGLE = [model for model in MODELS.values() if model.backend != "ensemble"]
 
 
 def config(name: str) -> Any:
-    """The parsed config; an unknown field or a wrong type does not parse, as in Triton."""
+    """Parse a config; as in Triton, an unknown field or a wrong type fails."""
     return text_format.Parse((REPOSITORY / name / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
 
 
@@ -40,7 +40,7 @@ def test_the_repository_holds_exactly_the_specified_models() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_config_is_what_the_specification_says(name: str) -> None:
+def test_config_matches_the_specification(name: str) -> None:
     model, parsed = MODELS[name], config(name)
     assert parsed.name == name
     assert (parsed.platform or parsed.backend) == model.backend
@@ -54,7 +54,7 @@ def test_instances_are_counted_and_bound_to_no_device(name: str) -> None:
     groups = config(name).instance_group
     assert len(groups) == 1
     assert groups[0].count >= 1
-    assert groups[0].kind == model_config_pb2.ModelInstanceGroup.KIND_AUTO  # what leaving it out means
+    assert groups[0].kind == model_config_pb2.ModelInstanceGroup.KIND_AUTO  # the default
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -68,8 +68,8 @@ def test_nothing_stalls_the_batcher(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_nothing_answers_with_strings(name: str) -> None:
-    """Asked to classify one, Triton divides by the size of its elements, which is 0, and dies with everybody's streams."""
+def test_no_output_is_a_string(name: str) -> None:
+    """If a request asks to classify one, Triton divides by its elements' size, 0, and dies with all streams."""
     assert all(tensor.dtype != "STRING" for tensor in MODELS[name].outputs)
 
 
@@ -78,7 +78,7 @@ def test_one_bad_frame_cannot_fail_others() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_embedded_server_leaks_into_no_config(name: str) -> None:
+def test_no_config_holds_settings_of_the_embedded_server(name: str) -> None:
     text = (REPOSITORY / name / "config.pbtxt").read_text()
     assert not re.search(r"\.\./|\"/|insync|EXECUTION_ENV|kind:", text)
     assert (REPOSITORY / name / "1").is_dir()
@@ -86,7 +86,7 @@ def test_the_embedded_server_leaks_into_no_config(name: str) -> None:
 
 @pytest.mark.parametrize("model", ENSEMBLES, ids=lambda model: model.name)
 def test_ensemble_steps_fit_together(model: Any) -> None:
-    """Every step is fed completely, by tensors that exist by then and have the same type, and nothing is left over."""
+    """Every step gets all its inputs from earlier tensors of the same type, and every tensor is used."""
     parsed = config(model.name)
     steps = parsed.ensemble_scheduling.step
     assert tuple(step.model_name for step in steps) == model.steps
@@ -114,7 +114,7 @@ def test_ensemble_steps_fit_together(model: Any) -> None:
 @pytest.mark.parametrize("model", ENSEMBLES, ids=lambda model: model.name)
 def test_every_frame_is_checked_before_anything_else(model: Any) -> None:
     steps = {step.model_name: step for step in config(model.name).ensemble_scheduling.step}
-    # One step alone may be ready at the start, or a quick error of it can lock the server up (see the specification).
+    # Only one step may be ready at the start, or its early error can deadlock the server (see the specification).
     ready = [name for name, step in steps.items() if set(step.input_map.values()) <= {t.name for t in model.inputs}]
     assert ready == ["lipsync_guard"]
     assert dict(steps["lipsync_preprocess"].input_map) == {"FRAME": "CHECKED_FRAME", "AUDIO": "CHECKED_AUDIO"}
