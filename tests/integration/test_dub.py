@@ -202,7 +202,7 @@ def test_nobody_in_the_video(server: EmbeddedServer, sample_clip: Path, tmp_path
         black, audio, out, server=server.grpc_url, options=DubOptions(twin=twin, quality="lossless", progress=False)
     )
     assert (report.frames, report.changed) == (5, 0)
-    assert report.notes == ("no face was found in any frame: the picture is unchanged",)
+    assert report.notes == ("no face was found in any frame: the video is unchanged",)
     for before, after in zip(read(black)[1], read(out)[1], strict=True):
         for one, other in zip(before, after, strict=True):
             np.testing.assert_array_equal(one, other)
@@ -214,7 +214,7 @@ def test_a_face_that_comes_and_goes(server: EmbeddedServer, images: list[NDArray
     audio = write_noise(tmp_path / "a.wav", 0.6)
     report = dub(clip, audio, tmp_path / "out.mp4", server=server.grpc_url, options=DubOptions(progress=False))
     assert (report.frames, report.changed) == (15, 10)
-    assert report.notes == ("5 of 15 frames show no face that can be synced and passed through untouched",)
+    assert report.notes == ("5 of 15 frames show no face that can be synced and passed through unchanged",)
 
 
 @pytest.mark.parametrize("late", ["wait", "skip", "repeat"])

@@ -1,4 +1,4 @@
-"""Audio windows against a slow oracle, and resampling."""
+"""Audio windows against a slow reference implementation, and resampling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FPS = [Fraction(25), Fraction(30_000, 1001), Fraction(24), 23.976, 60]
 
 
 def oracle(audio: np.ndarray[Any, Any], k: int, fps: float | Fraction) -> np.ndarray[Any, Any]:
-    """One sample after the other, straight from the definition."""
+    """Cut a window sample by sample, straight from the definition."""
     centre = int(Fraction(k) / Fraction(fps) * SAMPLE_RATE_HZ + Fraction(1, 2))
     return np.array([audio[i] if 0 <= i < len(audio) else 0.0 for i in range(centre - 4480, centre + 1920)], np.float32)
 
@@ -70,7 +70,7 @@ def test_a_frame_before_an_earlier_one_is_refused() -> None:
     windows.push(np.zeros(32_000, np.float32))
     windows.window_at(1.0)
     windows.window_at(1.0)
-    with pytest.raises(BadInput, match="lies before a frame"):
+    with pytest.raises(BadInput, match="lies before a frame that was already requested"):
         windows.window_at(0.9)
 
 
@@ -84,7 +84,7 @@ def test_silence_for_audio_that_never_comes() -> None:
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 22_050, 44_100, 48_000, 96_000])
-def test_resampling_keeps_time_and_pitch_and_does_not_depend_on_the_pieces(rate_hz: int) -> None:
+def test_resampling_keeps_time_and_pitch_and_does_not_depend_on_the_chunks(rate_hz: int) -> None:
     seconds = 1.3
     t = np.arange(int(seconds * rate_hz)) / rate_hz
     audio = (0.5 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
@@ -113,7 +113,7 @@ def test_channels_are_averaged_and_integers_scaled() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_refused_with_their_place(bad: float) -> None:
+def test_values_that_are_not_finite_are_refused_with_their_index(bad: float) -> None:
     windows = AudioWindows()
     windows.push(np.zeros(1_000, np.float32))
     chunk = np.zeros((500, 2), np.float32)

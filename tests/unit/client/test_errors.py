@@ -1,4 +1,4 @@
-"""Every error of gRPC becomes one of our own."""
+"""Every gRPC error is mapped to one of InSync's."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_each_status_gives_its_error_from_the_original(code: grpc.StatusCode) ->
 
 
 def test_an_unknown_model_is_no_unknown_twin() -> None:
-    """It is a server that stops, or serves other models: worth asking again, for a while."""
-    said = "Request for unknown model: 'lipsync' is not found"
+    """The server is stopping, or serves other models: worth retrying for a while."""
+    message = "Request for unknown model: 'lipsync' is not found"
     expected = pytest.raises(errors.ServerUnavailable, match="does not serve this model")
     with expected as caught, mapped_errors("x", "host:1"):
-        raise failed(grpc.StatusCode.NOT_FOUND, said)
+        raise failed(grpc.StatusCode.NOT_FOUND, message)
     assert caught.value.retryable
     with pytest.raises(errors.NotFound), mapped_errors("x", "host:1"):
-        raise failed(grpc.StatusCode.NOT_FOUND, f"TWIN is {said!r}")
+        raise failed(grpc.StatusCode.NOT_FOUND, f"TWIN is {message!r}")
 
 
 def test_other_errors_pass() -> None:
@@ -71,9 +71,9 @@ async def connect(server: str, **options: Any) -> None:
         pass
 
 
-def test_nobody_there() -> None:
+def test_no_server_listens() -> None:
     with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        held.bind(("127.0.0.1", 0))  # bound, but not listening
         start = time.perf_counter()
         with pytest.raises(
             errors.ServerUnavailable, match=r"no server answers at 127\.0\.0\.1:.*insync serve"
@@ -83,11 +83,11 @@ def test_nobody_there() -> None:
         assert time.perf_counter() - start < 5
 
 
-def test_somebody_there_who_says_nothing() -> None:
+def test_a_server_that_never_responds() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        with pytest.raises(errors.ServerUnavailable, match=r"nothing answers at .* within 0\.5 s"):
+        with pytest.raises(errors.ServerUnavailable, match=r"no response from .* within 0\.5 s"):
             asyncio.run(connect(f"127.0.0.1:{silent.getsockname()[1]}", connect_timeout_s=0.5))
 
 
@@ -103,8 +103,8 @@ def test_a_grpc_server_that_is_no_triton() -> None:
 
 
 @pytest.mark.parametrize("server", ["", "localhost", "http://localhost:8001", "host:0", "host:70000", "a b:1", ":8001"])
-def test_addresses_that_are_none(server: str) -> None:
-    with pytest.raises(errors.BadInput, match="allowed: HOST:PORT"):
+def test_invalid_addresses(server: str) -> None:
+    with pytest.raises(errors.BadInput, match="must be HOST:PORT"):
         Client(server)
 
 

@@ -1,4 +1,4 @@
-"""The client when servers die, stall, fill up or answer late: no frame is lost, given twice or out of order."""
+"""The client while servers die, stall, are overloaded or respond late: no frame is lost, yielded twice or out of order."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ FULL = overload_text(Overloaded("the server is full", 0.05))
 ENDS = np.zeros(1, np.float32).tobytes()  # RATE at a stream's end
 PICTURE = np.full((64, 64, 3), 90, np.uint8)
 FRAMES = 30
-# Each frame hears another loudness: whose answer a frame got shows in its mouth code.
+# Each frame's audio has another loudness, so its mouth code shows whose response it got.
 AUDIO = np.repeat(np.linspace(-1, 1, FRAMES, dtype=np.float32), 640)
 
 
 class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Answers as `lipsync_patch` does for a frame without a face; MOUTH is the loudness at the frame's own time."""
+    """Responds like `lipsync_patch` for a frame without a face; MOUTH is the loudness at the frame's time."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.asked: list[dict[str, Any]] = []
+        self.received: list[dict[str, Any]] = []
         self.slow: dict[int, float] = {}  # seconds, by the frame's index
         self.before: Callable[[int, Any], None] = lambda number, context: None
 
@@ -57,8 +57,8 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     def ModelInfer(self, request: Any, context: Any) -> Any:
         given = {t.name: raw for t, raw in zip(request.inputs, request.raw_input_contents, strict=True)}
         with self.lock:
-            number = len(self.asked)
-            self.asked.append({"model": request.model_name, **given})
+            number = len(self.received)
+            self.received.append({"model": request.model_name, **given})
         if given.get("RATE") != ENDS:
             self.before(number, context)
         if request.model_name == "lipsync_guard":
@@ -79,8 +79,8 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
             MOUTH=np.full((1, 12), loudness, np.float32),
         )
 
-    def frames_asked(self) -> int:
-        return sum(request["model"] == "lipsync_patch" for request in self.asked)
+    def frames_received(self) -> int:
+        return sum(request["model"] == "lipsync_patch" for request in self.received)
 
 
 def _response(model: str, **outputs: np.ndarray[Any, Any]) -> Any:
@@ -124,14 +124,14 @@ async def collect(server: Any, frames: Any = None, client: dict[str, Any] | None
 
 
 def whole(synced: list[SyncedFrame]) -> bool:
-    """Every frame once, in order, each with its own answer."""
-    heard = [one.mouth[0] for one in synced]
+    """Return whether every frame is there once, in order, each with its own response."""
+    loudness = [one.mouth[0] for one in synced]
     expected = np.linspace(-1, 1, FRAMES, dtype=np.float32)
-    return [one.index for one in synced] == list(range(FRAMES)) and np.array_equal(np.asarray(heard), expected)
+    return [one.index for one in synced] == list(range(FRAMES)) and np.array_equal(np.asarray(loudness), expected)
 
 
 async def paced(count: int = FRAMES, fps: float = 50) -> AsyncIterator[np.ndarray[Any, Any]]:
-    """A camera: it does not wait for anybody."""
+    """Yield frames at a camera's rate."""
     start = time.perf_counter()
     for k in range(count):
         await asyncio.sleep(max(0.0, start + k / fps - time.perf_counter()))
@@ -164,7 +164,7 @@ def fails(numbers: Any, code: grpc.StatusCode, text: str) -> Callable[[int, Any]
         ),
     ],
 )
-def test_what_a_recovering_server_says_is_asked_again(
+def test_requests_to_a_recovering_server_are_retried(
     address: str, fake: Fake, code: grpc.StatusCode, text: str
 ) -> None:
     fake.before = fails(range(5, 14), code, text)
@@ -174,8 +174,8 @@ def test_what_a_recovering_server_says_is_asked_again(
     assert clock.moved == 0
 
 
-def test_a_cancelled_stream_leaves_no_connection_behind(address: str) -> None:
-    """Not even until the garbage collector comes, which is long on a quiet machine."""
+def test_a_cancelled_stream_leaves_no_open_connection(address: str) -> None:
+    """Not even until the garbage collector runs, which takes long on an idle machine."""
 
     async def cut_off() -> None:
         user = asyncio.create_task(collect(address, itertools.repeat(PICTURE)))
@@ -203,29 +203,29 @@ def test_a_cancelled_stream_leaves_no_connection_behind(address: str) -> None:
         gc.enable()
 
 
-def test_an_error_that_stays_is_told_at_once(address: str, fake: Fake) -> None:
+def test_a_permanent_error_is_raised_at_once(address: str, fake: Fake) -> None:
     fake.before = fails(range(5, 1000), grpc.StatusCode.INTERNAL, "onnx runtime error 6")
     with pytest.raises(ServerError, match="onnx runtime error 6"):
         asyncio.run(collect(address))
-    assert fake.frames_asked() < FRAMES
+    assert fake.frames_received() < FRAMES
 
 
-def test_an_unknown_twin_is_told_at_once(address: str, fake: Fake) -> None:
+def test_an_unknown_twin_is_raised_at_once(address: str, fake: Fake) -> None:
     fake.before = fails(range(5, 1000), grpc.StatusCode.NOT_FOUND, "in ensemble 'lipsync_patch', no twin has this id")
     with pytest.raises(NotFound, match="no twin has this id"):
         asyncio.run(collect(address))
-    assert fake.frames_asked() < FRAMES
+    assert fake.frames_received() < FRAMES
 
 
-def test_a_model_that_never_comes_ends_patience(address: str, fake: Fake) -> None:
-    said = "Request for unknown model: 'lipsync_patch' is not found"
-    fake.before = fails(range(100_000), grpc.StatusCode.NOT_FOUND, said)
+def test_a_model_that_is_never_loaded_fails_after_the_retries(address: str, fake: Fake) -> None:
+    message = "Request for unknown model: 'lipsync_patch' is not found"
+    fake.before = fails(range(100_000), grpc.StatusCode.NOT_FOUND, message)
     with pytest.raises(ServerUnavailable, match=r"frame 0: .* does not serve this model.*'lipsync_patch' is not found"):
         asyncio.run(collect(address, client={"retry_s": 0.5}))
-    assert 2 < fake.frames_asked() < 200
+    assert 2 < fake.frames_received() < 200
 
 
-def test_a_stopping_servers_streams_go_on_at_another(fake: Fake) -> None:
+def test_a_stopping_servers_streams_move_to_another(fake: Fake) -> None:
     other = Fake()
     fake.before = fails(
         range(9, 1000), grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'lipsync_patch' is not found"
@@ -234,17 +234,17 @@ def test_a_stopping_servers_streams_go_on_at_another(fake: Fake) -> None:
     with serving(fake) as (first, _), serving(other) as (second, _):
         assert whole(asyncio.run(collect([first, second], in_flight=4, clock=clock)))
     assert clock.moved == 1
-    assert other.frames_asked() >= FRAMES - 9
+    assert other.frames_received() >= FRAMES - 9
 
 
-def test_patience_ends(address: str, fake: Fake) -> None:
+def test_retries_end(address: str, fake: Fake) -> None:
     fake.before = fails(range(5, 100_000), grpc.StatusCode.UNAVAILABLE, "Socket closed")
     with pytest.raises(ServerUnavailable, match=r"frame \d+: no server answers"):
         asyncio.run(collect(address, client={"retry_s": 0.5}))
-    assert 8 < fake.frames_asked() < 200
+    assert 8 < fake.frames_received() < 200
 
 
-def test_a_server_that_is_started_again(fake: Fake) -> None:
+def test_a_restarted_server(fake: Fake) -> None:
     with serving(fake) as (address, server):
         port = int(address.rpartition(":")[2])
 
@@ -280,9 +280,9 @@ def test_several_servers_share_a_stream_when_one_dies(fake: Fake) -> None:
 
         synced, clock = asyncio.run(run())
     assert whole(synced)
-    assert clock.moved == 1  # a stream stays with its server while it answers
+    assert clock.moved == 1  # a stream stays with its server while it responds
     assert clock.resent >= 1
-    assert fake.frames_asked() + other.frames_asked() <= FRAMES + clock.resent
+    assert fake.frames_received() + other.frames_received() <= FRAMES + clock.resent
 
 
 def test_streams_spread_over_servers(fake: Fake) -> None:
@@ -298,18 +298,18 @@ def test_streams_spread_over_servers(fake: Fake) -> None:
                 return list(await asyncio.gather(*(one() for _ in range(4))))
 
         assert all(whole(synced) for synced in asyncio.run(run()))
-    assert fake.frames_asked() == other.frames_asked() == 2 * FRAMES
+    assert fake.frames_received() == other.frames_received() == 2 * FRAMES
 
 
 def test_one_server_of_several_is_enough_to_begin(address: str) -> None:
     assert whole(asyncio.run(collect(f"127.0.0.1:9,{address}")))
-    with pytest.raises(BadInput, match="allowed: HOST:PORT"):
+    with pytest.raises(BadInput, match="must be HOST:PORT"):
         Client(f"{address},")
     with pytest.raises(BadInput, match="empty sequence"):
         Client([])
 
 
-def test_a_network_that_is_cut_and_mended(address: str) -> None:
+def test_a_network_that_fails_and_recovers(address: str) -> None:
     with Network(address) as network:
 
         async def run() -> list[SyncedFrame]:
@@ -326,8 +326,8 @@ def test_a_network_that_is_cut_and_mended(address: str) -> None:
         assert network.connections >= 3
 
 
-def test_a_network_that_swallows_everything(address: str) -> None:
-    """The kernel would keep such a connection for a quarter of an hour: a request's timeout takes a new one."""
+def test_a_network_that_drops_all_packets(address: str) -> None:
+    """The kernel keeps such a connection for a quarter of an hour; the client replaces it after a request's timeout."""
     with Network(address) as network:
 
         async def run() -> list[SyncedFrame]:
@@ -356,23 +356,23 @@ def test_a_full_server_refuses_a_live_stream_at_once(address: str, fake: Fake) -
         read.append(0)
         yield PICTURE
 
-    with pytest.raises(Overloaded, match=r"asking for room: .* is full") as caught:
+    with pytest.raises(Overloaded, match=r"claiming capacity: .* is full") as caught:
         asyncio.run(collect(address, camera(), deadline_s=1))
     assert caught.value.retryable
     assert caught.value.retry_after_s == 0.05
-    assert not read  # nothing was prepared in vain
-    assert [request["model"] for request in fake.asked] == ["lipsync_guard"]
+    assert not read  # no frame was prepared for nothing
+    assert [request["model"] for request in fake.received] == ["lipsync_guard"]
 
 
-def test_another_server_has_room(fake: Fake) -> None:
+def test_another_server_has_capacity(fake: Fake) -> None:
     other = Fake()
     fake.before = fails(range(1000), grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
     with serving(fake) as (first, _), serving(other) as (second, _):
         assert whole(asyncio.run(collect([first, second], deadline_s=1)))
-    assert fake.frames_asked() == 0
+    assert fake.frames_received() == 0
 
 
-def test_a_job_waits_for_room(address: str, fake: Fake) -> None:
+def test_a_job_waits_for_capacity(address: str, fake: Fake) -> None:
     fake.before = fails(range(3, 9), grpc.StatusCode.UNAVAILABLE, FULL)
     clock = StageClock()
     assert whole(asyncio.run(collect(address, clock=clock)))
@@ -382,20 +382,20 @@ def test_a_job_waits_for_room(address: str, fake: Fake) -> None:
         asyncio.run(collect(address, client={"overload_s": 0.2}))
 
 
-def test_a_live_stream_names_itself_and_says_when_it_ends(address: str, fake: Fake) -> None:
+def test_a_live_stream_sends_its_name_and_its_end(address: str, fake: Fake) -> None:
     asyncio.run(collect(address, deadline_s=5, fps=12.5))
-    claim, *frames, end = fake.asked
+    claim, *frames, end = fake.received
     assert claim["model"] == "lipsync_guard"
-    assert len({request["STREAM"] for request in fake.asked}) == 1
+    assert len({request["STREAM"] for request in fake.received}) == 1
     assert {float(np.frombuffer(request["RATE"], np.float32)[0]) for request in (claim, *frames)} == {12.5}
     assert end["model"] == "lipsync_guard"
     assert np.frombuffer(end["RATE"], np.float32)[0] == 0
-    fake.asked.clear()
+    fake.received.clear()
     asyncio.run(collect(address))
-    assert not any("STREAM" in request for request in fake.asked)
+    assert not any("STREAM" in request for request in fake.received)
 
 
-def test_late_frames_that_are_waited_for(address: str, fake: Fake) -> None:
+def test_late_frames_with_policy_wait(address: str, fake: Fake) -> None:
     fake.slow = {10: 0.4}
     clock = StageClock()
     synced = asyncio.run(collect(address, paced(), deadline_s=0.2, clock=clock))
@@ -405,7 +405,7 @@ def test_late_frames_that_are_waited_for(address: str, fake: Fake) -> None:
     assert clock.skipped == clock.repeated == 0
 
 
-def test_late_frames_that_are_left_out(address: str, fake: Fake) -> None:
+def test_late_frames_with_policy_skip(address: str, fake: Fake) -> None:
     fake.slow = {10: 0.6, 11: 0.6}
     clock = StageClock()
     synced = asyncio.run(collect(address, paced(), deadline_s=0.2, late="skip", clock=clock))
@@ -413,13 +413,13 @@ def test_late_frames_that_are_left_out(address: str, fake: Fake) -> None:
     assert missing >= {10, 11}
     assert [one.index for one in synced] == sorted(one.index for one in synced)
     assert clock.skipped == len(missing)
-    # Those at the end have no frame behind them that could say so.
+    # The last skipped frames are not counted: no later frame can report them.
     assert sum(one.skipped for one in synced) == len([index for index in missing if index < synced[-1].index])
     after = next(one for one in synced if one.index > 11)
     assert after.skipped >= 2
 
 
-def test_late_frames_in_whose_place_the_last_comes_again(address: str, fake: Fake) -> None:
+def test_late_frames_with_policy_repeat(address: str, fake: Fake) -> None:
     fake.slow = {10: 0.6, 11: 0.6}
     clock = StageClock()
     synced = asyncio.run(collect(address, paced(), deadline_s=0.2, late="repeat", clock=clock))
@@ -435,8 +435,8 @@ def test_late_frames_in_whose_place_the_last_comes_again(address: str, fake: Fak
     assert all(one.mouth[0] == expected[one.index] for one in synced if not one.repeated)
 
 
-def test_a_live_stream_goes_on_through_an_outage(fake: Fake) -> None:
-    """The picture stands still meanwhile, but comes at its rate."""
+def test_a_live_stream_continues_through_an_outage(fake: Fake) -> None:
+    """Meanwhile the same picture is repeated at the stream's rate."""
     with serving(fake) as (address, _), Network(address) as network:
 
         async def run() -> list[SyncedFrame]:
@@ -460,7 +460,7 @@ def test_a_live_stream_goes_on_through_an_outage(fake: Fake) -> None:
     assert not synced[-1].repeated
 
 
-def test_a_live_stream_does_not_stand_still_for_ever(address: str) -> None:
+def test_a_live_stream_does_not_repeat_frames_for_ever(address: str) -> None:
     with Network(address) as network:
 
         async def run() -> None:
@@ -470,7 +470,7 @@ def test_a_live_stream_does_not_stand_still_for_ever(address: str) -> None:
                     if one.index == 5:
                         network.stall()
 
-        with pytest.raises(InsyncError, match="nothing has come from") as caught:
+        with pytest.raises(InsyncError, match="no response from") as caught:
             asyncio.run(asyncio.wait_for(run(), 20))
         assert isinstance(caught.value, (ServerUnavailable, ServerTimeout))
 

@@ -1,4 +1,4 @@
-"""Reading and writing media: exact times, exact samples, tags, and clear errors. All footage is made here."""
+"""Reading and writing media: exact times, exact samples, tags, and clear errors. All footage is synthesized."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from insync.client.media.yuv import plane_views
 from insync.core.compositing import Placed
 from insync.core.errors import BadInput, NoAudioTrack, NoVideoTrack, UnreadableMedia, UnwritableMedia
 
-QUARTER_TURN = (0, -65_536, 0, 65_536, 0, 0, 0, 0, 2**30)  # as FFmpeg gives it for a phone held upright
+QUARTER_TURN = (0, -65_536, 0, 65_536, 0, 0, 0, 0, 2**30)  # FFmpeg's display matrix of a phone held upright
 
 
 def picture(index: int, width: int = 96, height: int = 64) -> np.ndarray[Any, Any]:
-    """A moving pattern that says which frame it is in its grey level."""
+    """Return a moving pattern whose grey level encodes the frame's index."""
     ys, xs = np.mgrid[0:height, 0:width]
     image = np.stack([xs * 2, ys * 3, np.full_like(xs, 5 * index)], axis=-1)
     return np.asarray((image + 3 * index) % 256, np.uint8)
@@ -82,7 +82,7 @@ def write_sound(path: Path, seconds: float, rate_hz: int = 22_050, channels: int
 def copy_through(
     source: VideoFile, audio: AudioFile, out: Path, **options: Any
 ) -> list[tuple[int, list[np.ndarray[Any, Any]]]]:
-    """Writes every frame back unchanged; returns what was written."""
+    """Write every frame back unchanged; return the frames written."""
     quality, extend = options.get("quality", "lossless"), options.get("extend", "none")
     written = []
     with VideoWriter(out, source, audio, quality) as writer:
@@ -203,14 +203,14 @@ def test_pasting_while_decoding_does_not_reach_later_frames(tmp_path: Path) -> N
 def order(
     frames: list[tuple[int, list[np.ndarray[Any, Any]]]], source: list[tuple[int, list[np.ndarray[Any, Any]]]]
 ) -> list[int]:
-    """Which source frame each frame is."""
+    """Return the source frame's index of each frame."""
     return [
         int(np.argmin([np.abs(planes[0].astype(int) - candidate[0]).sum() for _, candidate in source]))
         for _, planes in frames
     ]
 
 
-def test_bounce_runs_back_and_forth_with_mirrored_times(tmp_path: Path) -> None:
+def test_bounce_plays_backwards_and_forwards_with_mirrored_times(tmp_path: Path) -> None:
     clip = VideoFile(write_clip(tmp_path / "in.mp4", VARIABLE, gop=5))
     given = list(extended(clip, Fraction(20_000, 12_800), "bounce", False))
     there, back = list(range(12)), list(range(10, -1, -1))
@@ -222,7 +222,7 @@ def test_bounce_runs_back_and_forth_with_mirrored_times(tmp_path: Path) -> None:
     assert len(given) > 24
 
 
-def test_bounce_in_pieces_that_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bounce_in_chunks_that_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("insync.client.media.extension._CHUNK_BYTES", 1)  # eight frames at a time
     clip = VideoFile(write_clip(tmp_path / "in.mp4", [512 * k for k in range(45)], gop=10))
     given = list(extended(clip, Fraction(3), "bounce", False))
@@ -232,7 +232,7 @@ def test_bounce_in_pieces_that_fit_into_memory(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("extend", "count"), [("loop", 38), ("freeze", 38), ("none", 12)])
-def test_other_ways_to_go_on(tmp_path: Path, extend: str, count: int) -> None:
+def test_loop_freeze_and_none(tmp_path: Path, extend: str, count: int) -> None:
     clip = VideoFile(write_clip(tmp_path / "in.mp4", [512 * k for k in range(12)]))
     given = list(extended(clip, Fraction(3, 2), extend, False))
     expected = {"loop": [k % 12 for k in range(38)], "freeze": [*range(12), *[11] * 26], "none": list(range(12))}
@@ -262,7 +262,7 @@ def test_a_photo_stands_still_for_the_audio(tmp_path: Path, name: str) -> None:
     assert frames[7].frame is not frames[8].frame
 
 
-def test_ten_bits_are_converted_and_it_is_said(tmp_path: Path) -> None:
+def test_ten_bits_are_converted_with_a_note(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "in.mkv", [0, 40, 80], pixel_format="yuv420p10le", time_base=Fraction(1, 1000))
     source = VideoFile(clip)
     assert source.format == "yuv420p"
@@ -277,7 +277,7 @@ def test_odd_sizes_survive(tmp_path: Path) -> None:
     assert (VideoFile(tmp_path / "out.mp4").width, VideoFile(tmp_path / "out.mp4").height) == (95, 63)
 
 
-def test_files_that_are_no_video(tmp_path: Path) -> None:
+def test_files_without_video(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("This is no video.\n" * 50)
     whole = write_clip(tmp_path / "whole.mp4", [0, 512]).read_bytes()
@@ -295,7 +295,7 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
             VideoFile(tmp_path / name)
 
 
-def test_files_that_are_no_audio(tmp_path: Path) -> None:
+def test_files_without_audio(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "silent.mp4", [0, 512])
     with pytest.raises(NoAudioTrack, match="holds video"):
         AudioFile(clip)
@@ -307,7 +307,7 @@ def test_files_that_are_no_audio(tmp_path: Path) -> None:
         AudioFile(write_sound(tmp_path / "nan.wav", 0.1, level=float("nan")))
 
 
-def test_damaged_packets_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_damaged_packets_are_skipped_and_counted(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "in.mp4", [512 * k for k in range(40)], size=(192, 128))
     data = bytearray(clip.read_bytes())
     start = data.index(b"mdat") + 3_000
@@ -333,16 +333,16 @@ def test_a_failed_job_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) ->
     before = set(tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt):
         interrupted(VideoWriter(out, clip, audio, "high"), next(clip.frames()).frame)
-    with pytest.raises(BadInput, match="not one frame"), VideoWriter(out, clip, audio, "high"):
+    with pytest.raises(BadInput, match="no frame was written"), VideoWriter(out, clip, audio, "high"):
         pass
     assert set(tmp_path.iterdir()) == before
     assert out.read_text() == "an earlier result"
 
 
-def test_outputs_that_cannot_be(tmp_path: Path) -> None:
+def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "in.mp4", [0, 512])
     for out, kind, text in (
-        (tmp_path / "out.gif", UnwritableMedia, r"extension is '\.gif'; allowed: \.mp4"),
+        (tmp_path / "out.gif", UnwritableMedia, r"extension is '\.gif'; it must be one of \.mp4"),
         (tmp_path / "missing" / "out.mp4", UnwritableMedia, "does not exist"),
         (clip, BadInput, "overwrite the input"),
     ):
@@ -351,5 +351,5 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(UnwritableMedia, match="a folder"):
         check_output(tmp_path / "folder.mp4", clip)
-    with pytest.raises(BadInput, match="allowed: lossless, high"):
+    with pytest.raises(BadInput, match="must be one of lossless, high"):
         VideoWriter(tmp_path / "o.mp4", VideoFile(clip), AudioFile(write_sound(tmp_path / "a.wav", 0.1)), "best")

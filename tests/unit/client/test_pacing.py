@@ -1,4 +1,4 @@
-"""How fast streams send to a server that cannot take all, under a clock of the tests' own."""
+"""Pacing of requests to an overloaded server, in virtual time."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from insync.client.transport.pacing import Pacer
 def test_the_pacer_is_free_until_refused_and_finds_the_rate() -> None:
     pacer, now_s = Pacer(), 50.0
     assert [pacer.slot(now_s) for _ in range(5)] == [now_s] * 5
-    # A server that takes 10 frames/s, one at a time.
-    room_s, taken, refused = now_s, 0, 0
+    # A server that processes 10 frames/s, one at a time.
+    free_s, taken, refused = now_s, 0, 0
     while now_s < 150:
         now_s = pacer.slot(now_s)
-        if now_s >= room_s:
-            room_s = max(room_s, now_s - 0.1) + 0.1
+        if now_s >= free_s:
+            free_s = max(free_s, now_s - 0.1) + 0.1
             taken += 1
             pacer.passed()
         else:
             refused += 1
-            pacer.refused(now_s, room_s - now_s)
+            pacer.refused(now_s, free_s - now_s)
     assert taken > 850
     assert refused < taken
 
 
-def live(streams: int, fps: float, deadline_s: float, served_fps: float, thinned: bool) -> int:
-    """Frames that come in time in 100 s of a server that works in two steps, first come first served, under a clock of our own.
+def live(streams: int, fps: float, deadline_s: float, served_fps: float, dropping: bool) -> int:
+    """Count the frames in time in 100 s of virtual time, on a server with two steps and first-in-first-out queues.
 
-    It drops a frame whose client has given up, but only between the steps.
+    It drops a frame whose client has cancelled it, but only between the steps.
     """
     step_s, ends_s = 1 / served_fps / 2, 100.0
     droppers = [FrameDropper(fps, deadline_s) for _ in range(streams)]
     cameras = sorted((k / fps + n / fps / streams, n) for n in range(streams) for k in range(int(ends_s * fps)))
     steps: list[list[tuple[float, int]]] = [[], []]
-    now_s, came = 0.0, 0
+    now_s, in_time = 0.0, 0
     while now_s < ends_s:
         while cameras and cameras[0][0] <= now_s:
             ready_s, stream = cameras.pop(0)
-            if not thinned or droppers[stream].due(ready_s):
+            if not dropping or droppers[stream].due(ready_s):
                 steps[0].append((ready_s, stream))
         for step in steps:
             for frame in [frame for frame in step if now_s - frame[0] > deadline_s]:
@@ -50,16 +50,16 @@ def live(streams: int, fps: float, deadline_s: float, served_fps: float, thinned
             if work == 0:
                 steps[1].append((ready_s, stream))
             elif now_s - ready_s <= deadline_s:
-                came += 1
+                in_time += 1
                 droppers[stream].in_time()
             else:
                 droppers[stream].late(now_s)
-    return came
+    return in_time
 
 
 def test_a_live_stream_sends_what_comes_back_in_time() -> None:
-    enough = live(4, 5, 0.5, served_fps=30, thinned=True)
-    assert enough == live(4, 5, 0.5, served_fps=30, thinned=False) >= 1990
-    # Other work takes half of what was promised: of 20 frames/s that are asked for, the server does 10.
-    assert live(4, 5, 0.5, served_fps=10, thinned=True) > 600
-    assert live(4, 5, 0.5, served_fps=10, thinned=False) < 100
+    enough = live(4, 5, 0.5, served_fps=30, dropping=True)
+    assert enough == live(4, 5, 0.5, served_fps=30, dropping=False) >= 1990
+    # Other work takes half of the capacity: of 20 requested frames/s, the server processes 10.
+    assert live(4, 5, 0.5, served_fps=10, dropping=True) > 600
+    assert live(4, 5, 0.5, served_fps=10, dropping=False) < 100

@@ -1,4 +1,4 @@
-"""What marks a dubbed file as synthetic: manifest, tag, certificate; and that no file is lost over them."""
+"""The marks of a dubbed file as synthetic: manifest, tag, certificate; and no file is lost if signing fails."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COMPOSITE = "compositeWithTrainedAlgorithmicMedia"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where certificate and key will be."""
+    """Return the folder that certificate and key will be in."""
     folder = tmp_path / "data" / "signing"
     monkeypatch.setenv(SIGNING_VARIABLE, str(folder))
     return folder
@@ -58,7 +58,7 @@ def written(out: Path, video: Path, audio: Path, provenance: bool = True) -> Vid
 
 
 def content(path: Path) -> tuple[list[Fraction], list[NDArray[np.uint8]], NDArray[Any]]:
-    """Times and planes of the pictures, and the sound."""
+    """Return times and planes of the frames, and the audio."""
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
         planes = [frame.to_ndarray() for frame in frames]
@@ -67,7 +67,7 @@ def content(path: Path) -> tuple[list[Fraction], list[NDArray[np.uint8]], NDArra
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".m4v", ".mov"])
-def test_signed_files_are_what_they_were(
+def test_signing_changes_no_picture_and_no_sound(
     folder: Path, clip: Path, sample_speech: Path, tmp_path: Path, suffix: str
 ) -> None:
     signed, plain = tmp_path / f"signed{suffix}", tmp_path / f"plain{suffix}"
@@ -82,12 +82,12 @@ def test_signed_files_are_what_they_were(
     )
     assert read_mark(plain) == Verdict(State.UNMARKED)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", plain.name, signed.name]
-    # Playing starts before all has arrived, as without a manifest.
+    # Playback can start before the whole file has arrived, as without a manifest.
     head = signed.read_bytes()
     assert head.index(b"moov") < head.index(b"mdat")
 
 
-def test_any_change_shows(folder: Path, clip: Path, sample_speech: Path, tmp_path: Path) -> None:
+def test_any_change_is_detected(folder: Path, clip: Path, sample_speech: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     written(out, clip, sample_speech)
     whole = out.read_bytes()
@@ -99,7 +99,7 @@ def test_any_change_shows(folder: Path, clip: Path, sample_speech: Path, tmp_pat
     start = whole.index(b"uuid") - 4
     cut = int.from_bytes(whole[start : start + 4], "big")
     out.write_bytes(whole[:start] + cut.to_bytes(4, "big") + b"free" + whole[start + 8 :])
-    assert read_mark(out).state is State.TAGGED  # who takes the manifest out leaves the tag
+    assert read_mark(out).state is State.TAGGED  # removing the manifest leaves the tag
 
 
 def test_a_format_without_manifests(folder: Path, clip: Path, sample_speech: Path, tmp_path: Path) -> None:
@@ -121,11 +121,11 @@ def test_a_source_that_has_a_manifest(folder: Path, clip: Path, sample_speech: P
     assert [action["action"] for action in actions] == ["c2pa.opened", "c2pa.edited"]
 
 
-def test_a_file_is_kept_that_cannot_be_signed(
+def test_a_file_that_cannot_be_signed_is_kept(
     folder: Path, clip: Path, sample_speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.parent.mkdir()
-    folder.touch()  # in the way
+    folder.touch()  # a file where the folder should be
     writer = written(tmp_path / "out.mp4", clip, sample_speech)
     assert writer.mark is Mark.TAGGED
     assert writer.unsigned.startswith("signing failed: ")
@@ -146,16 +146,16 @@ def test_verify_on_the_command_line(
     signed, tagged = tmp_path / "out.mp4", tmp_path / "out.mkv"
     for out in (signed, tagged):
         written(out, clip, sample_speech)
-    text = tmp_path / "text.mp4"
-    text.write_text("no video")
-    for path, code, said in (
-        (signed, 0, "signed by InSync dub, known to this machine"),
-        (tagged, EXIT_TAGGED, "as its metadata tag says"),
-        (clip, EXIT_UNMARKED, "nothing says that it is synthetic"),
+    plain = tmp_path / "text.mp4"
+    plain.write_text("no video")
+    for path, code, text in (
+        (signed, 0, "signed by InSync dub, trusted on this machine"),
+        (tagged, EXIT_TAGGED, "synthetic according to its metadata tag"),
+        (clip, EXIT_UNMARKED, "not marked as synthetic"),
     ):
         assert main(["verify", str(path)]) == code
-        assert said in capsys.readouterr().out
-    for path in (text, tmp_path / "none.mp4"):
+        assert text in capsys.readouterr().out
+    for path in (plain, tmp_path / "none.mp4"):
         assert main(["verify", str(path)]) == 1
         assert "cannot be read as a media file" in capsys.readouterr().err
     own = local_authority(folder)
@@ -163,18 +163,18 @@ def test_verify_on_the_command_line(
     (tmp_path / "theirs.pem").write_bytes(own)
     folder.rename(tmp_path / "elsewhere")  # as on another machine
     assert main(["verify", str(signed)]) == 0
-    assert "whom nobody vouches for on this machine" in capsys.readouterr().out
+    assert "signed by InSync dub, not trusted on this machine" in capsys.readouterr().out
     assert main(["verify", str(signed), "--ca", str(tmp_path / "theirs.pem")]) == 0
-    assert "known to this machine" in capsys.readouterr().out
+    assert "signed by InSync dub, trusted on this machine" in capsys.readouterr().out
     with signed.open("r+b") as file:
         file.seek(-10, os.SEEK_END)
         file.write(b"!")
     assert main(["verify", str(signed)]) == EXIT_ALTERED
     assert main(["verify", str(signed), "--ca", str(tmp_path / "none.pem")]) == 1
-    assert not folder.exists()  # reading makes nothing
+    assert not folder.exists()  # reading creates nothing
 
 
-def test_the_key_is_its_owners_alone(folder: Path) -> None:
+def test_only_the_owner_can_read_the_key(folder: Path) -> None:
     before = os.umask(0)
     try:
         one = local_identity(folder)
@@ -189,16 +189,16 @@ def test_the_key_is_its_owners_alone(folder: Path) -> None:
         assert private.encode() not in names
 
 
-def test_certificates_that_are_no_good(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_and_expiring_certificates(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = local_identity(folder)
     monkeypatch.setattr("insync.client.provenance.certificates.RENEW_DAYS", 10**4)
     monkeypatch.setattr("insync.client.provenance.certificates.VALID_DAYS", 2 * 10**4)
-    assert local_identity(folder).certificates != first.certificates  # ours are made anew
+    assert local_identity(folder).certificates != first.certificates  # InSync's own are renewed
     monkeypatch.undo()
     short = authority(tmp_path, "ca").sign("given")
     (folder / "certificates.pem").write_bytes(short.cert.read_bytes())
-    with pytest.raises(InsyncError, match="renew it"):
-        local_identity(folder)  # others are not thrown away
+    with pytest.raises(InsyncError, match=r"expires on [\d-]+: renew it"):
+        local_identity(folder)  # the user's are not replaced
     (folder / KEY).write_text("no key")
     with pytest.raises(InsyncError, match=r"holds no certificates\.pem and key\.pem"):
         local_identity(folder)

@@ -1,4 +1,4 @@
-"""The mapping between a frame and the region sent of it is exact, and regions follow the face."""
+"""The mapping between a frame and its sent region is exact, and regions follow the face."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_same_patch_lands_on_the_same_pixels_through_any_region() -> None:
 
 
 def face_at(x: float, y: float, side: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """A face box and the transform of its crop, which is 1.8 times as wide."""
+    """Return a face box and the transform of its crop, which is 1.8 times as wide."""
     scale = 256 / (1.8 * side)
     box = np.array([x - side / 2, y - side / 2, x + side / 2, y + side / 2], np.float32)
     return box, np.array([[scale, 0, 127.5 - scale * x], [0, scale, 127.5 - scale * y]])
@@ -104,7 +104,7 @@ def test_a_region_stays_while_the_face_stays_and_moves_with_it() -> None:
     assert tracker.propose(1280, 720).x1 < moved.x1
 
 
-def test_a_lost_face_is_looked_for_in_whole_frames() -> None:
+def test_a_lost_face_is_searched_for_in_whole_frames() -> None:
     tracker = RegionTracker()
     tracker.propose(1280, 720)
     tracker.observe(*face_at(600, 300, 200), 0.9)
@@ -114,14 +114,14 @@ def test_a_lost_face_is_looked_for_in_whole_frames() -> None:
     assert not tracker.hint.any()
 
 
-def test_another_frame_size_starts_anew() -> None:
+def test_another_frame_size_resets_the_tracker() -> None:
     tracker = RegionTracker()
     tracker.propose(1280, 720)
     tracker.observe(*face_at(600, 300, 200), 0.9)
     assert tracker.propose(640, 360).whole
 
 
-def test_answers_that_the_region_may_have_spoilt() -> None:
+def test_responses_that_the_region_may_have_impaired() -> None:
     tracker = RegionTracker()
     tracker.propose(1280, 720)
     face, transform = face_at(600, 300, 200)
@@ -153,7 +153,7 @@ def test_wide_pixels_are_sent_square() -> None:
     assert (region.width, region.height) == (720, 405)
 
 
-def test_off_means_whole_frames_at_their_own_size() -> None:
+def test_disabled_sends_whole_frames_at_their_own_size() -> None:
     tracker = RegionTracker(enabled=False)
     assert tracker.propose(5000, 4000) == Region(0, 0, 5000, 4000, 5000, 4000, whole=True)
     tracker.observe(*face_at(600, 300, 200), 0.9)

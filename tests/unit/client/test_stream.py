@@ -1,4 +1,4 @@
-"""The stream against a real gRPC server on this machine, which speaks Triton's protocol and finds a bright square as face."""
+"""The stream against a local gRPC server that speaks Triton's protocol and detects a bright square as the face."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def address(speaker: Speaker) -> Iterator[str]:
 
 
 def green(image: np.ndarray[Any, Any]) -> tuple[float, float, int]:
-    """Centre and number of the patch's pixels."""
+    """Return the centre and number of the patch's pixels."""
     rows, columns = np.nonzero(np.abs(image.astype(int) - GREEN).max(axis=2) < 40)
     return float(columns.mean()), float(rows.mean()), len(rows)
 
@@ -70,7 +70,7 @@ def test_large_faces_are_sent_small_and_still_land_exactly(address: str, speaker
     assert max(cv2.imdecode(r["FRAME"][0], 1).shape[1] for r in speaker.requests[1:]) < 400
 
 
-def test_a_small_face_in_a_large_frame_is_sent_again_as_fine_as_it_is(address: str, speaker: Speaker) -> None:
+def test_a_small_face_in_a_large_frame_is_sent_again_at_full_resolution(address: str, speaker: Speaker) -> None:
     synced = asyncio.run(collect(address, [scene(2000, 1200, 100, (3840, 2160))]))
     assert [cv2.imdecode(r["FRAME"][0], 1).shape[1] < 500 for r in speaker.requests] == [False, True]
     assert speaker.requests[1]["FACE_HINT"].any()
@@ -96,7 +96,7 @@ def test_frames_without_a_face_pass_untouched(address: str) -> None:
     np.testing.assert_array_equal(synced[1].image, frames[1])
 
 
-def test_the_hint_is_the_face_last_answered(address: str, speaker: Speaker) -> None:
+def test_the_hint_is_the_face_of_the_last_response(address: str, speaker: Speaker) -> None:
     asyncio.run(collect(address, [scene(100 + k) for k in range(6)], region=False, in_flight=1))
     hints = [request["FACE_HINT"][0] for request in speaker.requests]
     assert not hints[0].any()
@@ -127,7 +127,7 @@ def test_any_iterable_and_any_frame(address: str, kind: str) -> None:
     assert [s.time_s for s in synced] == pytest.approx([(0.1 if kind == "timed" else 0.04) * k for k in range(4)])
 
 
-def test_every_frame_hears_its_own_window_and_silence_after_the_end(address: str) -> None:
+def test_every_frame_gets_its_own_window_and_silence_after_the_end(address: str) -> None:
     audio = np.linspace(-1, 1, 16_000, dtype=np.float32)
 
     async def pieces() -> AsyncIterator[np.ndarray[Any, Any]]:
@@ -177,7 +177,7 @@ def test_a_live_source_gets_each_frame_as_soon_as_it_is_ready(address: str) -> N
         async def camera() -> AsyncIterator[np.ndarray[Any, Any]]:
             for _ in range(10):
                 yield scene(100)
-                # The next frame is not filmed before this one has come back: a client that waits for more frames hangs here.
+                # The next frame is not captured before this one is synced: a client that waits for more frames hangs here.
                 await asyncio.wait_for(shown.acquire(), 60)
 
         count = 0
@@ -190,7 +190,7 @@ def test_a_live_source_gets_each_frame_as_soon_as_it_is_ready(address: str) -> N
     assert asyncio.run(run()) == 10
 
 
-def test_leaving_early_cancels_what_is_under_way(address: str, speaker: Speaker) -> None:
+def test_leaving_early_cancels_the_requests_in_flight(address: str, speaker: Speaker) -> None:
     closed = threading.Event()
     speaker.before = lambda number: time.sleep(0.5 if number > 2 else 0)
 
@@ -276,7 +276,7 @@ def test_a_server_that_hangs_is_a_timeout(address: str, speaker: Speaker) -> Non
     release.set()
 
 
-def test_frames_before_a_failing_one_are_given_first(address: str) -> None:
+def test_frames_before_a_failing_one_are_yielded_first(address: str) -> None:
     seen = []
 
     async def run() -> None:
@@ -294,17 +294,17 @@ def test_frames_before_a_failing_one_are_given_first(address: str) -> None:
     ("frame", "text"),
     [
         (b"", r"0 bytes that begin with b''"),
-        (b"GIF89a", "allowed: a JPEG or PNG"),
+        (b"GIF89a", "it must be a JPEG or PNG"),
         (encode_jpeg(scene(100), 90)[:-500], "cut off: the JPEG's end is missing"),
         (encode_png(scene(100))[:-500], "cut off: the PNG's end is missing"),
-        (np.zeros((64, 64, 3), np.float32), r"float32 \[64, 64, 3\]; allowed: uint8"),
+        (np.zeros((64, 64, 3), np.float32), r"float32 \[64, 64, 3\]; it must be uint8"),
         (np.zeros((64, 64, 4), np.uint8), r"uint8 \[64, 64, 4\]"),
         (np.zeros((4, 64, 3), np.uint8), "at least 16×16"),
         ("frame.jpg", "is a str"),
         (None, "is a NoneType"),
     ],
 )
-def test_frames_that_are_none(address: str, frame: Any, text: str) -> None:
+def test_invalid_frames(address: str, frame: Any, text: str) -> None:
     with pytest.raises(BadInput, match=text):
         asyncio.run(collect(address, [frame]))
 
@@ -321,7 +321,7 @@ def test_audio_that_is_not_finite(address: str) -> None:
     [
         ({"fps": 0}, "fps is 0"),
         ({"in_flight": 0}, "in_flight is 0"),
-        ({"composite": "cloud"}, "'client', 'server'"),
+        ({"composite": "cloud"}, "it must be 'client' or 'server'"),
         ({"audio_rate_hz": 5}, "audio rate is 5 Hz"),
     ],
 )
@@ -330,7 +330,7 @@ def test_options_that_are_not_allowed(address: str, options: dict[str, Any], tex
         asyncio.run(collect(address, [], **options))
 
 
-def test_sources_that_are_none(address: str) -> None:
+def test_invalid_sources(address: str) -> None:
     with pytest.raises(BadInput, match="frames is one str"):
         asyncio.run(collect(address, "clip.mp4"))
     with pytest.raises(BadInput, match="audio is a int"):
@@ -351,11 +351,11 @@ def test_an_unknown_twin(address: str, speaker: Speaker) -> None:
         ("PATCH", np.zeros((1, 128, 128, 4), np.uint8), r"PATCH is uint8 \[128, 128, 4\], expected"),
         ("PATCH", None, "PATCH is missing"),
         ("FACE", np.zeros((1, 4), np.uint8), "FACE is uint8"),
-        ("TRANSFORM", np.full((1, 2, 3), np.nan, np.float32), "makes no sense"),
-        ("TRANSFORM", np.zeros((1, 2, 3), np.float32), "makes no sense"),
+        ("TRANSFORM", np.full((1, 2, 3), np.nan, np.float32), "TRANSFORM or CONFIDENCE is invalid"),
+        ("TRANSFORM", np.zeros((1, 2, 3), np.float32), "TRANSFORM or CONFIDENCE is invalid"),
     ],
 )
-def test_answers_that_are_malformed(address: str, speaker: Speaker, name: str, value: Any, text: str) -> None:
+def test_malformed_responses(address: str, speaker: Speaker, name: str, value: Any, text: str) -> None:
     def change(outputs: dict[str, np.ndarray[Any, Any]]) -> None:
         outputs.pop(name)
         if value is not None:
@@ -389,7 +389,7 @@ def test_registration_samples_evenly_and_bounded(address: str, speaker: Speaker)
     first = speaker.requests[0]["FRAMES"]
     length = int.from_bytes(first[:4], "little")
     assert cv2.imdecode(np.frombuffer(first[4 : 4 + length], np.uint8), 1).shape == (720, 1280, 3)
-    with pytest.raises(BadInput, match="at least one frame"):
+    with pytest.raises(BadInput, match="must be at least one frame"):
         asyncio.run(run(0))
 
 
@@ -418,7 +418,7 @@ def test_closing_the_client_ends_its_streams(address: str) -> None:
     asyncio.run(run())
 
 
-def test_what_the_client_promises_is_what_the_models_take() -> None:
+def test_the_client_sends_every_input_of_the_model() -> None:
     assert {tensor.name for tensor in spec.MODELS["lipsync_patch"].inputs} == {
         *("FRAME", "AUDIO", "TWIN", "FACE_HINT", "STREAM", "RATE")
     }
