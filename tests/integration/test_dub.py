@@ -340,7 +340,7 @@ def test_marks_on_the_command_line(
         ("tagged.mkv", [], "own", 0, 3, "mkv file cannot hold a C2PA manifest"),
         ("plain.mov", ["--no-provenance"], "own", 0, 4, ""),
         ("failed.mp4", [], "file", 3, 3, "but it is not signed: signing failed"),
-        ("quiet.mp4", ["-q"], "file", 3, 3, "is whole, but not signed: signing failed"),
+        ("quiet.mp4", ["-q"], "file", 3, 3, "is complete, but not signed: signing failed"),
     ):
         monkeypatch.setenv("INSYNC_SIGNING", str(tmp_path / signing))
         path = tmp_path / out

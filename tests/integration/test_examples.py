@@ -88,7 +88,7 @@ def test_a_live_camera_speaks(
     options = ("--camera", sample_clip, "--server", server.grpc_url, "--out", out, "--deadline", "10")
     done = run(sys.executable, program, words, *options)
     assert done.returncode == 0, done.stderr
-    match = re.fullmatch(r"(\d+) frames shown in 2\.4 s; the camera gives 25 a second\n", done.stdout)
+    match = re.fullmatch(r"(\d+) frames shown in 2\.4 s; the camera has 25 frames/s\n", done.stdout)
     assert match
     shown = sorted(out.iterdir())
     assert len(shown) == int(match[1])
@@ -114,7 +114,7 @@ def test_a_live_camera_says_what_is_wrong(
     silent = run(sys.executable, program, sample_clip, "--server", server.grpc_url, "--out", tmp_path)
     fails(silent, "sample.mp4 has no sound")
     absent = run(sys.executable, program, root / "samples" / "speech.wav", "--camera", "none.mp4", "--out", tmp_path)
-    fails(absent, "camera 'none.mp4' cannot be opened", "allowed")
+    fails(absent, "camera 'none.mp4' cannot be opened; it must be")
 
 
 # Register once.
@@ -134,7 +134,7 @@ def test_one_registration_serves_many_sentences(
         assert sorted(path.name for path in out.iterdir()) == ["long.mp4", "short.mp4"]
         return done.stdout
 
-    assert "registered and kept" in say()
+    assert "registered and stored" in say()
     twin = kept.read_text().strip()
     assert f"twin {twin}, from" in say()
     assert kept.read_text().strip() == twin
@@ -150,7 +150,7 @@ def test_one_registration_serves_many_sentences(
     )  # tagged, not signed
 
     kept.write_text(UNKNOWN)
-    assert f"does not know twin {UNKNOWN}" in say()
+    assert f"has no twin {UNKNOWN}" in say()
     assert kept.read_text().strip() not in (twin, UNKNOWN)
 
 
@@ -243,8 +243,8 @@ def test_node_says_what_is_wrong(
 
     fails(main(jpegs[0].parent, words, "--twin", UNKNOWN), "TWIN", UNKNOWN)
     fails(main(black, words), "no face", "InvalidArgument")
-    fails(main(jpegs[0], fast), "48000 Hz", "allowed")
-    fails(main(jpegs[0], jpegs[0]), "no WAV file", "allowed")
+    fails(main(jpegs[0], fast), "48000 Hz", "it must be a WAV file of 16,000 Hz")
+    fails(main(jpegs[0], jpegs[0]), "not a WAV file", "it must be a WAV file of 16,000 Hz")
     fails(main(jpegs[0], words, url="127.0.0.1:1"), "ECONNREFUSED", "Unavailable")
     assert not list(out.iterdir())
 
