@@ -3,7 +3,8 @@
 #   make demo     dub the sample through the embedded Triton: demo.mp4 and demo.png
 #   make test     ruff, mypy and all tests (this one installs PyTorch; serving and the client never do)
 #   make lint     ruff and mypy only
-#   make bench    the benchmarks, into benchmarks/*.md
+#   make test-client   the client's tests alone, on any Python from 3.10 on: make test-client PYTHON=python3.13
+#   make bench    the benchmarks, into benchmarks/results
 #   make pictures the demo, and docs/demo.png and docs/demo.webp from it
 #   make sample   make samples/ anew (needs npm; GRID=FOLDER names GRID's files, else the clip stays)
 #   make clean    remove what these commands made
@@ -19,7 +20,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?=
 
-.PHONY: demo pictures test lint bench sample clean
+.PHONY: demo pictures test test-client lint bench sample clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.serve
@@ -35,6 +36,12 @@ pictures: demo
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
+# As an app has it: the wheel, not the checkout, with whatever NumPy this Python brings, and nothing of the server.
+test-client:
+	$(or $(PYTHON),python3) -m venv $(VENV)-client
+	$(VENV)-client/bin/python -m pip install --quiet ".[media,test-client]"
+	$(VENV)-client/bin/python -m pytest tests/unit/core tests/unit/client $(PYTEST_FLAGS)
+
 lint: $(VENV)/.all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,7 +52,7 @@ bench: $(VENV)/.all
 	$(BIN)/python -m benchmarks.serving.ensemble_share
 	$(BIN)/python -m benchmarks.serving.adaat_speed
 	$(BIN)/python -m benchmarks.serving.runtime_speed
-	$(BIN)/insync export precision samples/sample.mp4 --speech samples/speech.wav --seconds 5 -o benchmarks/precision
+	$(BIN)/insync export precision samples/sample.mp4 --speech samples/speech.wav --seconds 5 -o benchmarks/results/precision
 	$(BIN)/python -m benchmarks.faults.faults
 	$(BIN)/python -m benchmarks.serving.overload
 
@@ -61,7 +68,7 @@ sample: $(VENV)/.serve
 	$(BIN)/python samples/make_sample.py --packages $(VENV)/sample --voices $(VENV)/sample/kokoro-js-1.2.1.tgz $(if $(GRID),--grid $(GRID))
 
 clean:
-	rm -rf $(VENV) demo.mp4 demo.png build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-client demo.mp4 demo.png build dist .mypy_cache .ruff_cache .pytest_cache
 
 # The first interpreter that fits, or else uv's 3.12, which uv downloads where it has none.
 $(VENV)/.python:

@@ -1,4 +1,4 @@
-"""What every test may ask for: the shipped sample and the model repository. `tests/triton` adds a running server."""
+"""Fixtures of all tests: the shipped sample and the model repository. `tests/integration` adds a running server."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def _has_gpu() -> bool:
-    """Ask the driver, not PyTorch: most tests never load it."""
+    """Return whether the driver has a GPU; PyTorch is not used, as most tests never load it."""
     program = shutil.which("nvidia-smi")
     return program is not None and subprocess.run([program, "-L"], capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture(scope="session", autouse=True)
 def signing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Files that tests dub are signed, with a certificate of the tests' own."""
+    """Sign the files that tests dub with a certificate of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INSYNC_SIGNING", str(tmp_path_factory.mktemp("signing") / "own"))
         yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave tests that need a CUDA device out where there is none, and say so."""
+    """Skip tests that need a CUDA device if there is none, with that reason."""
     if any(item.get_closest_marker("gpu") for item in items) and not _has_gpu():
         absent = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:
@@ -37,23 +37,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The project's top folder."""
+    """Return the project's top folder."""
     return ROOT
 
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
-    """The committed model repository."""
+    """Return the committed model repository."""
     return ROOT / "model_repository"
 
 
 @pytest.fixture(scope="session")
 def sample_clip() -> Path:
-    """The shipped clip: 1280×720, 25 fps, 200 frames, one face, no sound."""
+    """Return the shipped clip: 1280×720, 25 fps, 200 frames, one face, no sound."""
     return ROOT / "samples" / "sample.mp4"
 
 
 @pytest.fixture(scope="session")
 def sample_speech() -> Path:
-    """The shipped speech: 7.90 s, 24,000 Hz, mono."""
+    """Return the shipped speech: 7.90 s, 24,000 Hz, mono."""
     return ROOT / "samples" / "speech.wav"

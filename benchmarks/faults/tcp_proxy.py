@@ -1,4 +1,4 @@
-"""A network that fails on purpose: a TCP proxy on loopback which delays, stalls, cuts and refuses."""
+"""A TCP proxy on loopback that simulates network faults: it delays, stalls, resets and refuses connections."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 _CHUNK = 65_536
-_LINE = 1_024  # chunks on their way; when it is full, nothing more is read
+_QUEUED = 1_024  # chunks in flight, at most; when the queue is full, nothing more is read
 _T = TypeVar("_T")
 
 
 class Network:
-    """Stands between a client and a server; a context manager. It runs in a thread of its own.
+    """Proxy between a client and a server; a context manager. It runs in a thread of its own.
 
     Args:
         target: HOST:PORT of the server.
 
     Attributes:
         address: HOST:PORT for the client.
-        delay_s: added to every piece of data, each way.
-        connections: how many were made so far.
+        delay_s: added to all data, in each direction.
+        connections: number of connections made so far.
     """
 
     def __init__(self, target: str) -> None:
@@ -58,26 +58,26 @@ class Network:
         self._loop.close()
 
     def cut(self) -> None:
-        """Resets every connection and refuses new ones, as a network whose cable was pulled on a router that says so."""
+        """Reset every connection and refuse new ones, as when a router reports that its cable is unplugged."""
         self._do(self._cut)
 
     def stall(self) -> None:
-        """Swallows everything without a word, as a network whose cable was pulled."""
+        """Deliver nothing more and report no error, as when a cable is unplugged."""
         self._loop.call_soon_threadsafe(self._flows.clear)
 
-    def mend(self) -> None:
-        """All is well again; what was stalled goes on."""
-        self._do(self._mend)
+    def restore(self) -> None:
+        """End all faults; stalled data is delivered."""
+        self._do(self._restore)
 
-    def _do(self, what: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        return asyncio.run_coroutine_threadsafe(what(), self._loop).result(5)
+    def _do(self, operation: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        return asyncio.run_coroutine_threadsafe(operation(), self._loop).result(5)
 
     async def _open(self) -> None:
         self._flows.set()
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self._port = self._server.sockets[0].getsockname()[1]
 
-    async def _mend(self) -> None:
+    async def _restore(self) -> None:
         self._refuses = False
         self._flows.set()
 
@@ -112,28 +112,28 @@ class Network:
                 self._writers.discard(back)
                 _reset(back)
         except (OSError, asyncio.CancelledError):
-            return  # either end is gone: so is the other, below
+            return  # one end is closed: the other is closed below
         finally:
             self._tasks.discard(task)
             self._writers.discard(writer)
             _reset(writer)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One direction: a delay line, which holds data back without holding up what comes after it."""
-        line: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_LINE)
-        ends = asyncio.ensure_future(self._deliver(line, writer))
+        """Forward one direction through a queue, so that all data is delayed by the same time."""
+        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_QUEUED)
+        delivery = asyncio.ensure_future(self._deliver(queue, writer))
         try:
             while data := await reader.read(_CHUNK):
-                await line.put((self._loop.time() + self.delay_s, data))
+                await queue.put((self._loop.time() + self.delay_s, data))
         finally:
-            ends.cancel()
-            await asyncio.gather(ends, return_exceptions=True)
-        raise ConnectionResetError  # one end has closed: gather ends the other way too
+            delivery.cancel()
+            await asyncio.gather(delivery, return_exceptions=True)
+        raise ConnectionResetError  # one end has closed: gather ends the other direction too
 
-    async def _deliver(self, line: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):  # the other end is gone, which its own reader tells
+    async def _deliver(self, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):  # the other end is closed, which its own reader notices
             while True:
-                due_s, data = await line.get()
+                due_s, data = await queue.get()
                 await asyncio.sleep(max(0.0, due_s - self._loop.time()))
                 await self._flows.wait()
                 writer.write(data)
@@ -141,7 +141,7 @@ class Network:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Closes at once, without a farewell."""
+    """Close the connection at once with a TCP reset."""
     raw = writer.get_extra_info("socket")
     if raw is not None and not writer.transport.is_closing():
         with contextlib.suppress(OSError):

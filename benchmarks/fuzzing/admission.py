@@ -1,4 +1,4 @@
-"""What hostile requests leave of a server's promised frames per second: all of it, or something is claimed by nobody."""
+"""Check after fuzzing that the server's whole capacity is free: otherwise malformed requests still hold part of it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from insync.client.streaming.timings import StageClock
 from insync.core.spec import SAMPLE_RATE_HZ
 from insync.ensemble.models.admission import LEASE_S
 
-_WAIT_S = 2 * LEASE_S  # streams that fell silent have lost their room by then
-_ASK_EVERY_S = 0.25
+_WAIT_S = 2 * LEASE_S  # the capacity of streams that went silent is released by then
+_RETRY_EVERY_S = 0.25
 _STREAM_S = 2.0  # of footage
-_DEADLINE_S = 60.0  # how fast the server is, is no matter here
+_DEADLINE_S = 60.0  # the server's speed does not matter here
 
 
 @dataclass(frozen=True)
 class AdmissionCheck:
-    """A live stream of the whole capacity, when all others have ended.
+    """Result of one live stream that requests the whole capacity, after all others have ended.
 
     Attributes:
-        capacity_fps: that the server promises.
-        waited_s: until the stream was let in.
-        frames: that came of those sent.
-        sent: frames.
-        refused: requests of the stream, once it was in.
-        newcomer: a stream of 1 frame/s beside it was refused, as there was no room left.
-        failure: why it got nothing; empty where it did.
+        capacity_fps: the server's capacity.
+        waited_s: seconds until the stream was admitted.
+        frames: frames received.
+        sent: frames sent.
+        refused: requests of the stream that were refused after it was admitted.
+        newcomer: whether a second stream of 1 frame/s was refused, as no capacity was left.
+        failure: why the stream was not admitted; empty if it was.
     """
 
     capacity_fps: int
@@ -43,29 +43,29 @@ class AdmissionCheck:
 
     @property
     def whole(self) -> bool:
-        """The stream got everything, and nobody else anything."""
+        """Whether the stream received all its frames, and a second stream was refused."""
         return not self.failure and 0 < self.sent == self.frames and not self.refused and self.newcomer
 
     def __str__(self) -> str:
         if self.failure:
-            return f"a live stream of all {self.capacity_fps} frames/s got nothing: {self.failure}"
+            return f"a live stream of all {self.capacity_fps} frames/s failed: {self.failure}"
         return (
-            f"{self.waited_s:.1f} s after the last request a live stream of all {self.capacity_fps} frames/s was let in, got "
-            f"{self.frames} of its {self.sent} frames, {self.refused} requests refused; a newcomer of 1 frame/s beside it was "
-            f"{'refused' if self.newcomer else 'let in'}"
+            f"{self.waited_s:.1f} s after the last request a live stream of all {self.capacity_fps} frames/s was admitted, received "
+            f"{self.frames} of its {self.sent} frames, {self.refused} requests refused; a second stream of 1 frame/s was "
+            f"{'refused' if self.newcomer else 'admitted'}"
         )
 
 
 def check_admission(server: str, jpeg: bytes, twin: str, capacity_fps: int) -> AdmissionCheck:
-    """Asks for the whole capacity until it is free, but not for long.
+    """Request the whole capacity until it is free, or for a few seconds.
 
-    A server lets a stream that asks for everything in only if nobody else holds anything.
+    A server admits a stream that requests the whole capacity only if no other stream holds any of it.
 
     Args:
         server: HOST:PORT.
         jpeg: a frame with a face.
-        twin: of anybody.
-        capacity_fps: of the server; a stream may ask for 240 at most.
+        twin: any registered id.
+        capacity_fps: of the server; a stream may request at most 240.
     """
     return asyncio.run(_check_admission(server, jpeg, twin, capacity_fps))
 
@@ -80,7 +80,7 @@ async def _check_admission(server: str, jpeg: bytes, twin: str, capacity_fps: in
                 except Overloaded:
                     if time.monotonic() - started_s > _WAIT_S:
                         raise
-                    await asyncio.sleep(_ASK_EVERY_S)
+                    await asyncio.sleep(_RETRY_EVERY_S)
     except InsyncError as exc:
         return AdmissionCheck(capacity_fps, failure=f"{type(exc).__name__}: {exc}")
 

@@ -1,4 +1,4 @@
-"""Malformed requests over HTTP, and management requests of strangers: two of the classes of `benchmarks.fuzzing.requests`."""
+"""Malformed HTTP requests, and management requests without the key: two of the classes of `benchmarks.fuzzing.requests`."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ ENSEMBLES = ("lipsync", "lipsync_patch")
 
 
 def web(rng: Generator, kit: Kit) -> Call:
-    """The HTTP port: JSON that is none, lengths that lie, paths that lead elsewhere."""
+    """Make a request to the HTTP port: invalid JSON, wrong lengths, paths outside the API."""
     model = str(pick(rng, ENSEMBLES))
     path = f"/v2/models/{model}/infer"
     entry = {"name": "AUDIO", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}
-    way = int(rng.integers(8))
-    if way == 0:
+    choice = int(rng.integers(8))
+    if choice == 0:
         return Http("POST", path, rng.bytes(int(rng.integers(0, 500))))
-    if way == 1:
+    if choice == 1:
         spoiled = {**entry, str(pick(rng, list(entry))): pick(rng, (None, -1, "x", [], {}, 1e400, [[[]]], 2**70))}
         return Http("POST", path, json.dumps({"inputs": [spoiled]}).encode())
-    if way == 2:
+    if choice == 2:
         header = json.dumps(
             {"inputs": [{**entry, "parameters": {"binary_data_size": int(pick(rng, (-1, 0, 16, 2**40)))}}]}
         )
         length = str(pick(rng, (len(header), 0, -1, 10**12, "x")))
         return Http("POST", path, header.encode() + bytes(16), {"Inference-Header-Content-Length": length})
-    if way == 3:
-        # Not tens of thousands deep: that is left to `benchmarks.fuzzing.run`, which says what becomes of it.
+    if choice == 3:
+        # At most 200 levels: JSON nested tens of thousands of levels deep is not part of this class.
         return Http("POST", path, b"[" * int(rng.integers(1, 200)))
-    if way == 4:
+    if choice == 4:
         found = (
             "/../../etc/passwd",
             "/v2/models/..%2f..%2fetc/infer",
@@ -41,15 +41,15 @@ def web(rng: Generator, kit: Kit) -> Call:
             "/%00",
         )
         return Http(str(pick(rng, ("GET", "POST", "PUT", "DELETE"))), str(pick(rng, found)), b"")
-    if way == 5:
+    if choice == 5:
         return Http("POST", path, json.dumps({"inputs": []}).encode(), {"Content-Encoding": "gzip"})
-    if way == 6:
+    if choice == 6:
         return Http("POST", path, b"{}", {"X-Long": "y" * int(rng.integers(1, 60_000))})
     return Http("POST", path, json.dumps({"inputs": [entry] * int(rng.integers(1, 500))}).encode())
 
 
 def management(rng: Generator, kit: Kit) -> Call:
-    """What only the owner may do, without the owner's key or with a wrong one."""
+    """Make a management request without the admin key, or with a wrong one."""
     paths = (
         ("POST", "/v2/repository/index"), ("POST", "/v2/repository/models/lipsync/unload"),
         ("POST", "/v2/repository/models/lipsync/load"), ("GET", "/v2/models/stats"), ("GET", "/v2/logging"),

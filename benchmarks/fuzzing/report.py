@@ -1,4 +1,4 @@
-"""What became of hostile requests: counts by class, kept as JSON from run to run, and the report of all of them."""
+"""Outcomes of fuzzing: counts by class, saved as JSON from run to run, and the report of all runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks import reports
 from benchmarks.fuzzing.admission import AdmissionCheck
 from benchmarks.fuzzing.requests import KINDS
-from benchmarks.fuzzing.transport import NO_ROOM, Health, Outcome
+from benchmarks.fuzzing.transport import NO_CAPACITY, Health, Outcome
 from insync.ensemble.models.admission import LEASE_S
 
 LEFT = ("left", "closed")
@@ -19,7 +19,7 @@ LEFT = ("left", "closed")
 
 @dataclass
 class Tally:
-    """What became of one class."""
+    """Outcomes of the requests of one class."""
 
     codes: dict[str, int] = field(default_factory=dict)
     wrong: list[tuple[int, Outcome]] = field(default_factory=list)
@@ -28,17 +28,17 @@ class Tally:
 
 @dataclass(frozen=True)
 class Result:
-    """A run against one server.
+    """One run against one server.
 
     Attributes:
         seed: of the requests.
         tallies: by class.
-        checks: well-formed requests between the others.
-        damaged: of them, those with another answer than before, or none.
-        healths: how many had been sent, and the server's processes then: before the first, and after every part.
-        died: how the server ended; empty where it lived.
-        command: what ran it.
-        capacity: what a live stream got at the end; None: the server had no limit.
+        checks: number of well-formed requests sent meanwhile.
+        damaged: those of them whose response differed from the first one, or that failed.
+        healths: number of requests sent, and the server's processes then: before the first, and after every part.
+        died: how the server ended; empty if it is still alive.
+        command: the command line of the run.
+        capacity: the live stream that requests the whole capacity at the end; None: the server had no limit.
     """
 
     seed: int
@@ -52,27 +52,27 @@ class Result:
 
     @property
     def sent(self) -> int:
-        """Malformed requests."""
+        """Number of malformed requests."""
         return sum(sum(tally.codes.values()) for tally in self.tallies.values())
 
     @property
     def wrong(self) -> list[tuple[str, int, Outcome]]:
-        """Class, number and outcome of every request that got no answer of its own, or one that it should not get."""
+        """Class, number and outcome of every request without a response, or with an unexpected one."""
         return [(name, number, outcome) for name, tally in self.tallies.items() for number, outcome in tally.wrong]
 
     @property
     def all_alive(self) -> bool:
-        """Whether the processes are those of the start."""
+        """Whether all processes of the start are still alive, and there are no others."""
         return not self.died and all(one.pids == self.healths[0][1].pids for _, one in self.healths)
 
     @property
     def good(self) -> bool:
-        """Whether nothing died, every request got what it should, and nothing is left claimed."""
+        """Whether no process died, every request had an expected outcome, and the whole capacity is free."""
         return self.all_alive and not self.wrong and not self.damaged and (self.capacity is None or self.capacity.whole)
 
 
 def save(results: list[Result], path: Path) -> None:
-    """Writes runs, so that others can be added. Process ids become whether they are those of the start."""
+    """Save runs, so that others can be added. Of process ids only whether they are those of the start is kept."""
     kept = [asdict(result) for result in results]
     for run in kept:
         first = run["healths"][0][1]["pids"]
@@ -82,7 +82,7 @@ def save(results: list[Result], path: Path) -> None:
 
 
 def load(path: Path) -> list[Result]:
-    """What `save` wrote."""
+    """Load runs that `save` wrote."""
 
     def tally(kept: dict[str, Any]) -> Tally:
         wrong = [(number, Outcome(**outcome)) for number, outcome in kept["wrong"]]
@@ -105,7 +105,7 @@ def load(path: Path) -> list[Result]:
 
 
 def _growth(result: Result) -> str:
-    """How memory grew after the first fifth."""
+    """Describe how memory grew after the first fifth of the requests."""
     early = result.healths[min(2, len(result.healths) - 1)]
     (start, before), (end, after) = early, result.healths[-1]
     grown = [
@@ -116,19 +116,19 @@ def _growth(result: Result) -> str:
 
 
 def _admission_checks(results: list[Result]) -> str:
-    """What was left of the servers' capacity."""
+    """Describe the live streams that requested the whole capacity at the end."""
     limited = [result for result in results if result.capacity is not None]
     if not limited:
         return ""
     return (
-        "The server's limit was set (`INSYNC_CAPACITY_FPS`), and the well-formed requests were frames of a live stream: one "
-        "that was refused counts as another answer. What had been claimed at the end, and was not ended, is given up after "
-        f"{LEASE_S:g} silent seconds: " + "; ".join(str(result.capacity) for result in limited) + "."
+        "The server's limit was set (`INSYNC_CAPACITY_FPS`), and the well-formed requests were frames of a live stream: a "
+        "refused one counts as a changed response. Capacity of streams that were not ended is released after "
+        f"{LEASE_S:g} s without a request: " + "; ".join(str(result.capacity) for result in limited) + "."
     )
 
 
 def report(results: list[Result], path: Path) -> None:
-    """Writes the tables of all runs."""
+    """Write the report of all runs."""
     rows = []
     for kind in KINDS:
         tallies = [result.tallies[kind.name] for result in results]
@@ -136,7 +136,7 @@ def report(results: list[Result], path: Path) -> None:
         for tally in tallies:
             codes.update(tally.codes)
         total = sum(codes.values())
-        named = [codes.pop(code, 0) for code in ("OK", "INVALID_ARGUMENT", "NOT_FOUND", NO_ROOM)]
+        named = [codes.pop(code, 0) for code in ("OK", "INVALID_ARGUMENT", "NOT_FOUND", NO_CAPACITY)]
         left = sum(codes.pop(code, 0) for code in LEFT)
         others = ", ".join(f"{code} {n}" for code, n in sorted(codes.items()))
         wrong = sum(len(tally.wrong) for tally in tallies)
@@ -144,13 +144,13 @@ def report(results: list[Result], path: Path) -> None:
     header = [
         "class",
         "sent",
-        "answered",
+        "OK",
         "INVALID_ARGUMENT",
         "NOT_FOUND",
-        "no capacity",
-        "left half way",
+        NO_CAPACITY,
+        "closed early",
         "others",
-        "wrong",
+        "unexpected",
     ]
     sums = [sum(int(row[k].replace(",", "")) for row in rows) for k in (1, 2, 3, 4, 5, 6, 8)]
     rows.append(["all", *(f"{n:,}" for n in sums[:6]), "", str(sums[6])])
@@ -176,20 +176,21 @@ def report(results: list[Result], path: Path) -> None:
     servers = "one embedded server" if len(results) == 1 else f"{len(results)} embedded servers, one after the other"
     reports.write(
         path,
-        "Hostile requests",
+        "Fuzzing",
         "`, `".join(result.command for result in results),
         [
-            f"{sent:,} malformed requests to {servers}, several at a time, over gRPC, HTTP and bare TCP, to every served "
-            f"model, of all {len(KINDS)} classes below. Servers of which a process died: {died}. Requests without an answer "
-            f"of their own, or with one that they should not get: {sum(len(r.wrong) for r in results)}. Well-formed requests "
-            f"in between: {checks:,}, of which {sum(len(r.damaged) for r in results)} had another answer than before the "
-            "first one.",
-            "«answered»: what was changed does not matter to the model, as a turned bit in a pixel, or a whole frame without "
-            "a hint. «left half way»: this side hung up, as that class does, or the other side closed a line that made no "
-            "sense. «no capacity»: a server with a limit said when to ask again. «wrong»: hung, died, failed without saying what was wrong, or was answered where it must not be.",
+            f"{sent:,} malformed requests to {servers}, several at a time, over gRPC, HTTP and plain TCP, to every served "
+            f"model, of all {len(KINDS)} classes below. Servers of which a process died: {died}. Requests without a response, "
+            f"or with an unexpected one: {sum(len(r.wrong) for r in results)}. Well-formed requests meanwhile: {checks:,}, "
+            f"of which {sum(len(r.damaged) for r in results)} had another response than before the first malformed request.",
+            "*OK*: the change does not matter to the model, as a flipped bit in a pixel, or a whole frame without a hint. "
+            "*closed early*: the client closed the connection, as requests of that class do, or the server closed a "
+            f"connection that sent no valid request. *{NO_CAPACITY}*: a server with a limit refused the request and told when "
+            "to retry. *unexpected*: the request hung, killed the server, failed without a reason in the message, or "
+            "succeeded where it must not.",
             _admission_checks(results),
             reports.table(header, rows),
-            "The servers' processes. Memory rises fast while every model meets its largest input, and slowly after that: "
+            "The servers' processes. Memory grows quickly until every model has received its largest input, and slowly after that: "
             f"{'; '.join(_growth(result) for result in results)}.",
             reports.table(columns, states),
             "The first message of each class and code:",

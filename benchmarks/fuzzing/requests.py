@@ -1,6 +1,6 @@
-"""Malformed requests, by class, from a seed: what a stranger may send to any served model over any open port.
+"""Malformed requests, by class, from a seed: what an untrusted client may send to any served model over any open port.
 
-Every class is a function of a random generator and a `Kit` of well-formed requests that it spoils. Used by
+Every class is a function of a random generator and a `Kit` of well-formed requests that it corrupts. Used by
 `benchmarks.fuzzing.run`, and in a short run by the tests.
 """
 
@@ -34,7 +34,7 @@ from benchmarks.fuzzing.messages import (
 )
 from insync.core import spec
 
-TAKES_PICTURES = ("lipsync_guard", "lipsync_preprocess", "lipsync_frame")  # of the inner ones
+TAKES_PICTURES = ("lipsync_guard", "lipsync_preprocess", "lipsync_frame")  # of `Kit.inner`
 TYPES = ("BOOL", "UINT8", "UINT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES", "BF16", "NONSENSE", "")
 
 
@@ -54,7 +54,7 @@ def _spoiled(rng: Generator, kit: Kit, change: Callable[[Sent], Sent]) -> Call:
 
 
 def _framed(rng: Generator, kit: Kit, data: bytes) -> Call:
-    """A picture for whatever takes pictures."""
+    """Send a picture to one of the models that take pictures."""
     model = pick(rng, (*PUBLIC, *(name for name in kit.inner if name in TAKES_PICTURES)))
     inputs = kit.good(model)
     if model == "lipsync_twin":
@@ -65,7 +65,7 @@ def _framed(rng: Generator, kit: Kit, data: bytes) -> Call:
 
 
 def wrong_type(rng: Generator, kit: Kit) -> Call:
-    """Another data type than the model's, with or without as many bytes as that takes."""
+    """Make a request with a wrong data type, with or without the number of bytes that it takes."""
     kind = str(pick(rng, TYPES))
     length = {"BOOL": 1, "UINT8": 1, "UINT16": 2, "FP16": 2, "BF16": 2, "INT64": 8, "FP64": 8}.get(kind, 4)
 
@@ -77,21 +77,21 @@ def wrong_type(rng: Generator, kit: Kit) -> Call:
 
 
 def wrong_shape(rng: Generator, kit: Kit) -> Call:
-    """Another rank or other lengths, zero, negative and beyond 64 bits when multiplied."""
+    """Make a request with a wrong rank or shape: zero, negative, or with a product beyond 64 bits."""
 
     def change(sent: Sent) -> Sent:
         shape = list(sent.shape)
-        way = int(rng.integers(6))
+        choice = int(rng.integers(6))
         at = int(rng.integers(len(shape)))
-        if way == 0:
+        if choice == 0:
             del shape[at]
-        elif way == 1:
+        elif choice == 1:
             shape.insert(at, int(rng.integers(0, 4)))
-        elif way == 2:
+        elif choice == 2:
             shape[at] = int(pick(rng, (0, -1, -(2**31), -(2**63), 2**31, 2**32 + 1, 2**62, 2**63 - 1)))
-        elif way == 3:
+        elif choice == 3:
             shape[at] = max(0, shape[at] + int(rng.integers(-2, 3)))
-        elif way == 4:
+        elif choice == 4:
             shape = [2**21, 2**21, 2**21, 2**21]
         else:
             shape = shape[::-1]
@@ -101,41 +101,41 @@ def wrong_shape(rng: Generator, kit: Kit) -> Call:
 
 
 def tensors(rng: Generator, kit: Kit) -> Call:
-    """Missing, extra, twice, misnamed."""
+    """Make a request with a tensor missing, extra, sent twice, or misnamed."""
     model = _model(rng, kit)
     inputs = kit.good(model)
     name = str(pick(rng, list(inputs)))
-    way = int(rng.integers(5))
-    if way == 0:
+    choice = int(rng.integers(5))
+    if choice == 0:
         del inputs[name]
-    elif way == 1:
+    elif choice == 1:
         inputs[pick(rng, ("EXTRA", "", "SYNCED", "frame", "F" * 10_000))] = inputs[name]
-    elif way == 2:
+    elif choice == 2:
         inputs = {key + ("?" if key == name else ""): value for key, value in inputs.items()}
-    elif way == 3:
+    elif choice == 3:
         inputs = {}
     made = request(model, inputs)
-    if way == 4:
+    if choice == 4:
         made.inputs.append(made.inputs[0])
         made.raw_input_contents.append(made.raw_input_contents[0])
     return Infer(made)
 
 
 def byte_counts(rng: Generator, kit: Kit) -> Call:
-    """Contents that are shorter, longer, fewer, more, or of another field than the shapes say."""
+    """Make a request whose contents are shorter, longer, fewer, more, or in another field than the shapes require."""
     model = _model(rng, kit)
     made = request(model, kit.good(model))
     at = int(rng.integers(len(made.inputs)))
-    way = int(rng.integers(6))
-    if way == 0:
+    choice = int(rng.integers(6))
+    if choice == 0:
         made.raw_input_contents[at] = made.raw_input_contents[at][: int(rng.integers(4))]
-    elif way == 1:
+    elif choice == 1:
         made.raw_input_contents[at] += bytes(int(rng.integers(1, 5000)))
-    elif way == 2:
+    elif choice == 2:
         del made.raw_input_contents[at]
-    elif way == 3:
+    elif choice == 3:
         made.raw_input_contents.append(b"more")
-    elif way == 4:
+    elif choice == 4:
         made.inputs[at].contents.fp32_contents.extend([1.0] * int(rng.integers(1, 50)))
     else:
         del made.raw_input_contents[:]
@@ -146,7 +146,7 @@ def byte_counts(rng: Generator, kit: Kit) -> Call:
 
 
 def string_lengths(rng: Generator, kit: Kit) -> Call:
-    """Strings whose own length prefixes lie."""
+    """Make a request with strings whose length prefixes are wrong."""
     model = str(pick(rng, (*PUBLIC, "lipsync_guard")))
     name = "FRAMES" if model == "lipsync_twin" else "TWIN"
     value = strings(kit.twin)
@@ -158,7 +158,7 @@ def string_lengths(rng: Generator, kit: Kit) -> Call:
 
 
 def soup(rng: Generator, kit: Kit) -> Call:
-    """Random bytes in place of a picture, some behind a true beginning and before a true end."""
+    """Make a request with random bytes in place of a picture, some after a valid signature and before a valid end."""
     body = rng.bytes(int(rng.integers(0, 4000)))
     start = pick(rng, (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", kit.jpeg[:400], kit.png[:41], b"GIF89a", b"RIFF"))
     end = pick(rng, (b"", b"\xff\xd9", kit.png[-12:]))
@@ -166,14 +166,14 @@ def soup(rng: Generator, kit: Kit) -> Call:
 
 
 def truncated(rng: Generator, kit: Kit) -> Call:
-    """Pictures that were cut off, some with their end mark put back."""
+    """Make a request with a truncated picture, some with the end marker put back."""
     whole = pick(rng, (kit.jpeg, kit.png, kit.progressive))
     cut = whole[: int(rng.integers(len(whole)))]
     return _framed(rng, kit, cut + (b"" if rng.random() < 0.5 else whole[-2:] if whole is not kit.png else whole[-12:]))
 
 
 def flipped(rng: Generator, kit: Kit) -> Call:
-    """Pictures with some bits turned, in the header as often as in the pixels."""
+    """Make a request with a picture in which some bits are flipped, in the header as often as in the pixels."""
     data = bytearray(pick(rng, (kit.jpeg, kit.png, kit.progressive)))
     reach = 700 if rng.random() < 0.5 else len(data)
     for _ in range(int(rng.integers(1, 12))):
@@ -182,27 +182,27 @@ def flipped(rng: Generator, kit: Kit) -> Call:
 
 
 def bombs(rng: Generator, kit: Kit) -> Call:
-    """Small files that become large, or take long: sizes that lie, scans and chunks without end, deep compression."""
-    way = int(rng.integers(9))
+    """Make a request with a small file that decodes to a large picture or takes long: wrong sizes, many scans and chunks, high compression."""
+    choice = int(rng.integers(9))
     side = int(pick(rng, (5000, 20_000, 65_535, 2**31 - 1, 2**32 - 1)))
-    if way == 0:
+    if choice == 0:
         data = png_with(side, side, zlib.compress(bytes(1000)))
-    elif way == 1:
+    elif choice == 1:
         at = kit.jpeg.index(b"\xff\xc0") + 5
         data = kit.jpeg[:at] + struct.pack(">HH", min(side, 65_535), 65_535) + kit.jpeg[at + 4 :]
-    elif way == 2:
+    elif choice == 2:
         start = kit.progressive.index(b"\xff\xda")
         data = kit.progressive[:start] + kit.progressive[start : start + 40] * 3000 + b"\xff\xd9"
-    elif way == 3:
+    elif choice == 3:
         data = png_with(64, 64, zlib.compress(bytes(50_000_000), 9))
-    elif way == 4:
+    elif choice == 4:
         text = b"k\0\0" + zlib.compress(bytes(50_000_000), 9)
         data = png_with(64, 64, zlib.compress(bytes(65 * 64)), chunk(pick(rng, (b"zTXt", b"iCCP")), text))
-    elif way == 5:
+    elif choice == 5:
         data = png_with(64, 64, zlib.compress(bytes(65 * 64)), chunk(b"tEXt", b"") * 30_000)
-    elif way == 6:
+    elif choice == 6:
         data = b"\xff\xd8" + b"\xff" * int(rng.integers(1000, 300_000)) + b"\xd9"
-    elif way == 7:
+    elif choice == 7:
         data = png_with(int(pick(rng, (0, 1, 15, 2**24))), int(pick(rng, (0, 1, 16))), zlib.compress(b"\0\0"))
     else:
         data = kit.bomb if rng.random() < 0.2 else png_with(4096, 4097, zlib.compress(bytes(100)))
@@ -210,15 +210,15 @@ def bombs(rng: Generator, kit: Kit) -> Call:
 
 
 def sound(rng: Generator, kit: Kit) -> Call:
-    """Audio that is not finite, far too loud, or not audio."""
+    """Make a request with audio that is not finite, far too loud, or random bytes."""
     model = str(pick(rng, (*PUBLIC[:2], "lipsync_guard")))
     audio = kit.audio.copy()
-    way = int(rng.integers(4))
-    if way == 0:
+    choice = int(rng.integers(4))
+    if choice == 0:
         audio[int(rng.integers(len(audio)))] = pick(rng, (np.nan, np.inf, -np.inf, 1e30))
-    elif way == 1:
+    elif choice == 1:
         audio[:] = pick(rng, EXTREMES)
-    elif way == 2:
+    elif choice == 2:
         audio = audio * np.float32(32768)
     else:
         audio = np.frombuffer(rng.bytes(4 * len(audio)), np.float32)
@@ -227,7 +227,7 @@ def sound(rng: Generator, kit: Kit) -> Call:
 
 
 def ids(rng: Generator, kit: Kit) -> Call:
-    """Ids that are none, are nobody's, or are nearly somebody's, to use and to delete."""
+    """Make a request that uses or deletes a twin by an id that is invalid, unknown, or differs in one digit from a known one."""
     twin = bytearray(kit.twin)
     digits = b"0123456789abcdef"
     near = bytearray(twin)
@@ -255,7 +255,7 @@ def ids(rng: Generator, kit: Kit) -> Call:
 
 
 def hints(rng: Generator, kit: Kit) -> Call:
-    """Boxes that are none; names and rates that no live stream has."""
+    """Make a request with an invalid face box, or with an invalid name or rate of a live stream."""
     box = np.array([pick(rng, (*EXTREMES, 5.0, 100.0, 319.0)) for _ in range(4)], np.float32)
     sent = {"FACE_HINT": Sent("FP32", (1, 4), box.tobytes())}
     if rng.random() < 0.5:
@@ -267,7 +267,7 @@ def hints(rng: Generator, kit: Kit) -> Call:
 
 
 def live_streams(rng: Generator, kit: Kit) -> Call:
-    """Live streams by the dozen, of names by lot, that want all there is; every other frame or sound is spoiled."""
+    """Make a request of one of many live streams with random names, which request more than the capacity; half of the frames or sounds are malformed."""
     model = str(pick(rng, (*PUBLIC[:2], "lipsync_guard")))
     count = int(pick(rng, (1, 1, 1, 2, 8))) if model == "lipsync_guard" else 1
     rates = np.array([pick(rng, (0.0, 1.0, 5.0, 25.0, 40.0, 240.0)) for _ in range(count)], np.float32)
@@ -291,7 +291,7 @@ def live_streams(rng: Generator, kit: Kit) -> Call:
 
 
 def batches(rng: Generator, kit: Kit) -> Call:
-    """Batches beyond the limit, of zero, or of another length in each tensor."""
+    """Make a request with a batch beyond the limit, of zero, or of different sizes in its tensors."""
     model = _model(rng, kit)
     inputs = kit.good(model)
     count = int(pick(rng, (0, 2, 8, 9, 64, 200)))
@@ -303,10 +303,10 @@ def batches(rng: Generator, kit: Kit) -> Call:
 
 
 def names(rng: Generator, kit: Kit) -> Call:
-    """Models and versions that are not there."""
+    """Make a request for a model or version that does not exist."""
     good = _model(rng, kit)
     if rng.random() < 0.5:
-        # Triton reads "1.0" as 1, which is there.
+        # Triton reads "1.0" as 1, which exists.
         version = str(pick(rng, ("0", "2", "-1", "9" * 30, "one", "../1", "\0", "v1")))
         return Infer(request(good, kit.good(good), version))
     model = str(
@@ -316,9 +316,9 @@ def names(rng: Generator, kit: Kit) -> Call:
 
 
 def registrations(rng: Generator, kit: Kit) -> Call:
-    """No frames, too many, frames without a person, strings that are no frames, and FORGET beside them."""
+    """Make a registration without frames, with too many, with frames without a person or strings that are no frames, some with FORGET too."""
     black = bytes(cv2.imencode(".png", np.zeros((32, 32), np.uint8))[1])
-    way = int(rng.integers(6))
+    choice = int(rng.integers(6))
     frames = (
         [],
         [b""] * int(rng.integers(1, 400)),
@@ -326,7 +326,7 @@ def registrations(rng: Generator, kit: Kit) -> Call:
         [black] * int(rng.integers(1, 20)),
         [rng.bytes(int(rng.integers(50))) for _ in range(int(rng.integers(1, 30)))],
         [kit.jpeg, kit.jpeg[:-2]],
-    )[way]
+    )[choice]
     inputs = {"FRAMES": Sent("BYTES", (len(frames),), strings(*frames))}
     if rng.random() < 0.1:
         inputs["FORGET"] = Sent("BYTES", (1,), strings(b"0" * 32))
@@ -334,7 +334,7 @@ def registrations(rng: Generator, kit: Kit) -> Call:
 
 
 def inner(rng: Generator, kit: Kit) -> Call:
-    """Well-formed tensors of absurd numbers for the models between the guard and the answer."""
+    """Make a request with well-formed tensors of extreme values for the models that clients do not call."""
     model = str(pick(rng, kit.inner))
     inputs = kit.good(model)
     for name, sent in inputs.items():
@@ -358,31 +358,31 @@ def inner(rng: Generator, kit: Kit) -> Call:
 
 
 def options(rng: Generator, kit: Kit) -> Call:
-    """Outputs that are not there, memory of others as input or output, sequences, priorities, deadlines, long names."""
+    """Make a request with unknown outputs, unregistered shared memory, sequences, priorities, timeouts or long names."""
     model = _model(rng, kit)
     made = request(model, kit.good(model))
-    way = int(rng.integers(9))
-    if way == 0:
+    choice = int(rng.integers(9))
+    if choice == 0:
         made.outputs.add(name=pick(rng, ("NOTHING", "", "FRAME", "N" * 10_000)))
-    elif way == 1:
+    elif choice == 1:
         for tensor in spec.ALL_MODELS[model].outputs[: int(rng.integers(1, 3))]:
             made.outputs.add(name=tensor.name)
-    elif way == 2:
+    elif choice == 2:
         output = made.outputs.add(name=spec.ALL_MODELS[model].outputs[0].name)
         output.parameters["classification"].int64_param = int(pick(rng, (-1, 0, 1, 5, 2**40)))
-    elif way == 3:
+    elif choice == 3:
         side = made.inputs[0] if rng.random() < 0.5 else made.outputs.add(name=spec.ALL_MODELS[model].outputs[0].name)
         side.parameters["shared_memory_region"].string_param = pick(rng, ("", "x", "insync", "../..", "/dev/shm"))
         side.parameters["shared_memory_byte_size"].int64_param = int(pick(rng, (0, -1, 100, 2**62)))
         side.parameters["shared_memory_offset"].int64_param = int(pick(rng, (0, -1, 2**62)))
-    elif way == 4:
+    elif choice == 4:
         made.parameters["sequence_id"].int64_param = int(rng.integers(-5, 5))
         made.parameters["sequence_start"].bool_param = True
-    elif way == 5:
+    elif choice == 5:
         made.parameters["priority"].int64_param = int(pick(rng, (-1, 0, 7, 2**40)))
-    elif way == 6:
+    elif choice == 6:
         made.parameters["timeout"].int64_param = int(pick(rng, (-1, 0, 1, 2**62)))
-    elif way == 7:
+    elif choice == 7:
         made.id = "i" * int(pick(rng, (1, 1000, 100_000)))
     else:
         for _ in range(int(rng.integers(1, 40))):
@@ -392,7 +392,7 @@ def options(rng: Generator, kit: Kit) -> Call:
 
 
 def protobuf(rng: Generator, kit: Kit) -> Call:
-    """Bytes that are no message, and messages with some bytes changed."""
+    """Make a request of bytes that are no protobuf message, or of a message with some bytes changed."""
     method = str(pick(rng, ("ModelInfer", "ModelInfer", "ModelReady", "ModelMetadata", "ServerLive", "ModelConfig")))
     if rng.random() < 0.4:
         return Raw(method, rng.bytes(int(rng.integers(0, 2000))))
@@ -405,7 +405,7 @@ def protobuf(rng: Generator, kit: Kit) -> Call:
 
 
 def streams(rng: Generator, kit: Kit) -> Call:
-    """Streams with bad messages on them, streams and calls that are left half way."""
+    """Make a stream with malformed messages, or a stream or call that is cancelled before its response."""
     model = _model(rng, kit)
     inputs = kit.good(model)
     if rng.random() < 0.5:
@@ -416,7 +416,7 @@ def streams(rng: Generator, kit: Kit) -> Call:
 
 
 def connections(rng: Generator, kit: Kit) -> Call:
-    """Half a handshake, half a request, another protocol, noise; then the line goes dead."""
+    """Make a connection that sends half a handshake, half a request, another protocol or noise, and is then closed."""
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5)
     post = b"POST /v2/models/lipsync/infer HTTP/1.1\r\nHost: x\r\nContent-Length: "
     data = pick(
@@ -442,10 +442,10 @@ class Kind:
     """A class of requests.
 
     Attributes:
-        name: as the report has it.
-        make: one of them.
+        name: in the report.
+        make: makes one request of this class.
         share: of all requests.
-        harmless: whether some of them may be answered: the change does not matter to the model.
+        harmless: whether some of them may succeed: the change does not matter to the model.
     """
 
     name: str
@@ -458,24 +458,24 @@ KINDS = (
     Kind("wrong data type", wrong_type, 6, True),
     Kind("wrong rank or shape", wrong_shape, 9, True),
     Kind("tensors missing, extra, twice", tensors, 5, True),
-    Kind("byte counts that lie", byte_counts, 6, True),
-    Kind("string lengths that lie", string_lengths, 5, True),
-    Kind("byte soup as a picture", soup, 7, True),
+    Kind("wrong byte counts", byte_counts, 6, True),
+    Kind("wrong string lengths", string_lengths, 5, True),
+    Kind("random bytes as a picture", soup, 7, True),
     Kind("truncated JPEG or PNG", truncated, 7, True),
     Kind("bits flipped in JPEG or PNG", flipped, 9, True),
     Kind("decompression bombs", bombs, 3, True),
     Kind("NaN, infinite and huge audio", sound, 6, True),
     Kind("twin ids: traversal, guesses, binary", ids, 7, False),
-    Kind("absurd hints, names and rates of streams", hints, 6, True),
-    Kind("live streams by the dozen", live_streams, 6, True),
+    Kind("invalid hints, stream names and rates", hints, 6, True),
+    Kind("many live streams", live_streams, 6, True),
     Kind("batches beyond limits", batches, 3, True),
-    Kind("models and versions that are not there", names, 3, False),
-    Kind("registrations that cannot be", registrations, 3, False),
-    Kind("absurd numbers into inner models", inner, 5, True),
+    Kind("unknown models and versions", names, 3, False),
+    Kind("invalid registrations", registrations, 3, False),
+    Kind("extreme values for inner models", inner, 5, True),
     Kind("options: outputs, shared memory, sequences", options, 4, True),
-    Kind("protobuf garbage", protobuf, 6, True),
-    Kind("streams and calls left half way", streams, 3, True),
-    Kind("connections: half sent, other protocols", connections, 3, True),
+    Kind("protobuf: random and changed bytes", protobuf, 6, True),
+    Kind("streams and calls cancelled early", streams, 3, True),
+    Kind("connections: incomplete, other protocols", connections, 3, True),
     Kind("HTTP: JSON, lengths, paths", web, 4, False),
     Kind("management without the key", management, 3, False),
 )

@@ -1,4 +1,4 @@
-"""Sends hostile requests and says what became of each; watches the server's processes meanwhile."""
+"""Connections that send malformed requests and return the outcome of each, and the state of the server's processes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from tritonclient.grpc import service_pb2_grpc
 from benchmarks.fuzzing.messages import Call, Http, Infer, Raw, Tcp
 from insync.core.errors import retry_hint_s
 
-NO_ROOM = "no room"  # the code of a full server's refusal, over whatever way it came
-TIMEOUT_S = 30.0  # a request without an answer for so long hangs
-_LINGER_S = 0.05  # how long a dead line is listened to
+NO_CAPACITY = "no capacity"  # the code of a full server's refusal, over any protocol
+TIMEOUT_S = 30.0  # a request without a response for so long hangs
+_LINGER_S = 0.05  # how long a plain TCP connection waits for data of the server
 _LIMIT = 64 * 2**20
 _SERVICE = "/inference.GRPCInferenceService/"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a request.
+    """Outcome of a request.
 
     Attributes:
-        code: "OK", a gRPC status, "HTTP 400" and the like, NO_ROOM, "left" where we hung up first, "closed", "hung", "dead".
+        code: "OK", a gRPC status, "HTTP 400" and the like, NO_CAPACITY, "left" if the client closed or cancelled first, "closed"
+            if the server did, "lost" if responses of a stream are missing, "hung", "dead".
         text: the error's message.
     """
 
@@ -38,7 +39,7 @@ class Outcome:
     text: str = ""
 
 
-class Wire:
+class Connection:
     """Connections of one sender to a server. Not thread-safe.
 
     Args:
@@ -52,13 +53,13 @@ class Wire:
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def close(self) -> None:
-        """Hangs up."""
+        """Close the connections."""
         self._channel.close()
 
     def send(self, call: Call) -> Outcome:
-        """Sends one request and waits for what comes of it."""
+        """Send one request and return its outcome."""
         outcome = self._sent(call)
-        return Outcome(NO_ROOM, outcome.text) if retry_hint_s(outcome.text) is not None else outcome
+        return Outcome(NO_CAPACITY, outcome.text) if retry_hint_s(outcome.text) is not None else outcome
 
     def _sent(self, call: Call) -> Outcome:
         try:
@@ -76,7 +77,7 @@ class Wire:
         except TimeoutError:
             return Outcome("hung")
         except ConnectionRefusedError:
-            return Outcome("dead", "nobody listens any more")
+            return Outcome("dead", "the server's port is closed")
 
     def _infer(self, call: Infer) -> Outcome:
         if call.cancel_after_s is None:
@@ -93,10 +94,10 @@ class Wire:
             time.sleep(call.cancel_after_s)
             replies.cancel()
             return Outcome("left")
-        said = [reply.error_message for reply in replies]
-        if len(said) != call.stream:
-            return Outcome("lost", f"{len(said)} answers to {call.stream} requests")
-        return Outcome("stream: refused" if any(said) else "OK", next(filter(None, said), ""))
+        errors = [reply.error_message for reply in replies]
+        if len(errors) != call.stream:
+            return Outcome("lost", f"{len(errors)} responses to {call.stream} requests")
+        return Outcome("stream: refused" if any(errors) else "OK", next(filter(None, errors), ""))
 
     def _http(self, call: Http) -> Outcome:
         connection = http.client.HTTPConnection(self._urls["http"], timeout=TIMEOUT_S)
@@ -148,11 +149,11 @@ class Health:
 
 
 def health(pid: int | None, shared_memory_prefix: str) -> Health:
-    """Looks at a server; one that died has no processes."""
+    """Return the state of a server's processes; a server that died has none."""
     if pid is None:
         return Health(frozenset(), (0, 0), 0, 0, 0)
     server = psutil.Process(pid)
-    models = [child for child in server.children(recursive=True) if _lives(child)]
+    models = [child for child in server.children(recursive=True) if _alive(child)]
     return Health(
         frozenset(process.pid for process in (server, *models)),
         (server.memory_info().rss / 1e6, sum(model.memory_info().rss for model in models) / 1e6),
@@ -162,17 +163,17 @@ def health(pid: int | None, shared_memory_prefix: str) -> Health:
     )
 
 
-def _lives(process: psutil.Process) -> bool:
+def _alive(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     return False
 
 
 @contextlib.contextmanager
-def wired(grpc_url: str, http_url: str) -> Iterator[Wire]:
-    """A wire that hangs up at the end."""
-    wire = Wire(grpc_url, http_url)
+def connected(grpc_url: str, http_url: str) -> Iterator[Connection]:
+    """Open the connections of one sender, and close them at the end."""
+    connection = Connection(grpc_url, http_url)
     try:
-        yield wire
+        yield connection
     finally:
-        wire.close()
+        connection.close()

@@ -1,7 +1,7 @@
-"""AdaAT's kernels against PyTorch's `affine_grid` and `grid_sample`: `python -m benchmarks.serving.adaat_speed`.
+"""Speed of AdaAT's kernels against PyTorch's `affine_grid` and `grid_sample`: `python -m benchmarks.serving.adaat_speed`.
 
-Both warp the same features by the same similarities, in turns, and their results are compared. On the CPU always; on a GPU
-where there is one, with the share of the memory's bandwidth that the kernel reaches.
+Both warp the same features by the same similarity transforms, in turns, and their results are compared. It always runs on the CPU;
+on a GPU if there is one, with the share of the memory bandwidth that the kernel reaches.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from insync.network.adaat import adaat as with_grid_sample
 
 Floats = NDArray[np.float32]
 
-PROMISE = 1.8
+TARGET = 1.8
 SHAPE = (CHANNELS, FEATURE_HEIGHT, FEATURE_WIDTH)
 SAMPLE_BYTES = 4 * CHANNELS * FEATURE_HEIGHT * FEATURE_WIDTH
-GPU_WORKING_SET_BYTES = 512 * 2**20  # several times any GPU's cache: what is measured is memory
+GPU_WORKING_SET_BYTES = 512 * 2**20  # several times any GPU's cache, so that memory is measured
 WARM_S = 0.3
 
 
 @dataclass(frozen=True)
 class Row:
-    """Times of one setting, in ms for each call."""
+    """Times of one setting, in ms per call."""
 
     batch: int
     setting: str
@@ -50,12 +50,12 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """How many times faster ours is: the median over the rounds."""
+        """Speedup of our kernel: the median over the rounds."""
         return median(b / a for a, b in zip(self.ours_ms, self.theirs_ms, strict=True))
 
 
 def inputs(batch: int, seed: int = 0) -> tuple[Floats, Floats]:
-    """REFERENCE [B, C, H, W] and AFFINE [B, C, 4], of the size and kind that the served network makes."""
+    """Return REFERENCE [B, C, H, W] and AFFINE [B, C, 4], of the size and range that the served network gives."""
     rng = np.random.default_rng(seed)
     reference = rng.standard_normal((batch, *SHAPE), np.float32)
     affine = rng.normal((1, 0, 0, 0), (0.05, 0.1, 0.1, 0.1), (batch, CHANNELS, 4)).astype(np.float32)
@@ -63,7 +63,7 @@ def inputs(batch: int, seed: int = 0) -> tuple[Floats, Floats]:
 
 
 def _time_ms(call: Callable[[], object], seconds: float) -> float:
-    """The mean over as many calls as fit into the time."""
+    """Return the mean time of a call, over as many calls as fit into `seconds`."""
     count, started = 0, time.perf_counter()
     while (now := time.perf_counter()) - started < seconds or not count:
         call()
@@ -72,7 +72,7 @@ def _time_ms(call: Callable[[], object], seconds: float) -> float:
 
 
 def on_cpu(batches: Sequence[int], rounds: int, seconds: float) -> list[Row]:
-    """Our numba kernel against PyTorch, with equally many threads."""
+    """Measure our numba kernel and PyTorch on the CPU, with the same number of threads."""
     rows = []
     for threads in sorted({1, cores()}):
         torch.set_num_threads(threads)
@@ -97,10 +97,10 @@ def on_cpu(batches: Sequence[int], rounds: int, seconds: float) -> list[Row]:
 
 
 def on_gpu(batches: Sequence[int], rounds: int) -> tuple[str, list[Row], dict[int, float], float]:
-    """The CUDA kernel against PyTorch on the same GPU, timed by the GPU.
+    """Measure the CUDA kernel and PyTorch on the same GPU, timed by the GPU.
 
     Returns:
-        The GPU in words, the rows, GB/s of the kernel for each batch, and GB/s of a copy within the GPU's memory.
+        A description of the GPU, the rows, GB/s of the kernel for each batch, and GB/s of a copy within the GPU's memory.
 
     Raises:
         ServerError: there is no GPU, or no CuPy.
@@ -113,7 +113,7 @@ def on_gpu(batches: Sequence[int], rounds: int) -> tuple[str, list[Row], dict[in
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
     def time_ms(calls: Sequence[Callable[[], object]]) -> float:
-        """Mean of a call: the calls go over different memory, so that no call finds its inputs in the cache."""
+        """Return the mean time of a call: each call uses other memory, so that none finds its inputs in the cache."""
         start, end = cupy.cuda.Event(), cupy.cuda.Event()
         start.record()
         for call in calls:
@@ -134,8 +134,8 @@ def on_gpu(batches: Sequence[int], rounds: int) -> tuple[str, list[Row], dict[in
     large, other = (cupy.empty(GPU_WORKING_SET_BYTES, np.uint8) for _ in range(2))
     copy_ms = median(time_ms([lambda: cupy.copyto(other, large)] * 10) for _ in range(rounds))
     name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    words = f"{name}; CuPy {cupy.__version__}, PyTorch {torch.__version__}"
-    return words, rows, bandwidth, 2 * GPU_WORKING_SET_BYTES / (1e6 * copy_ms)
+    description = f"{name}; CuPy {cupy.__version__}, PyTorch {torch.__version__}"
+    return description, rows, bandwidth, 2 * GPU_WORKING_SET_BYTES / (1e6 * copy_ms)
 
 
 def _one_batch(
@@ -146,7 +146,7 @@ def _one_batch(
     time_ms: Callable[[Sequence[Callable[[], object]]], float],
     rounds: int,
 ) -> Row:
-    """Both ways over the same copies of one batch, in turns."""
+    """Measure both implementations on the same copies of one batch, in turns."""
     outputs = [cupy.empty_like(reference) for reference in references]
 
     def addresses(array: Any) -> list[int]:
@@ -172,7 +172,7 @@ def _one_batch(
 
 
 def _table(rows: Sequence[Row], bandwidth: dict[int, float] | None = None, copy: float = 0) -> str:
-    head = ["batch", "", "kernel, ms", "affine_grid + grid_sample, ms", "times faster", "largest difference"]
+    head = ["batch", "device", "kernel, ms", "affine_grid + grid_sample, ms", "speedup", "largest difference"]
     lines = []
     for row in rows:
         line = [str(row.batch), row.setting, f"{median(row.ours_ms):.3f}", f"{median(row.theirs_ms):.3f}"]
@@ -180,7 +180,7 @@ def _table(rows: Sequence[Row], bandwidth: dict[int, float] | None = None, copy:
         if bandwidth is not None:
             line.append(f"{bandwidth[row.batch]:.0f} GB/s, {100 * bandwidth[row.batch] / copy:.0f} %")
         lines.append(line)
-    return reports.table([*head, *(["read and written, share of a copy's"] if bandwidth is not None else [])], lines)
+    return reports.table([*head, *(["bandwidth, share of a copy's"] if bandwidth is not None else [])], lines)
 
 
 def main() -> int:
@@ -188,17 +188,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="AdaAT's kernels against PyTorch's grid_sample.")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each way and round, on the CPU")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each implementation and round, on the CPU")
     parser.add_argument("--out", type=Path, default=reports.FOLDER / "adaat_speed.md")
     options = parser.parse_args()
     warning = reports.busy()
     rows = on_cpu(options.batches, options.rounds, options.seconds)
     try:
-        words, gpu_rows, bandwidth, copy = on_gpu(options.batches, options.rounds)
+        description, gpu_rows, bandwidth, copy = on_gpu(options.batches, options.rounds)
     except ServerError as exc:
         gpu = f"Not run: {exc}. The same command measures it on a machine with a GPU, `insync[gpu]` and a CUDA build of PyTorch."
     else:
-        gpu = f"{words}. A copy within the GPU's memory: {copy:.0f} GB/s.\n\n{_table(gpu_rows, bandwidth, copy)}"
+        gpu = f"{description}. A copy within the GPU's memory: {copy:.0f} GB/s.\n\n{_table(gpu_rows, bandwidth, copy)}"
     least = min(row.ratio for row in rows)
     reports.write(
         options.out,
@@ -206,11 +206,11 @@ def main() -> int:
         "python -m benchmarks.serving.adaat_speed",
         [
             warning,
-            f"Features of {' × '.join(map(str, SHAPE))} for each sample, as served; {options.rounds} rounds in which the ways "
-            "take turns; medians. PyTorch eager, in inference mode; both in FP32.",
+            f"Features of {' × '.join(map(str, SHAPE))} for each sample, as served; {options.rounds} rounds in which the two "
+            "implementations take turns; medians. PyTorch eager, in inference mode; both in FP32.",
             "## CPU",
             _table(rows),
-            f"The promise is {PROMISE} times; the least here is {least:.1f}.",
+            f"The target is a speedup of {TARGET}; the lowest here is {least:.1f}.",
             "## GPU",
             gpu,
         ],

@@ -1,6 +1,6 @@
-"""How many live streams this machine's own server holds: `python -m benchmarks.serving.capacity`.
+"""Number of live streams that a server on this machine holds: `python -m benchmarks.serving.capacity`.
 
-It runs `insync loadtest --find-capacity` and keeps the search's table and plot. Options that it does not know go to that
+It runs `insync loadtest --find-capacity` and saves the search's table and plot. Options that it does not know are passed to that
 command, as in `python -m benchmarks.serving.capacity --host HOST:8001 --users 16 --run-time 5m`.
 """
 
@@ -20,20 +20,20 @@ from insync.loadtest.report import page, plots
 
 COMMAND = "python -m benchmarks.serving.capacity"
 HEADER = (
-    "streams × frames/s", "held", "p50 ms", "p95 ms", "p99 ms", "late or missing", "answered frames/s", "server cores",
-    "clients' cores", "all else, cores",
+    "streams × frames/s", "held", "p50 ms", "p95 ms", "p99 ms", "late or missing", "received frames/s", "server cores",
+    "clients' cores", "other work, cores",
 )  # fmt: skip
 METHOD = (
-    "`{command}`: live streams of the sample at the camera's pace, each with a connection and a registration of its own; "
-    "server: {server}. A frame has {deadline:g} ms from its audio being complete to the synced frame "
-    "in the client's hands. *Held*: over {measure:g} s, p99 at most {deadline:g} ms and at most {miss:g} % of the frames "
-    "late, or missing: dropped at the camera because the client did not fetch them in time. A number that is not held is tried "
-    "once more, in the next row, before that is believed. Where not one stream is held, slower ones are counted."
+    "`{command}`: live streams of the sample at its frame rate, each with a connection and a registration of its own; "
+    "server: {server}. The deadline of a frame is {deadline:g} ms, from the end of its audio window to the synced frame's "
+    "arrival at the client. *Held*: over {measure:g} s, p99 at most {deadline:g} ms and at most {miss:g} % of the frames "
+    "late or missing (dropped at the camera, because the client did not fetch them in time). A number of streams that is not held is "
+    "tried once more, in the next row. If not even one stream is held, slower ones are tried."
 )
 
 
 def table(searches: Sequence[Mapping[str, Any]]) -> str:
-    """Every number that was tried, a row each."""
+    """Return the table of the search, a row for each number of streams that was tried."""
     rows = []
     for search in searches:
         for step in search["steps"]:
@@ -57,7 +57,7 @@ def table(searches: Sequence[Mapping[str, Any]]) -> str:
 
 
 def models(search: Mapping[str, Any]) -> str:
-    """Batches and queues of the models, at the most streams that were tried."""
+    """Return the table of the models' batches and queues, at the highest number of streams that was tried."""
     step = search["steps"][-1]
     rows = [
         [
@@ -69,20 +69,20 @@ def models(search: Mapping[str, Any]) -> str:
         ]
         for name, load in sorted(step["models"].items())
     ]
-    return reports.table(["model", "requests/s", "mean batch", "in its queue, ms", "computing, ms"], rows)
+    return reports.table(["model", "requests/s", "mean batch", "queue, ms", "compute, ms"], rows)
 
 
 def warning(searches: Sequence[Mapping[str, Any]]) -> str:
-    """For the report, where other work took the cores meanwhile; else an empty string."""
+    """Return a warning for the report if other work used the cores meanwhile, or an empty string."""
     most = max(step["usage"]["other_cores"] for search in searches for step in search["steps"])
     if most < 0.25 * cores():
         return ""
-    return f"**Other work took up to {most:.1f} of {cores()} cores meanwhile: figures are too low.**"
+    return f"**Other work used up to {most:.1f} of {cores()} cores meanwhile: results are too low.**"
 
 
 def main() -> int:
     """Measure and write `benchmarks/results/capacity.md` and `benchmarks/results/capacity.png`."""
-    parser = argparse.ArgumentParser(description="How many live streams this machine's own server holds.")
+    parser = argparse.ArgumentParser(description="Number of live streams that a server on this machine holds.")
     parser.add_argument("--out", type=Path, default=reports.FOLDER / "capacity.md")
     parser.add_argument("--title", default="Live streams held")
     parser.add_argument("--report", type=Path, default=Path("loadtest-report"), help="folder of the whole report")
@@ -97,7 +97,7 @@ def main() -> int:
 
 
 def write(data: Mapping[str, Any], out: Path, title: str, rest: Sequence[str]) -> None:
-    """Writes table and plot of a report's data; `rest` are the options that went to the command."""
+    """Write table and plot of a report's data; `rest` are the options that were passed to the command."""
     limits, searches = data["limits"], data["searches"]
     picture = out.with_suffix(".png")
     plots.png(dict(data), str(picture))

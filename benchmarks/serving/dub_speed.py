@@ -1,12 +1,12 @@
-"""Frames per second of a whole dubbing job, and where the milliseconds go: `python -m benchmarks.serving.dub_speed`.
+"""Frames per second of a whole dubbing job, and the time of each stage: `python -m benchmarks.serving.dub_speed`.
 
 One embedded server serves all runs, through `insync.client.dub.dub`, as `insync dub --server` does. Client stages
 are the client's own timings; the models' times are differences of Triton's statistics before and after the timed
 runs. Stages and models overlap on several cores, so their sum is larger than the time per frame. Processor time is what
-each process used, as Linux counts it: its sum over the cores is the least time per frame that can be reached.
+each process used, as Linux counts it: its sum, divided by the cores, is the least time per frame that can be reached.
 
-`--save FILE` keeps the figures, `--before FILE` (by default the committed `dub_speed_before.json`) shows them beside
-today's. They are measured with the older sources under the same benchmark, on the same machine:
+`--save FILE` saves the results, `--before FILE` (by default the committed `dub_speed_before.json`) shows saved ones beside
+the new ones. Measure them with the older sources under the same benchmark, on the same machine:
 
     git checkout OLD -- client ensemble model_repository
     python -m benchmarks.serving.dub_speed --commit OLD --before none --out /tmp/before.md --save benchmarks/results/dub_speed_before.json
@@ -42,27 +42,27 @@ from insync.loadtest.measure.machine import describe
 METHOD = (
     "`insync dub` on the clip ({frames} frames) at its size and scaled, up to {runs} timed jobs each after one to warm up, against an embedded "
     "server that was already running. Frames per second are frames of the result over the job's whole wall time: "
-    "reading, registering the twin, streaming, compositing, encoding and writing; *streaming alone* leaves the start "
-    "and the registration out, as a live session does."
+    "reading, registering the twin, streaming, compositing, encoding and writing; *streaming alone* excludes the start "
+    "and the registration, as in a live session."
 )
-AIM = "The aim is 25 frames/s at 720p on two cores with the client included, then 40."
+AIM = "The target is 25 frames/s at 720p on two cores with the client included, then 40."
 LIVE = (
-    "One live stream on the same server: RGB frames as a camera gives them, {fps} a second, at the clip's own size, for "
-    "{seconds:g} s after the first. Latency runs from the moment that a frame is due to its finished picture, client "
-    "included; the 120 ms of look-ahead are on top. Promised is p99 under 40 ms."
+    "One live stream on the same server: RGB frames at {fps} frames/s, as from a camera, at the clip's own size, for "
+    "{seconds:g} s after the first. Latency is the time from when a frame is due to its synced picture, client "
+    "included; the 120 ms of look-ahead are on top. The target is p99 under 40 ms."
 )
 WHERE = (
-    "Where the time goes, in ms per frame of the clip, before → now. Rows of processor time add up; divided by the "
+    "Time of each stage, in ms per frame of the clip, before → now. Rows of processor time add up; divided by the "
     "cores, their sum is the least time per frame. Rows of wall time overlap: their sum is larger than the time per "
-    "frame. A model's wall time is computing, without its wait in the queue; its mean batch stands behind it."
+    "frame. A model's wall time is its compute time, without queueing; its mean batch size is in parentheses."
 )
 ALL = "**processor time of all processes**"
 
 STAGES = {  # fields of `Stages`, all in milliseconds
-    "frame_ms": "**one frame to the next**",
+    "frame_ms": "**wall time per frame**",
     "decode_ms": "client: decode",
-    "prepare_ms": "client: cut and encode the request's picture",
-    "server_ms": "client: waiting for the answer, queues included",
+    "prepare_ms": "client: crop and encode the request's picture",
+    "server_ms": "client: wait for the response, queues included",
     "paste_ms": "client: composite",
     "encode_ms": "client: encode and mux",
     "client_cpu_ms": "client: processor time of all threads",
@@ -71,7 +71,7 @@ STAGES = {  # fields of `Stages`, all in milliseconds
 
 @dataclass(frozen=True)
 class Busy:
-    """What one model did, in total, as Triton counts it."""
+    """Totals of one model's statistics, as Triton counts them."""
 
     frames: int
     executions: int
@@ -89,7 +89,7 @@ class Busy:
 
 @dataclass(frozen=True)
 class Run:
-    """One dubbing job: its whole wall time, and the client's own account of the streaming part."""
+    """One dubbing job: its whole wall time, and the client's own timings of the streaming part."""
 
     wall_s: float
     stages: Stages
@@ -106,7 +106,7 @@ class Case:
 
     @property
     def frames(self) -> int:
-        """Of all its runs."""
+        """Number of frames of all runs."""
         return sum(run.stages.frames for run in self.runs)
 
 
@@ -129,11 +129,11 @@ def scaled(clip: Path, short_side: int, path: Path) -> None:
 
 
 def statistics(client: Any, key: str) -> dict[str, Busy]:
-    """Read every model's statistics, which the server tells who has its key."""
-    answer = client.get_inference_statistics(as_json=True, headers=admin_headers(key))
+    """Return every model's statistics, for which the server requires its admin key."""
+    response = client.get_inference_statistics(as_json=True, headers=admin_headers(key))
     found = {}
-    for model in answer["model_stats"]:
-        # Zeros are left out of the answer, and numbers of 64 bits come as text.
+    for model in response["model_stats"]:
+        # Zeros are omitted from the response, and 64-bit integers are strings.
         compute_ns = sum(
             int(batch.get(part, {}).get("ns", 0))
             for batch in model.get("batch_stats", [])
@@ -158,7 +158,7 @@ def dub_once(clip: Path, speech: Path, out: Path, server: str) -> Run:
 def measure(
     name: str, clip: Path, options: argparse.Namespace, server: EmbeddedServer, folder: Path, until: float
 ) -> Case:
-    """Warm up with one job, then time one and others, which begin before `until` on the performance clock."""
+    """Warm up with one job, then time one job, and more of them that start before `until` on the performance clock."""
     out = folder / "dubbed.mp4"
     dub_once(clip, options.speech, out, server.grpc_url)
     with grpc.InferenceServerClient(server.grpc_url) as client:
@@ -175,8 +175,8 @@ def measure(
     )
 
 
-def figures(case: Case) -> dict[str, float]:
-    """Milliseconds per frame of every stage, model and process."""
+def stage_times_ms(case: Case) -> dict[str, float]:
+    """Return milliseconds per frame of every stage, model and process."""
     found = {
         title: sum(getattr(run.stages, field) for run in case.runs) / len(case.runs) for field, title in STAGES.items()
     }
@@ -189,7 +189,7 @@ def figures(case: Case) -> dict[str, float]:
 
 
 def saved(commit: str, cases: list[Case], stream: live.Live | None) -> dict[str, Any]:
-    """Everything that a later run compares itself with."""
+    """Return the results as `--save` writes them, for a later run to compare with."""
     return {
         "date": datetime.date.today().isoformat(),
         "commit": commit,
@@ -201,7 +201,7 @@ def saved(commit: str, cases: list[Case], stream: live.Live | None) -> dict[str,
                 "batches": {
                     f"wall: `{name}`": busy.frames / max(1, busy.executions) for name, busy in case.models.items()
                 },
-                "ms": figures(case),
+                "ms": stage_times_ms(case),
             }
             for case in cases
         },
@@ -210,7 +210,7 @@ def saved(commit: str, cases: list[Case], stream: live.Live | None) -> dict[str,
 
 
 def overall(runs: list[tuple[str, dict[str, Any]]]) -> str:
-    """Frames per second of each clip, a row for each saved run."""
+    """Return a table of frames per second of each clip, a row for each saved run."""
     rows = []
     for case in runs[-1][1]["cases"]:
         for title, run in runs:
@@ -218,11 +218,11 @@ def overall(runs: list[tuple[str, dict[str, Any]]]) -> str:
                 rates, streaming = run["cases"][case]["fps"], run["cases"][case]["streaming_fps"]
                 spread = f"{min(rates):.1f} to {max(rates):.1f}"
                 rows.append([case, title, f"{median(rates):.1f}", spread, f"{median(streaming):.1f}"])
-    return reports.table(["clip", "when", "frames/s, whole job (median)", "range", "streaming alone (median)"], rows)
+    return reports.table(["clip", "run", "frames/s, whole job (median)", "range", "streaming alone (median)"], rows)
 
 
 def latencies(runs: list[tuple[str, dict[str, Any]]]) -> str:
-    """The live stream's percentiles, a row for each saved run."""
+    """Return a table of the live stream's percentiles, a row for each saved run."""
     rows = []
     for title, run in runs:
         if run["live"]:
@@ -237,11 +237,11 @@ def latencies(runs: list[tuple[str, dict[str, Any]]]) -> str:
                     f"{100 * got.late:.1f} %",
                 ]
             )
-    return reports.table(["when", "frames", "frames/s", "p50, ms", "p99, ms", "over 40 ms"], rows)
+    return reports.table(["run", "frames", "frames/s", "p50, ms", "p99, ms", "over 40 ms"], rows)
 
 
 def where(runs: list[tuple[str, dict[str, Any]]]) -> str:
-    """Milliseconds per frame of every stage, model and process: a column for each clip, each saved run in its cells."""
+    """Return a table of milliseconds per frame of every stage, model and process: a column per clip, all saved runs in each cell."""
     cases = runs[-1][1]["cases"]
     names = dict.fromkeys(name for _, run in runs[::-1] for case in run["cases"].values() for name in case["ms"])
     rows = []
@@ -267,11 +267,13 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=2, help="timed jobs for each size, after one to warm up")
     parser.add_argument("--sides", type=int, nargs="*", default=[720, 1080], help="shorter sides, in pixels")
     parser.add_argument("--live", type=float, default=12, help="seconds of the live stream; 0 leaves it out")
-    parser.add_argument("--budget", type=float, default=100, help="seconds after which no further job is begun")
+    parser.add_argument("--budget", type=float, default=100, help="seconds after which no further job is started")
     parser.add_argument("--out", type=Path, default=reports.FOLDER / "dub_speed.md")
-    parser.add_argument("--save", type=Path, help="write the figures as JSON, to be compared with later")
+    parser.add_argument("--save", type=Path, help="write the results as JSON, for later runs to compare with")
     parser.add_argument("--before", type=Path, default=reports.FOLDER / "dub_speed_before.json")
-    parser.add_argument("--commit", default=reports.commit(), help="what is measured, where it is not the checkout")
+    parser.add_argument(
+        "--commit", default=reports.commit(), help="name of the measured version, if it is not the checkout"
+    )
     options = parser.parse_args()
     warning = reports.busy()
     until = time.perf_counter() + options.budget
@@ -299,8 +301,8 @@ def main() -> int:
     if options.before.is_file():
         before = json.loads(options.before.read_text())
         runs.insert(0, (f"{before['date']}, {before['commit']}", before))
-        if not reports.alike(before["machine"], now["machine"]):
-            notes.append(f"The figures before are of another machine or other packages: {before['machine']}.")
+        if not reports.comparable(before["machine"], now["machine"]):
+            notes.append(f"The results before are of another machine or other packages: {before['machine']}.")
     reports.write(
         options.out,
         "Speed of a whole dubbing job",

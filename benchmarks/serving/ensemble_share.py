@@ -1,9 +1,9 @@
-"""How much of the graphs' own speed the served ensemble keeps: `python -m benchmarks.serving.ensemble_share`.
+"""Throughput of the served ensemble against the same graphs called in one process: `python -m benchmarks.serving.ensemble_share`.
 
-The same frames and audio windows go one way through `lipsync_patch` on the embedded Triton server, over gRPC, and
-the other way through the same ONNX graphs, face finder, warp and AdaAT kernel called as functions in this process.
-The ways take turns within one run, so that whatever else the machine does hits both alike, and their patches are
-compared: both did the same work.
+The same frames and audio windows are sent to `lipsync_patch` on the embedded Triton server, over gRPC, and are given to
+the same ONNX graphs, face finder, warp and AdaAT kernel called as functions in this process. The methods take turns
+within one run, so that other work on the machine affects all of them equally. Their patches are compared, to show that
+they do the same work.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ import tritonclient.grpc.aio as grpc_aio
 from numpy.typing import NDArray
 
 from benchmarks import reports
+from insync.client.media.reader import AudioFile
 from insync.core import spec
 from insync.core.head import head_of
+from insync.core.images import encode_jpeg
 from insync.ensemble.inference.pipeline import Chain, Twin
 from insync.ensemble.models.face import FaceFinder, take_crop
 from insync.ensemble.models.log_mel import LogMel
@@ -39,7 +41,7 @@ from insync.loadtest.measure.machine import cores
 Floats = NDArray[np.float32]
 
 REPOSITORY = reports.SAMPLES.parent / "model_repository"
-PROMISE = 0.85
+TARGET = 0.85
 JPEG_QUALITY = 92
 HOP_S = 1 / 25
 TYPES = {"FP32": np.float32, "UINT8": np.uint8}
@@ -47,18 +49,15 @@ TYPES = {"FP32": np.float32, "UINT8": np.uint8}
 
 @dataclass(frozen=True)
 class Job:
-    """One frame's request: an encoded frame, the frame's pixels are for whoever decodes it, and its audio window."""
+    """One frame's request: the encoded frame, and its audio window."""
 
     frame: NDArray[np.uint8]
     audio: Floats
 
 
 def jobs(clip: Path, speech: Path, count: int, height: int) -> list[Job]:
-    """The first `count` frames of a clip scaled to `height` pixels, as JPEG, each with its window of the speech."""
-    with av.open(str(speech)) as container:
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=spec.SAMPLE_RATE_HZ)
-        parts = [part for frame in container.decode(audio=0) for part in resampler.resample(frame)]
-        samples = np.concatenate([part.to_ndarray()[0] for part in parts])
+    """Return the first `count` frames of a clip scaled to `height` pixels, as JPEG, each with its window of the speech."""
+    samples = np.concatenate(list(AudioFile(speech).speech()))
     samples = np.pad(samples, (spec.WINDOW_PAST_SAMPLES, count * spec.SAMPLE_RATE_HZ + spec.WINDOW_SAMPLES))
     found: list[Job] = []
     with av.open(str(clip)) as container:
@@ -66,17 +65,15 @@ def jobs(clip: Path, speech: Path, count: int, height: int) -> list[Job]:
             if index == count:
                 break
             width = round(frame.width * height / frame.height / 2) * 2
-            image = frame.reformat(width=width, height=height, format="bgr24").to_ndarray()
-            done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-            if not done:
-                raise RuntimeError(f"OpenCV could not encode a {width}×{height} frame")
+            image = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+            data = np.frombuffer(encode_jpeg(image, JPEG_QUALITY), np.uint8)
             start = round(index * HOP_S * spec.SAMPLE_RATE_HZ)
             found.append(Job(data, np.ascontiguousarray(samples[start : start + spec.WINDOW_SAMPLES], np.float32)))
     return found
 
 
 def tensor(name: str, value: NDArray[Any], dtype: str, batched: bool = True) -> Any:
-    """A request's input; a batch dimension of 1 is put before it where the model batches."""
+    """Return a request's input, with a batch dimension of 1 if the model batches."""
     value = value[None] if batched else value
     made = grpc.InferInput(name, list(value.shape), "BYTES" if dtype == "STRING" else dtype)
     made.set_data_from_numpy(value)
@@ -95,7 +92,7 @@ class InProcess:
         self._hint: Floats | None = None
 
     def prepare(self, job: Job) -> tuple[Floats, Floats, Floats]:
-        """Everything before the graphs: returns CROP [1, 3, 256, 256], MEL [1, 80, 40] and HEAD [1, 75, 2]."""
+        """Compute the graphs' inputs: CROP [1, 3, 256, 256], MEL [1, 80, 40] and HEAD [1, 75, 2]."""
         image = cv2.cvtColor(cv2.imdecode(job.frame, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
         mel = self._mel(job.audio[None])
         face = self._finder.find(np.asarray(image, np.uint8), self._hint)
@@ -107,7 +104,7 @@ class InProcess:
         return np.ascontiguousarray(crop.transpose(2, 0, 1)[None], np.float32) / np.float32(255), mel, head[None]
 
     def graphs(self, crop: Floats, mel: Floats, head: Floats) -> NDArray[np.uint8]:
-        """The ONNX graphs and AdaAT between them: returns PATCH [256, 256, 4]."""
+        """Run the ONNX graphs, and AdaAT between them; return PATCH [256, 256, 4]."""
         return self._chain.patch(crop, mel, head, self._twin)[0]
 
     def __call__(self, job: Job) -> NDArray[np.uint8]:
@@ -138,7 +135,7 @@ async def through_server(url: str, twin: NDArray[Any], work: list[Job], in_fligh
 
 
 def register(client: Any, work: list[Job]) -> tuple[NDArray[Any], Twin]:
-    """Register a twin from every third frame; returns its id and its features as the server serves them."""
+    """Register a twin from every third frame; return its id and its features as the server serves them."""
     frames = np.array([job.frame.tobytes() for job in work[::3]], dtype=np.object_)
     made = client.infer("lipsync_twin", [tensor("FRAMES", frames, "STRING", batched=False)])
     digits = made.as_numpy("TWIN")
@@ -155,7 +152,7 @@ def _rate(work: list[Any], call: Callable[[], object]) -> float:
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, list[float]], float]:
-    """Run the rounds; returns frames per second of each way and round, and the mean difference of the patches."""
+    """Run the rounds; return frames per second of each method and round, and the mean difference of the patches."""
     work = jobs(options.clip, options.speech, options.frames, options.height)
     threads = cores()
     with tempfile.TemporaryDirectory() as folder, EmbeddedServer(twin_store=Path(folder)) as server:
@@ -173,7 +170,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[float]], float]
         def served() -> list[NDArray[np.uint8]]:
             return asyncio.run(through_server(server.grpc_url, twin, work, options.in_flight))
 
-        ways: dict[str, Callable[[], object]] = {
+        methods: dict[str, Callable[[], object]] = {
             "ensemble": served,
             "in process, one frame at a time": lambda: [alone(job) for job in work],
             "in process, one worker per core": spread,
@@ -187,11 +184,11 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[float]], float]
                 ]
             )
         )
-        for warm in ways.values():
+        for warm in methods.values():
             warm()
-        rates: dict[str, list[float]] = {name: [] for name in ways}
+        rates: dict[str, list[float]] = {name: [] for name in methods}
         for _ in range(options.rounds):
-            for name, call in ways.items():
+            for name, call in methods.items():
                 rates[name].append(_rate(work, call))
     return rates, difference
 
@@ -201,7 +198,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Ensemble throughput against the same graphs in one process.")
     parser.add_argument("--clip", type=Path, default=reports.SAMPLES / "sample.mp4")
     parser.add_argument("--speech", type=Path, default=reports.SAMPLES / "speech.wav")
-    parser.add_argument("--frames", type=int, default=60, help="of the clip, for each way and round")
+    parser.add_argument("--frames", type=int, default=60, help="of the clip, for each method and round")
     parser.add_argument("--height", type=int, default=720, help="of the frames, in pixels")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--in-flight", type=int, default=8, help="requests that the client keeps in flight")
@@ -217,17 +214,19 @@ def main() -> int:
         rows.append([name, f"{median(values):.1f}", f"{min(values):.1f} to {max(values):.1f}", share])
     reports.write(
         options.out,
-        "The ensemble's share of the graphs' own speed",
+        "Throughput of the ensemble against the same graphs in one process",
         "python -m benchmarks.serving.ensemble_share",
         [
             warning,
             f"{options.frames} frames, {options.height} pixels high, as JPEG; {options.rounds} rounds in which the "
-            f"ways take turns; {options.in_flight} requests in flight. *In process* is the whole chain (JPEG decoding, "
-            "log-mel, face, warp, ONNX graphs, AdaAT) as function calls. The ensemble's figure includes its gRPC "
+            f"methods take turns; {options.in_flight} requests in flight. *In process* is the whole chain (JPEG decoding, "
+            "log-mel, face, warp, ONNX graphs, AdaAT) as function calls. The ensemble's throughput includes its gRPC "
             "client in this process. "
-            f"Mean difference between the ways' patches: {difference:.2f} of 255.",
-            reports.table(["way", "frames/s (median)", "range", "ensemble ÷ way (median of rounds, range)"], rows),
-            f"The promise is {PROMISE:.2f} or more of the same graphs called in one process.",
+            f"Mean difference between the methods' patches: {difference:.2f} of 255.",
+            reports.table(
+                ["method", "frames/s (median)", "range", "ensemble ÷ method (median of rounds, range)"], rows
+            ),
+            f"The target is {TARGET:.2f} or more of the same graphs called in one process.",
         ],
     )
     sys.stdout.write(options.out.read_text())

@@ -1,4 +1,4 @@
-"""A live stream as an application runs it: frames paced at their rate, one stream, each frame timed on its own."""
+"""Latency of one live stream, as an application runs it: frames sent at their rate, each frame timed on its own."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insync.client import Client
-from insync.core.spec import SAMPLE_RATE_HZ
+from insync.client.media.reader import AudioFile
 
 FPS = 25
 IN_FLIGHT = 4
-HELD = 75  # decoded frames kept in memory, shown forwards and backwards in turns
-_FIRST_S = 1.0  # of the stream, which is not counted: the face is looked for, memory is fetched
+HELD = 75  # decoded frames kept in memory, sent forwards and backwards in turns
+_FIRST_S = 1.0  # at the start of the stream, which is not counted: the face is searched, memory is allocated
 
 
 @dataclass(frozen=True)
 class Live:
-    """What one stream got.
+    """Result of one stream.
 
     Attributes:
-        frames: counted.
-        p50_ms, p99_ms: from a frame's due time to its finished picture.
-        late: share of the frames that took longer than the time between two.
-        fps: finished frames per second.
+        frames: number of counted frames.
+        p50_ms, p99_ms: latency from a frame's due time to its synced picture.
+        late: share of the frames whose latency is longer than the time between two frames.
+        fps: synced frames per second.
     """
 
     frames: int
@@ -50,7 +50,7 @@ async def _stream(clip: Path, speech: Path, server: str, seconds: float) -> Live
         decoded = itertools.islice(container.decode(video=0), HELD)
         forwards = [frame.to_ndarray(format="rgb24") for frame in decoded]
     shown = [*forwards, *forwards[-2:0:-1]]
-    samples = _samples(speech)
+    samples = np.concatenate(list(AudioFile(speech).speech()))
     due: list[float] = []
 
     async def frames() -> AsyncIterator[NDArray[np.uint8]]:
@@ -66,7 +66,7 @@ async def _stream(clip: Path, speech: Path, server: str, seconds: float) -> Live
         twin = await client.register(forwards[::5])
         async for synced in client.stream(frames(), samples, twin=twin, fps=FPS, in_flight=IN_FLIGHT):
             ended.append(time.perf_counter())
-            # A frame that the stream was not ready to read yet has waited since it was due: that counts.
+            # A frame that the stream did not read when it was due has waited since: that counts as latency.
             took.append(1000 * (ended[-1] - due[synced.index]))
     first = round(_FIRST_S * FPS)
     counted = np.array(took[first:])
@@ -77,11 +77,3 @@ async def _stream(clip: Path, speech: Path, server: str, seconds: float) -> Live
         float(np.mean(counted > 1000 / FPS)),
         (len(counted) - 1) / (ended[-1] - ended[first]),
     )
-
-
-def _samples(speech: Path) -> NDArray[np.float32]:
-    """The whole of a sound at 16 kHz, mono: float32 [N]."""
-    with av.open(str(speech)) as container:
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
-        parts = [part.to_ndarray()[0] for frame in container.decode(audio=0) for part in resampler.resample(frame)]
-    return np.concatenate(parts)

@@ -1,8 +1,8 @@
-"""What a client on the server's own machine would gain by shared memory: `python -m benchmarks.serving.local_transport`.
+"""Shared memory against gRPC messages, for a client on the server's machine: `python -m benchmarks.serving.local_transport`.
 
-The same requests go to `lipsync_patch` on the embedded server two ways that take turns: as the client sends them, with
+The same requests are sent to `lipsync_patch` on the embedded server by two methods that take turns: as the client does, with
 all tensors in gRPC messages, and with FRAME, AUDIO and PATCH in a region of system shared memory that is registered with
-the server, so that messages hold names alone. What a way costs is the processor time of all processes, this one included.
+the server, so that messages hold only names. The cost of a method is the processor time of all processes, this one included.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class Messages:
     """All tensors in the messages."""
 
     def inputs(self, job: Job, slot: int) -> list[Any]:
-        """FRAME and AUDIO."""
+        """Return FRAME and AUDIO."""
         return [tensor("FRAME", job.frame, "UINT8"), tensor("AUDIO", job.audio, "FP32")]
 
     def outputs(self, slot: int) -> list[Any] | None:
-        """What is asked for, and where it goes."""
+        """Return the requested outputs, and where they go; None: all, in the message."""
         return None
 
     def patch(self, result: Any, slot: int) -> NDArray[np.uint8]:
-        """PATCH, [256, 256, 4]."""
+        """Return PATCH, [256, 256, 4]."""
         found: NDArray[np.uint8] = result.as_numpy("PATCH")[0]
         return found
 
@@ -64,9 +64,9 @@ class SharedMemory(Messages):
         self._handle = handle
 
     def inputs(self, job: Job, slot: int) -> list[Any]:
-        """FRAME and AUDIO, written to the slot."""
+        """Write FRAME and AUDIO to the slot, and return their inputs."""
         found, at = [], slot * SLOT_BYTES
-        for name, kind, value, room in (
+        for name, kind, value, reserved_bytes in (
             ("FRAME", "UINT8", job.frame, FRAME_BYTES),
             ("AUDIO", "FP32", job.audio, AUDIO_BYTES),
         ):
@@ -74,24 +74,24 @@ class SharedMemory(Messages):
             made = grpc.InferInput(name, [1, value.size], kind)
             made.set_shared_memory(REGION, value.nbytes, at)
             found.append(made)
-            at += room
+            at += reserved_bytes
         return found
 
     def outputs(self, slot: int) -> list[Any] | None:
-        """PATCH behind them, the others in the message."""
+        """Request PATCH in the slot, after FRAME and AUDIO, and the others in the message."""
         patch = grpc.InferRequestedOutput("PATCH")
         patch.set_shared_memory(REGION, PATCH_BYTES, slot * SLOT_BYTES + FRAME_BYTES + AUDIO_BYTES)
         return [patch, *map(grpc.InferRequestedOutput, OTHERS)]
 
     def patch(self, result: Any, slot: int) -> NDArray[np.uint8]:
-        """PATCH, copied out of the slot, which the next request takes."""
+        """Copy PATCH out of the slot, which the next request uses again."""
         at = slot * SLOT_BYTES + FRAME_BYTES + AUDIO_BYTES
         return np.array(shared_memory.get_contents_as_numpy(self._handle, np.uint8, spec.PATCH.shape, at))
 
 
 @contextmanager
 def region(server: EmbeddedServer, client: Any) -> Iterator[Any]:
-    """A region for all slots, registered with the server as who starts it may."""
+    """Create a region for all slots, and register it with the server's admin key."""
     key, size = f"/{server.shared_memory_prefix}benchmark", IN_FLIGHT * SLOT_BYTES
     handle = shared_memory.create_shared_memory_region(REGION, key, size)
     try:
@@ -101,15 +101,16 @@ def region(server: EmbeddedServer, client: Any) -> Iterator[Any]:
         shared_memory.destroy_shared_memory_region(handle)
 
 
-async def stream(url: str, twin: NDArray[Any], work: list[Job], way: Messages) -> list[NDArray[np.uint8]]:
-    """Every job's PATCH."""
+async def stream(url: str, twin: NDArray[Any], work: list[Job], method: Messages) -> list[NDArray[np.uint8]]:
+    """Send every job, and return their PATCH."""
     patches: list[Any] = [None] * len(work)
     queue = iter(enumerate(work))
 
     async def worker(client: Any, slot: int) -> None:
         for index, job in queue:
-            inputs = [*way.inputs(job, slot), tensor("TWIN", twin, "STRING")]
-            patches[index] = way.patch(await client.infer("lipsync_patch", inputs, outputs=way.outputs(slot)), slot)
+            inputs = [*method.inputs(job, slot), tensor("TWIN", twin, "STRING")]
+            result = await client.infer("lipsync_patch", inputs, outputs=method.outputs(slot))
+            patches[index] = method.patch(result, slot)
 
     async with grpc_aio.InferenceServerClient(url) as client:
         await asyncio.gather(*(worker(client, slot) for slot in range(IN_FLIGHT)))
@@ -117,7 +118,7 @@ async def stream(url: str, twin: NDArray[Any], work: list[Job], way: Messages) -
 
 
 def measure(work: list[Job], rounds: int) -> tuple[dict[str, list[tuple[float, float]]], float]:
-    """Returns milliseconds of processor time per frame, and frames/s, of each way and round; and the patches' difference."""
+    """Return milliseconds of processor time per frame, and frames/s, of each method and round; and the patches' difference."""
     with (
         tempfile.TemporaryDirectory() as folder,
         EmbeddedServer(twin_store=Path(folder)) as server,
@@ -125,14 +126,14 @@ def measure(work: list[Job], rounds: int) -> tuple[dict[str, list[tuple[float, f
         region(server, client) as handle,
     ):
         twin, _ = register(client, work)
-        ways = {"gRPC messages": Messages(), "system shared memory": SharedMemory(handle)}
-        first, second = (asyncio.run(stream(server.grpc_url, twin, work, way)) for way in ways.values())
+        methods = {"gRPC messages": Messages(), "system shared memory": SharedMemory(handle)}
+        first, second = (asyncio.run(stream(server.grpc_url, twin, work, method)) for method in methods.values())
         difference = float(np.mean([np.abs(a.astype(int) - b).mean() for a, b in zip(first, second, strict=True)]))
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
         for _ in range(rounds):
-            for name, way in ways.items():
+            for name, method in methods.items():
                 used_s, started_s = _used_s(server), time.perf_counter()
-                asyncio.run(stream(server.grpc_url, twin, work, way))
+                asyncio.run(stream(server.grpc_url, twin, work, method))
                 wall_s = time.perf_counter() - started_s
                 found[name].append((1000 * (_used_s(server) - used_s) / len(work), len(work) / wall_s))
     return found, difference
@@ -143,13 +144,13 @@ def _used_s(server: EmbeddedServer) -> float:
 
 
 def main() -> int:
-    """Measures and writes `benchmarks/results/local_transport.md`."""
+    """Measure and write `benchmarks/results/local_transport.md`."""
     parser = argparse.ArgumentParser(
         description="Shared memory against gRPC messages, for a client on the server's machine."
     )
     parser.add_argument("--clip", type=Path, default=reports.SAMPLES / "sample.mp4")
     parser.add_argument("--speech", type=Path, default=reports.SAMPLES / "speech.wav")
-    parser.add_argument("--frames", type=int, default=150, help="for each way and round")
+    parser.add_argument("--frames", type=int, default=150, help="for each method and round")
     parser.add_argument("--height", type=int, default=300, help="of the frames, in pixels")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--out", type=Path, default=reports.FOLDER / "local_transport.md")
@@ -173,12 +174,12 @@ def main() -> int:
         "python -m benchmarks.serving.local_transport",
         [
             warning,
-            f"{options.frames} frames as JPEG of {size / 1000:.0f} kB, as large as what `insync dub` sends of a face's "
-            f"surroundings; {options.rounds} rounds in which the ways take turns; {IN_FLIGHT} requests in flight. Processor "
-            f"time is that of all processes, client included. Mean difference between the ways' patches: {difference:.2f} of 255.",
+            f"{options.frames} frames as JPEG of {size / 1000:.0f} kB, as large as those that `insync dub` sends of "
+            f"a face; {options.rounds} rounds in which the methods take turns; {IN_FLIGHT} requests in flight. Processor "
+            f"time is that of all processes, client included. Mean difference between the methods' patches: {difference:.2f} of 255.",
             reports.table(
                 [
-                    "FRAME, AUDIO and PATCH in",
+                    "transport of FRAME, AUDIO and PATCH",
                     "processor time, ms per frame (median)",
                     "range",
                     "÷ messages",

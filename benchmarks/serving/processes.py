@@ -1,37 +1,26 @@
-"""Processor time of a server's processes, by what each of them runs: read from Linux's /proc.
+"""Processor time of a server's processes, by the model that each of them runs.
 
 Unlike wall time it hardly changes when other work shares the cores, and its sum bounds what the cores can give.
 """
 
 from __future__ import annotations
 
-import os
-import re
-from pathlib import Path
+from contextlib import suppress
 
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-_INSTANCE = re.compile(r"\b(lipsync\w*?)_\d+_\d+\0")
+import psutil
+
+from insync.ensemble.server.processes import processes
 
 
 def processor_s(server: int) -> dict[str, float]:
-    """Seconds that every model's Python process has used so far; `tritonserver` is the server itself.
+    """Return the processor time in seconds that each model's Python processes have used so far; `tritonserver` is the server.
 
     Args:
         server: process id of the server.
     """
     used: dict[str, float] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            state, line = (folder / "stat").read_text(), (folder / "cmdline").read_text()
-        except OSError:  # it ended meanwhile
-            continue
-        # The name in parentheses may hold spaces; after it: state, parent, …, user and system time as 12th and 13th.
-        fields = state.rpartition(")")[2].split()
-        if int(folder.name) == server:
-            name = "tritonserver"
-        elif int(fields[1]) == server and (found := _INSTANCE.search(line)):
-            name = found[1]
-        else:
-            continue
-        used[name] = used.get(name, 0.0) + (int(fields[11]) + int(fields[12])) * _TICK_S
+    for process, name in {server: "tritonserver", **processes(server)}.items():
+        with suppress(psutil.Error):  # it has ended meanwhile
+            times = psutil.Process(process).cpu_times()
+            used[name] = used.get(name, 0.0) + times.user + times.system
     return used

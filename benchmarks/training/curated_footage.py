@@ -1,4 +1,4 @@
-"""What became of the training footage? `python -m benchmarks.training.curated_footage DATASET`: the manifest of a curated data set, clip by clip."""
+"""Result of curating the training footage: `python -m benchmarks.training.curated_footage DATASET` lists the manifest of a data set, clip by clip."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from collections import defaultdict
 from pathlib import Path
 
 from benchmarks import reports
-from insync.training.curation.report import fate, fault
+from insync.training.curation.report import fault, outcome
 from insync.training.data.manifest import FILE, Row, read_manifest
 
 REPORT = "curated_footage.md"
 
 
 def offsets(rows: list[Row]) -> str:
-    """The offsets of a clip's sound, in frames of 40 ms, as far as it is learned from."""
+    """Return the offsets of a clip's sound in frames of 40 ms, of the segments that speech is learned from."""
     found = sorted({round(row.used_offset_s * 25) for row in rows if row.spoken})
     return ", ".join(f"{offset:+d}" for offset in found) if found else "not used"
 
 
 def losses(rows: list[Row]) -> str:
-    """What of a clip is not used, or its picture only, and why."""
+    """Return the frames of a clip that are not used, or whose picture alone is used, with the reasons."""
     frames: dict[tuple[str, str], int] = defaultdict(int)
     for row in rows:
-        if fate(row) in ("dropped", "silent"):
-            frames["picture only: " if fate(row) == "silent" else "", fault(row)] += row.frames
+        if outcome(row) in ("dropped", "silent"):
+            frames["picture only: " if outcome(row) == "silent" else "", fault(row)] += row.frames
     ranked = sorted(frames.items(), key=lambda item: -item[1])
     return "; ".join(f"{kind}{reason} ({count})" for (kind, reason), count in ranked)
 
 
 def main() -> int:
-    """Writes the report; returns the exit code."""
+    """Write the report; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("-o", "--out", type=Path, default=reports.FOLDER / REPORT)
@@ -54,7 +54,7 @@ def main() -> int:
         sum(row.frames for row in everything if test(row))
         for test in (lambda _: True, lambda r: r.kept, lambda r: r.spoken)
     ]
-    shifted = sum(any(fate(row) == "shifted" for row in rows) for rows in clips.values())
+    shifted = sum(any(outcome(row) == "shifted" for row in rows) for rows in clips.values())
     gone = sum(not any(row.kept for row in rows) for rows in clips.values())
     lines.append((f"**{len(clips)} clips**", *(f"**{count}**" for count in counts), "", "", ""))
     header = (
@@ -62,15 +62,15 @@ def main() -> int:
         "frames",
         "picture used",
         "sound used",
-        "sound trails by",
+        "audio lag",
         "person",
-        "what is not used, and why (frames)",
+        "frames not used, and why",
     )
     reports.write(
-        options.out, "What became of the training footage?", "python -m benchmarks.training.curated_footage DATASET",
+        options.out, "Curated training footage", "python -m benchmarks.training.curated_footage DATASET",
         [
-            f"`insync curate` with its usual thresholds, on the footage of the model card. {shifted} clips had their sound shifted, {gone} "
-            "were dropped whole. Offsets are in frames of 40 ms; negative where the sound leads. People with a star are held out.",
+            f"`insync curate` with its default thresholds, on the footage of the model card. In {shifted} clips the sound was shifted, {gone} "
+            "clips were dropped as a whole. Audio lag is in frames of 40 ms; negative where the audio leads. People with a star are held out.",
             reports.table(header, lines),
         ],
     )  # fmt: skip

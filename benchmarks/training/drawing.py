@@ -1,4 +1,4 @@
-"""What benchmarks of trainings share: a network in PyTorch that evaluation can judge, the filmed mouths' own codes, and sheets of the results."""
+"""Parts shared by benchmarks of training: a PyTorch network for evaluation, the filmed mouths' codes, and sheets of the results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FRAMES_SHOWN = 2  # of each clip
 
 
 class TorchGraphs:
-    """A network in PyTorch as evaluation's graphs; given codes, it draws these in place of what it hears."""
+    """A PyTorch network in place of evaluation's graphs. If `codes` is set, it draws these mouth codes instead of the audio's."""
 
     def __init__(self, network: LipSync) -> None:
         self._network = network.eval()
@@ -38,7 +38,7 @@ class TorchGraphs:
 
     @torch.no_grad()
     def reference(self, record: Record) -> Twin:
-        """A twin's features."""
+        """Return a twin's features."""
         crops = torch.from_numpy(record.crops).permute(0, 3, 1, 2)[None].float() / 255
         reference, identity = self._network.reference(crops, torch.from_numpy(record.codes)[None])
         return Twin(
@@ -47,7 +47,7 @@ class TorchGraphs:
 
     @torch.no_grad()
     def patch(self, crop: Floats, mel: Floats, head: Floats, twin: Twin) -> tuple[Picture, Floats]:
-        """As `Chain.patch`."""
+        """Return a patch and its mouth code, as `Chain.patch`."""
         network = self._network
         reference, identity, places, neutral = (
             torch.from_numpy(part) for part in (twin.reference, twin.identity, twin.places, twin.neutral)
@@ -62,7 +62,7 @@ class TorchGraphs:
 
 
 def filmed_codes(footage: Footage, neutral: Floats, basis: MouthBasis) -> Floats:
-    """The codes float32 [N, 12] of the filmed mouths that the twin has not seen; of the frame before where no face is found."""
+    """Return the mouth codes float32 [N, 12] of the filmed frames that did not register the twin; without a face, that of the frame before."""
     codes = [np.zeros(len(basis.deviation), np.float32)]
     for landmarks, head in zip(footage.landmarks[footage.first :], footage.heads[footage.first :], strict=True):
         lips = in_window(landmarks[list(POINTS)]) - head[2 : 2 + len(POINTS)]
@@ -72,7 +72,7 @@ def filmed_codes(footage: Footage, neutral: Floats, basis: MouthBasis) -> Floats
 
 
 def sheet(filmed: list[Picture], columns: dict[str, list[Picture]], path: Path) -> None:
-    """The same frames of every clip, a column for each variant."""
+    """Write a picture of the same frames of every clip, with a column for each variant."""
     lines = []
     names = ["filmed", *columns]
     for number, real in enumerate(filmed):
@@ -82,8 +82,8 @@ def sheet(filmed: list[Picture], columns: dict[str, list[Picture]], path: Path) 
     width = SHOWN_COLUMNS.stop - SHOWN_COLUMNS.start
     head = np.full((44, width * len(names), 3), 255, np.uint8)
     for number, name in enumerate(names):
-        for line, words in enumerate(textwrap.wrap(name, 22)[:2]):
+        for line, text in enumerate(textwrap.wrap(name, 22)[:2]):
             at = (width * number + 4, 18 + 18 * line)
-            cv2.putText(head, words, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+            cv2.putText(head, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     picture = cv2.cvtColor(np.vstack([head, *lines]), cv2.COLOR_RGB2BGR)
     cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, 88])

@@ -1,7 +1,7 @@
-"""Is a network of one's own worth it? `python -m benchmarks.training.personal_twin CLIPS --run RUN`: a small part of the decoder learns one person.
+"""Fine-tuning for one person: `python -m benchmarks.training.personal_twin CLIPS --run RUN --work FOLDER` trains a small part of the decoder on one clip.
 
-Of each clip the first two thirds are curated and taught, from the generic network on; the last third, which it has not seen, is drawn by the
-filmed mouths' own codes, before and after. RUN holds `reader.pt`, `occlusion.pt`, `speech.pt` and `renderer_last.pt`.
+The first two thirds of each clip are curated, and the generic network is fine-tuned on them. The last third, which it has not seen, is drawn with
+the filmed mouths' codes, before and after. RUN holds `reader.pt`, `occlusion.pt`, `speech.pt` and `renderer_last.pt`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ Picture = npt.NDArray[np.uint8]
 
 REPORT = "personal_twin"
 REPOSITORY = reports.SAMPLES.parent / "model_repository"
-TAUGHT = 2 / 3  # of a clip
-JUDGED = 75  # frames, at most
+TRAINED = 2 / 3  # of a clip
+EVALUATED = 75  # frames, at most
 SEED = 7
 PARTS = {
     "FiLM layers": ("inpainter.fine.film", "inpainter.coarse", "inpainter.merged.film"),
@@ -51,8 +51,8 @@ USUAL = RendererOptions(
 COLUMNS = ("ssim", "psnr_db", "lmd", "aperture_corr", "identity", "lse_c")
 
 
-def beginning_of(clip: Path, seconds: float, out: Path) -> None:
-    """Copies the first seconds of a clip, its sound too."""
+def copy_beginning(clip: Path, seconds: float, out: Path) -> None:
+    """Copy the first seconds of a clip, with its sound."""
     with av.open(str(clip)) as source, av.open(str(out), "w") as sink:
         streams = {
             s.index: sink.add_stream_from_template(s) for s in (*source.streams.video[:1], *source.streams.audio[:1])
@@ -63,7 +63,7 @@ def beginning_of(clip: Path, seconds: float, out: Path) -> None:
                 sink.mux(packet)
 
 
-def teach(
+def fine_tune(
     data: Callable[[], Dataset],
     basis: MouthBasis,
     run: Path,
@@ -72,7 +72,7 @@ def teach(
     options: RendererOptions,
     minutes: float,
 ) -> LipSync:
-    """Trains a part of the network on a data set, unless that is done already, and returns it."""
+    """Fine-tune a part of the network on a data set, unless the result exists already; return the network."""
     if not (out / "renderer.pt").exists():
         out.mkdir(parents=True, exist_ok=True)
         for stage in ("reader", "occlusion", "speech"):
@@ -83,17 +83,19 @@ def teach(
     return load_network(out)
 
 
-def judge(network: LipSync, name: str, way: str, footage: Footage, basis: MouthBasis) -> tuple[Metrics, Picture]:
-    """Metrics of what the network draws by the filmed mouths' codes, and the pictures."""
+def evaluate(
+    network: LipSync, name: str, condition: str, footage: Footage, basis: MouthBasis
+) -> tuple[Metrics, Picture]:
+    """Return metrics of frames that the network draws with the filmed mouths' codes, and the pictures."""
     graphs = TorchGraphs(network)
     evaluation = Evaluation(REPOSITORY, 1, graphs)
     graphs.codes = iter(filmed_codes(footage, evaluation.neutral(footage), basis))
     drawing = evaluation.draw(footage, footage.sound)
-    return evaluation.measure(name, way, footage, drawing, 0, footage.sound), drawing.results
+    return evaluation.measure(name, condition, footage, drawing, 0, footage.sound), drawing.results
 
 
 def shortened(footage: Footage, frames: int) -> Footage:
-    """The footage with so many frames after those that register the twin, evenly many in a row from its middle."""
+    """Return the footage with only `frames` consecutive frames, from the middle, after those that register the twin."""
     spare = len(footage.crops) - footage.first - frames
     if spare <= 0:
         return footage
@@ -103,7 +105,7 @@ def shortened(footage: Footage, frames: int) -> Footage:
 
 
 class Report:
-    """The table so far; written after every person."""
+    """The report so far; it is written after every person."""
 
     def __init__(self, path: Path, minutes: float) -> None:
         self._path, self._minutes = path, minutes
@@ -113,52 +115,56 @@ class Report:
         self._columns: dict[str, list[Picture]] = {}
 
     def add(
-        self, clip: str, seen: bool, taught_s: float, real: Picture, drawn: dict[str, tuple[Metrics, Picture]]
+        self, clip: str, seen: bool, trained_s: float, real: Picture, drawn: dict[str, tuple[Metrics, Picture]]
     ) -> None:
-        """Adds a person's figures and pictures, those of the generic network first."""
+        """Add a person's metrics and pictures, those of the generic network first."""
         generic = next(iter(drawn.values()))[0]
         self._filmed.append(real)
-        for way, (figures, pictures) in drawn.items():
-            self._columns.setdefault(way, []).append(pictures)
-            self._gains.setdefault(way, []).append(figures.ssim - generic.ssim)
-            cells = [f"{getattr(figures, name):.3f}" for name in COLUMNS]
-            self._rows.append([clip, "yes" if seen else "no", f"{taught_s:.1f}", str(figures.frames), way, *cells])
+        for name, (measured, pictures) in drawn.items():
+            self._columns.setdefault(name, []).append(pictures)
+            self._gains.setdefault(name, []).append(measured.ssim - generic.ssim)
+            cells = [f"{getattr(measured, column):.3f}" for column in COLUMNS]
+            self._rows.append([clip, "yes" if seen else "no", f"{trained_s:.1f}", str(measured.frames), name, *cells])
         self._write()
 
     def _write(self) -> None:
-        head = ("clip", "seen before", "taught, s", "frames judged", "network", *COLUMNS)
+        head = ("clip", "in training set", "trained on, s", "frames evaluated", "network", *COLUMNS)
         gain = [
-            [way, *(f"{f(of):+.4f}" for f in (fmean, min, max))] for way, of in self._gains.items() if way != "generic"
+            [name, *(f"{statistic(gains):+.4f}" for statistic in (fmean, min, max))]
+            for name, gains in self._gains.items()
+            if name != "generic"
         ]
         sheet(self._filmed, self._columns, self._path.with_suffix(".jpg"))
         reports.write(
-            self._path, "Is a network of one's own worth it?",
+            self._path, "Fine-tuning for one person",
             "python -m benchmarks.training.personal_twin CLIPS --run RUN --everybody DATASET --work FOLDER",
             [
-                f"A small part of the decoder learns one person, {self._minutes:g} minutes of processor time, one thread, on the first two thirds "
-                f"of a clip; the last third is judged, at most {JUDGED} frames in a row, drawn by the filmed mouths' own codes, with references "
-                "from the first two thirds. «Everybody»: the same part and time on all people of the training set, which tells learning a "
-                "person from learning on. Metrics as in `insync evaluate`.",
+                f"A small part of the decoder is fine-tuned on one person, {self._minutes:g} minutes of processor time, one thread, on the first two thirds "
+                f"of a clip; the last third is evaluated, at most {EVALUATED} consecutive frames, drawn with the filmed mouths' codes and references "
+                "from the first two thirds. *Everybody*: the same part and time on all people of the training set, which separates the gain from "
+                "the person from that of longer training. Metrics as in `insync evaluate`.",
                 reports.table(head, self._rows),
-                "What SSIM of the mouth gains over the generic network:",
-                reports.table(("network", "mean", "least", "most"), gain),
+                "Gain in SSIM of the mouth over the generic network:",
+                reports.table(("network", "mean", "min", "max"), gain),
                 f"![Filmed, then a column for each network]({self._path.stem}.jpg)",
             ],
         )  # fmt: skip
 
 
 def main() -> int:
-    """Teaches, judges and writes the report; returns the exit code."""
+    """Fine-tune, evaluate and write the report; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", type=Path, nargs="+")
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--everybody", type=Path, help="data set of many people: the same part learns on as long on it")
+    parser.add_argument(
+        "--everybody", type=Path, help="data set of many people: the same part is trained on it for the same time"
+    )
     parser.add_argument("--seen", nargs="*", default=[], help="clips that the generic network was trained on")
     parser.add_argument(
         "--minutes", type=float, default=2.0, help="processor time for each person (default: %(default)s)"
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="of each clip, at most")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the runs; finished ones there are kept")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs; finished runs in it are reused")
     parser.add_argument("-o", "--out", type=Path, default=reports.FOLDER / f"{REPORT}.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -175,7 +181,7 @@ def main() -> int:
     if options.everybody:
         for part, names in PARTS.items():
             settings, folder = replace(USUAL, people=3, targets=2, trained=names), work / f"{part} everybody"
-            networks[f"{part}, everybody"] = teach(
+            networks[f"{part}, everybody"] = fine_tune(
                 partial(Dataset, options.everybody, "train"),
                 basis,
                 options.run,
@@ -185,22 +191,24 @@ def main() -> int:
                 options.minutes,
             )
     for clip in options.clips:
-        whole = reader.read(clip, options.seconds, TAUGHT)
-        footage, taught_s = shortened(whole, JUDGED), float(whole.times_s[whole.first])
+        whole = reader.read(clip, options.seconds, TRAINED)
+        footage, trained_s = shortened(whole, EVALUATED), float(whole.times_s[whole.first])
         folder = work / clip.stem
         if not (folder / "data" / "frames.npz").exists():
             (folder / "clips").mkdir(parents=True)
-            beginning_of(clip, taught_s, folder / "clips" / clip.name)
+            copy_beginning(clip, trained_s, folder / "clips" / clip.name)
             curate(folder / "clips", folder / "data", REPOSITORY / "lipsync_face" / "1", basis.rigid)
         own = {
-            part: teach(
+            part: fine_tune(
                 partial(Dataset, folder / "data"), basis, options.run, start, folder / part,
                 replace(USUAL, trained=names), options.minutes,
             )
             for part, names in PARTS.items()
         }  # fmt: skip
-        drawn = {way: judge(network, clip.name, way, footage, basis) for way, network in {**networks, **own}.items()}
-        report.add(clip.name, clip.name in options.seen, taught_s, footage.crops[footage.first :], drawn)
+        drawn = {
+            name: evaluate(network, clip.name, name, footage, basis) for name, network in {**networks, **own}.items()
+        }
+        report.add(clip.name, clip.name in options.seen, trained_s, footage.crops[footage.first :], drawn)
     return 0
 
 

@@ -1,8 +1,8 @@
-"""Does SyncNet find by how much sound is off? `python -m benchmarks.training.syncnet_offsets CLIPS`.
+"""Accuracy of the audio offset that SyncNet estimates: `python -m benchmarks.training.syncnet_offsets CLIPS`.
 
-Every clip's longest stretch of one face is judged with its sound as it is. Then pieces of it are judged with the sound moved by known
-amounts, which are no whole frames, and the offset that is found is held against the clip's own plus the amount. The clips have to be
-strangers to SyncNet: none of them may have been trained on.
+The offset of every clip's longest stretch with one face is estimated first. Then pieces of it are estimated with the sound shifted by
+known amounts, which are not whole frames, and the result is compared with the clip's own offset plus the shift. SyncNet must not
+have been trained on any of the clips.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from insync.training.curation.clip import GOOD, Visibility, make_part, read_part
 from insync.training.curation.quality import Gates
 from insync.training.data.crops import decode
 from insync.training.data.segments import PARTS, part_path
-from insync.training.metrics.sync import SyncFigures, SyncJudge, mouths_of
+from insync.training.metrics.sync import SyncJudge, SyncMetrics, mouths_of
 
 Floats = npt.NDArray[np.float32]
 REPORT = "syncnet_offsets.md"
 LENGTHS_S = (1.0, 2.0, 4.0)
 DRAWS = 24  # of piece and shift, for each length
-MAX_SHIFT_S = 0.4  # either way
-WITHIN = 1  # frames of the whole number that is nearest to the truth
+MAX_SHIFT_S = 0.4  # earlier or later
+WITHIN = 1  # frames from the nearest whole number to the true offset
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Take:
 
 
 def take_of(path: Path, scratch: Path, finder: FaceFinder, visibility: Visibility, rigid: Floats) -> Take | None:
-    """The longest usable stretch of a clip; None without sound or face."""
+    """Return the longest usable stretch of a clip; None without sound or face."""
     make_part(path, scratch, finder, visibility, rigid)
     part = read_part(scratch, path.name)
     runs = [run for run in part.runs if run.verdict == GOOD]
@@ -62,14 +62,14 @@ def take_of(path: Path, scratch: Path, finder: FaceFinder, visibility: Visibilit
     return Take(path.name, mouths_of(crops), part.columns["time_s"][rows], part.audio)
 
 
-def moved(sound: Floats, seconds: float) -> Floats:
-    """The sound, heard that much later, or earlier."""
+def shifted(sound: Floats, seconds: float) -> Floats:
+    """Return the sound that much later, or earlier if negative."""
     samples = round(seconds * SAMPLE_RATE_HZ)
     return np.pad(sound, (samples, 0)) if samples >= 0 else sound[-samples:]
 
 
-def misses(take: Take, judge: SyncJudge, own: SyncFigures, length_s: float, rng: np.random.Generator) -> list[int]:
-    """By how many frames the offset found misses, for random pieces and shifts; empty where the take is shorter."""
+def deviations(take: Take, judge: SyncJudge, own: SyncMetrics, length_s: float, rng: np.random.Generator) -> list[int]:
+    """Return the error of the estimated offset in frames, for random pieces and shifts; an empty list if the take is shorter."""
     span = float(take.times_s[-1] - take.times_s[0])
     if span < length_s:
         return []
@@ -78,14 +78,14 @@ def misses(take: Take, judge: SyncJudge, own: SyncFigures, length_s: float, rng:
         start = take.times_s[0] + rng.uniform(0, span - length_s)
         rows = (take.times_s >= start) & (take.times_s <= start + length_s)
         shift = float(rng.uniform(-MAX_SHIFT_S, MAX_SHIFT_S))
-        found = judge.metrics_of_mouths(take.mouths[rows], take.times_s[rows], moved(take.sound, shift))
+        found = judge.metrics_of_mouths(take.mouths[rows], take.times_s[rows], shifted(take.sound, shift))
         if found is not None:
             result.append(abs(found.offset - round(own.offset + shift / FRAME_S)))
     return result
 
 
 def main() -> int:
-    """Runs the benchmark; returns the exit code."""
+    """Run the benchmark; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", type=Path, help="folder of clips that SyncNet has never seen")
     parser.add_argument("-o", "--out", type=Path, default=reports.FOLDER / REPORT)
@@ -106,7 +106,7 @@ def main() -> int:
                 continue
             cells = []
             for length in LENGTHS_S:
-                found = misses(take, judge, own, length, rng)
+                found = deviations(take, judge, own, length, rng)
                 if own.lse_c >= threshold:
                     sure[length] += found
                 cells.append(_share(found))
@@ -121,12 +121,12 @@ def main() -> int:
     )
     header = ("clip", "frames", "own offset", "LSE-C", "LSE-D", *(f"{length:g} s" for length in LENGTHS_S))
     reports.write(
-        options.out, "Does SyncNet find by how much sound is off?", "python -m benchmarks.training.syncnet_offsets CLIPS",
+        options.out, "Audio offsets estimated by SyncNet", "python -m benchmarks.training.syncnet_offsets CLIPS",
         [
-            "None of these clips was trained on. *Own offset*: found for the clip as it is, in frames of 40 ms, positive where the sound "
-            f"trails. Then: share of {DRAWS} pieces of 1, 2 and 4 s, their sound moved by a random amount of up to ±{MAX_SHIFT_S * 1000:.0f} ms, for which "
-            "the whole frame found lies within ±1 frame of the nearest to the amount plus the clip's own offset. Where a clip's own offset is unknown to "
-            f"SyncNet (confidence below {threshold:g}), so is the truth that its pieces are held against. Curation believes a "
+            "None of these clips was trained on. *Own offset*: estimated for the unchanged clip, in frames of 40 ms, positive where the audio "
+            f"lags. Other columns: share of {DRAWS} pieces of 1, 2 and 4 s, their sound shifted by a random amount of up to ±{MAX_SHIFT_S * 1000:.0f} ms, whose "
+            "estimate lies within ±1 frame of the whole frame nearest to the shift plus the clip's own offset. Where SyncNet is not sure of a clip's own "
+            f"offset (confidence below {threshold:g}), there is no true value to compare its pieces with. Curation uses a "
             f"segment's own offset from {Gates().min_sync_frames} frames on.",
             reports.table(header, rows),
             f"Without a face or sound: {', '.join(silent)}." if silent else "",

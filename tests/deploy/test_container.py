@@ -1,4 +1,4 @@
-"""What the container runs: plans from their cache or built once, and the server's command line."""
+"""The container's entry point: plans from the cache or built once, and the server's command line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 class Builder:
-    """Leaves what `insync export tensorrt` leaves, and counts."""
+    """A fake `insync export tensorrt`: writes the same files, and counts its runs."""
 
     def __init__(self, leave_out: str = "") -> None:
         self.runs = 0
@@ -89,9 +89,9 @@ def test_containers_that_start_together_build_once(repository: Path, tmp_path: P
     assert len(set(found)) == 1
 
 
-def test_a_build_that_fails_leaves_nothing_to_be_found(repository: Path, tmp_path: Path) -> None:
+def test_a_failed_build_leaves_no_plans(repository: Path, tmp_path: Path) -> None:
     cache = tmp_path / "plans"
-    with pytest.raises(ServerError, match=f"left no {GRAPHS[-1]}/1/{PLAN}"):
+    with pytest.raises(ServerError, match=f"the build wrote no {GRAPHS[-1]}/1/{PLAN}"):
         cached_plans(repository, cache, H100, Builder(leave_out=GRAPHS[-1]))
     assert all(name.endswith(".lock") for name in files(cache))
     build = Builder()
@@ -99,14 +99,14 @@ def test_a_build_that_fails_leaves_nothing_to_be_found(repository: Path, tmp_pat
     assert build.runs == 1
 
 
-def test_what_a_killed_build_left_goes_with_the_next(repository: Path, tmp_path: Path) -> None:
+def test_the_remains_of_a_killed_build_are_removed_by_the_next(repository: Path, tmp_path: Path) -> None:
     left = tmp_path / "plans" / f".building-{plan_folder(repository, tmp_path, H100).name}-abc"
     (left / "repository").mkdir(parents=True)
     cached_plans(repository, tmp_path / "plans", H100, Builder())
     assert not left.exists()
 
 
-def test_a_set_without_its_manifest_is_built_anew(repository: Path, tmp_path: Path) -> None:
+def test_a_set_without_its_manifest_is_rebuilt(repository: Path, tmp_path: Path) -> None:
     build = Builder()
     folder = cached_plans(repository, tmp_path / "plans", H100, build)
     (folder / MANIFEST).unlink()
@@ -121,7 +121,7 @@ def test_a_cache_that_cannot_be_written_is_named(repository: Path, tmp_path: Pat
         cached_plans(repository, tmp_path / "file" / "plans", H100, Builder())
 
 
-def test_the_served_repository_is_laid_out_anew_each_time(repository: Path, tmp_path: Path) -> None:
+def test_the_served_repository_is_recreated_each_time(repository: Path, tmp_path: Path) -> None:
     plans = cached_plans(repository, tmp_path / "plans", H100, Builder())
     served = tmp_path / "served"
     (served / "lipsync_old").mkdir(parents=True)
@@ -132,7 +132,7 @@ def test_the_served_repository_is_laid_out_anew_each_time(repository: Path, tmp_
     assert files(served) == files(repository)
 
 
-def test_the_command_line_chooses_a_set_of_configs_and_keeps_the_callers_words_last() -> None:
+def test_the_command_line_chooses_a_set_of_configs_and_ends_with_the_callers_arguments() -> None:
     for config in CONFIGS:
         line = container.command(Path("/models"), config, ["--exit-timeout-secs=5"])
         assert line[0] == "tritonserver"
@@ -156,7 +156,7 @@ def test_serving_replaces_the_process_by_the_server(
     assert (served / MANIFEST).is_file()
 
 
-def test_a_job_builds_and_names_the_folder(
+def test_a_job_builds_and_prints_the_folder(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(container, "find_target", lambda: H100)
@@ -173,7 +173,7 @@ def test_no_gpu_is_one_line_with_the_remedy(
     assert "--config default" in capsys.readouterr().err
 
 
-def test_the_gpu_is_the_one_that_nvidia_smi_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_gpu_is_the_one_that_nvidia_smi_reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'NVIDIA L40S, 8.9'\n")
     program.chmod(0o755)
@@ -183,7 +183,7 @@ def test_the_gpu_is_the_one_that_nvidia_smi_names(monkeypatch: pytest.MonkeyPatc
         container.find_target()
 
 
-def test_a_server_that_is_not_there_is_said(
+def test_a_missing_server_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -191,7 +191,7 @@ def test_a_server_that_is_not_there_is_said(
     assert "tritonserver cannot be started" in capsys.readouterr().err
 
 
-def test_a_build_that_exits_with_an_error_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_build_that_exits_with_an_error_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lines: list[list[str]] = []
 
     def run(line: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
@@ -199,6 +199,6 @@ def test_a_build_that_exits_with_an_error_is_one(monkeypatch: pytest.MonkeyPatch
         return subprocess.CompletedProcess(line, 1)
 
     monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(ServerError, match="insync export tensorrt has failed"):
+    with pytest.raises(ServerError, match="insync export tensorrt failed"):
         container.build_with_tensorrt(tmp_path)
     assert lines[0][1:] == ["-m", "insync.cli", "export", "--repository", str(tmp_path), "tensorrt"]

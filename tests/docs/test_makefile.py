@@ -1,4 +1,4 @@
-"""Which Python the Makefile takes for `.venv`: interpreters on PATH that say what they would on other machines."""
+"""The Python that the Makefile chooses for `.venv`, with simulated interpreters of other versions on PATH."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("sh", "make", "touch", "mkdir", "mv", "chmod")
-# The real interpreter, with another version and perhaps without ensurepip. `-m venv` writes who made what.
+# The real interpreter with another version, optionally without ensurepip. `-m venv` records the interpreter and its arguments.
 INTERPRETER = """#!/bin/sh
 if [ "$1" = -m ]; then
     mkdir -p "$3/bin" && echo "$0 $*" > "$3/made" && printf '#!/bin/sh\\n' > "$3/bin/python" && chmod +x "$3/bin/python"; exit
@@ -23,7 +23,7 @@ real, sys.version_info = util.find_spec, {version}
 util.find_spec = lambda name, *rest: None if name in {hidden} else real(name, *rest)
 exec(sys.argv[1])' "$2"
 """
-# What uv brings lies in no folder of PATH.
+# The Python that uv installs is not on PATH.
 UV = """#!/bin/sh
 [ "$UV_PYTHON_PREFERENCE" = only-managed ] || exit 3
 case "$*" in
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is n
 
 
 class Machine:
-    """A PATH with nothing but what a test puts there."""
+    """A PATH with only the programs that a test adds."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -90,7 +90,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def test_python3_is_taken_where_it_fits(machine: Machine) -> None:
+def test_a_suitable_python3_is_used(machine: Machine) -> None:
     machine.python("python3", (3, 11))
     machine.python("python3.12", (3, 12))
     machine.write(machine.bin / "uv", UV)
@@ -98,26 +98,26 @@ def test_python3_is_taken_where_it_fits(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("version", [(3, 9), (3, 13), (3, 14)])
-def test_a_python3_that_does_not_fit_leaves_it_to_another(version: tuple[int, int], machine: Machine) -> None:
+def test_an_unsuitable_python3_is_skipped(version: tuple[int, int], machine: Machine) -> None:
     machine.python("python3", version)
     machine.python("python3.11", (3, 11))
     assert machine.made() == "python3.11 -m venv venv"
 
 
-def test_one_that_does_not_start_leaves_it_to_another(machine: Machine) -> None:
+def test_a_python3_that_does_not_start_is_skipped(machine: Machine) -> None:
     machine.write(machine.bin / "python3", "#!/bin/sh\necho 'no such version is set' >&2; exit 127\n")
     machine.python("python3.10", (3, 10))
     assert machine.made() == "python3.10 -m venv venv"
 
 
-def test_one_without_venv_leaves_it_to_another(machine: Machine) -> None:
+def test_a_python3_without_venv_is_skipped(machine: Machine) -> None:
     machine.python("python3", (3, 11), hidden=("ensurepip",))
     machine.python("python3.12", (3, 12))
     assert machine.made() == "python3.12 -m venv venv"
 
 
 @pytest.mark.parametrize("module", ["venv", "ensurepip"])
-def test_a_missing_venv_says_what_to_install(module: str, machine: Machine) -> None:
+def test_the_error_of_a_missing_venv_names_the_package(module: str, machine: Machine) -> None:
     machine.python("python3", (3, 11), hidden=(module,))
     assert machine.refused() == (
         "python3 has no venv: apt install python3-venv (Debian, Ubuntu), then the same command again"
@@ -126,7 +126,9 @@ def test_a_missing_venv_says_what_to_install(module: str, machine: Machine) -> N
 
 @pytest.mark.parametrize("python3", [(3, 13), (3, 11), None])
 @pytest.mark.parametrize("place", ["bin", ".local/bin"])
-def test_uv_brings_a_python_where_none_fits(place: str, python3: tuple[int, int] | None, machine: Machine) -> None:
+def test_uv_installs_a_python_if_none_is_suitable(
+    place: str, python3: tuple[int, int] | None, machine: Machine
+) -> None:
     if python3 is not None:
         machine.python("python3", python3, hidden=("ensurepip",))
     machine.python("python3.12", (3, 12), where="archive")
@@ -134,14 +136,14 @@ def test_uv_brings_a_python_where_none_fits(place: str, python3: tuple[int, int]
     assert machine.made() == "managed/python3.12 -m venv venv"
 
 
-def test_what_uv_has_is_not_brought_again(machine: Machine) -> None:
+def test_a_python_of_uv_is_not_installed_again(machine: Machine) -> None:
     machine.python("python3", (3, 13))
     machine.python("python3.12", (3, 12), where="managed")
     machine.write(machine.bin / "uv", UV)
     assert machine.made() == "managed/python3.12 -m venv venv"
 
 
-def test_a_uv_that_fails_says_what_to_install(machine: Machine) -> None:
+def test_the_error_of_a_failed_uv_names_the_versions(machine: Machine) -> None:
     machine.python("python3", (3, 13))
     machine.write(machine.bin / "uv", UV)
     done = machine.make()
@@ -151,7 +153,7 @@ def test_a_uv_that_fails_says_what_to_install(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(("version", "found"), [((3, 13), "python3 is 3.13"), (None, "there is none")])
-def test_where_none_fits_the_first_line_says_what_does(
+def test_without_a_suitable_python_the_first_line_names_the_versions(
     version: tuple[int, int] | None, found: str, machine: Machine
 ) -> None:
     if version is not None:
@@ -162,7 +164,7 @@ def test_where_none_fits_the_first_line_says_what_does(
     )
 
 
-def test_a_named_interpreter_is_taken_or_refused_by_name(machine: Machine) -> None:
+def test_a_named_interpreter_is_used_or_refused_by_name(machine: Machine) -> None:
     machine.python("python3", (3, 11))
     machine.python("mine", (3, 12))
     machine.python("late", (3, 13))
@@ -173,7 +175,7 @@ def test_a_named_interpreter_is_taken_or_refused_by_name(machine: Machine) -> No
     assert machine.made("PYTHON=mine") == "mine -m venv venv"
 
 
-def test_the_makefile_and_the_package_ask_for_the_same_versions() -> None:
+def test_the_makefile_and_the_package_require_the_same_versions() -> None:
     package = (ROOT / "pyproject.toml").read_text()
     assert 'requires-python = ">=3.10"' in package
     assert "nvidia-pytriton==0.7.0; python_version < '3.13'" in package  # what the commands install

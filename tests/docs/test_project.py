@@ -1,4 +1,4 @@
-"""Promises that the project as a whole makes: what it imports, what it pins, what it tracks."""
+"""Requirements of the project as a whole: imports, pinned versions, tracked files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
-# Whoever serves or dubs has none of these: they belong to `insync[export]`, `insync[train]` and `insync[loadtest]`.
+# Neither serving nor dubbing needs these: they belong to `insync[export]`, `insync[train]` and `insync[loadtest]`.
 HEAVY = ("torch", "onnx", "matplotlib", "mediapipe", "jax", "locust", "gevent")
 # What `pip install insync` brings, and what `insync[media]` and `insync[serve]` add to it.
 BASE = ("numpy", "grpc", "google.protobuf", "PIL")
@@ -54,7 +54,7 @@ def _modules(folder: str) -> list[str]:
 
 
 def _tracked() -> list[Path]:
-    """Paths that git tracks, relative to the top; a tree unpacked without git has nothing to check."""
+    """Return the paths that git tracks, relative to the top; skip the test outside a git checkout."""
     git = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
     if git.returncode:
         pytest.skip("not a git checkout")
@@ -67,10 +67,10 @@ def _pyproject() -> str:
 
 
 def _import_without(blocked: tuple[str, ...], modules: list[str]) -> subprocess.CompletedProcess[str]:
-    """Import `modules` in a fresh interpreter in which importing a name of `blocked` fails."""
+    """Import `modules` in a new interpreter in which importing a name of `blocked` fails."""
     program = (
         "import importlib, sys, types\n"
-        # Triton's Python backend alone has this one. Its names are only looked at here, so any class will do.
+        # Only Triton's Python backend has this module. Its names are only looked up here, so any class will do.
         "backend = sys.modules['triton_python_backend_utils'] = types.ModuleType('triton_python_backend_utils')\n"
         "backend.__getattr__ = lambda name: type(name, (Exception,), {})\n"
         f"for name in {blocked!r}: sys.modules[name] = None\n"
@@ -88,7 +88,7 @@ def test_serving_and_client_import_without_torch(folder: str) -> None:
 
 
 def test_base_install_is_enough_to_stream() -> None:
-    """The client but for media files, all of core, and the command line load only what the base install brings."""
+    """The client without media files, all of core, and the command line import only packages of the base install."""
     client = [name for name in _modules("client") if not name.startswith(("insync.client.media", "insync.client.prov"))]
     modules = [name for name in client if name != "insync.client.dub"]
     done = _import_without((*HEAVY, *SERVE, *MEDIA), [*modules, *_modules("core"), *THIN])
@@ -100,14 +100,14 @@ def test_media_install_is_enough_for_files() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_load_is_tested_without_the_serving_part() -> None:
+def test_the_load_test_needs_no_serving_extra() -> None:
     serving = tuple(name for name in SERVE if name != "psutil")  # it brings that one itself
     done = _import_without((*serving, "torch", "onnx"), _modules("loadtest"))
     assert done.returncode == 0, done.stderr
 
 
-def test_the_import_block_blocks() -> None:
-    """The two tests above would pass for ever if blocking a module did nothing."""
+def test_blocking_an_import_works() -> None:
+    """Otherwise the tests above would always pass."""
     done = _import_without(("numpy",), ["insync.core.compositing"])
     assert done.returncode != 0
     assert "numpy" in done.stderr
@@ -121,7 +121,7 @@ def test_specification_needs_only_the_standard_library() -> None:
 def test_numpy_is_older_than_2() -> None:
     """With numpy 2, Triton 2.51's Python stub gives wrong inputs and empty outputs, without an error."""
     assert int(importlib.metadata.version("numpy").partition(".")[0]) < 2
-    # The server's own, and no one else's: an app may have any NumPy.
+    # Only of the server: an application may have any NumPy.
     wanted = [Requirement(text) for text in importlib.metadata.requires("insync") or []]
     capped = {str(one.marker) for one in wanted if one.name == "numpy" and "2.0" not in one.specifier}
     assert capped == {'python_version < "3.13" and extra == "serve"'}
@@ -137,8 +137,8 @@ def test_versions_agree() -> None:
     assert version in headings or len(headings) == 1  # nothing is released before the first version's heading
 
 
-def test_public_names_are_as_agreed() -> None:
-    """A name that is added to or taken from the client's surface is a decision: change this list with it."""
+def test_public_names_are_those_listed() -> None:
+    """Adding a public name of the client, or removing one, is a decision: change this list with it."""
     import insync.client
 
     names = list(getattr(insync.client, "__all__"))  # noqa: B009 - also where mypy knows no such attribute
@@ -164,7 +164,7 @@ def test_no_footage_but_the_sample() -> None:
 
 
 def test_no_machine_paths() -> None:
-    """A path of the machine that something was made on works nowhere else, and tells what is nobody's business."""
+    """A path of the machine that a file was made on works nowhere else, and discloses private information."""
     # Home folders and temporary folders; written in pieces so that this file does not find itself.
     pattern = re.compile(rb"(?<![\w.$}/-])/(?:ro" rb"ot|wo" rb"rk|ho" rb"me|tm" rb"p/\w+/|opt/py" rb"pi)/[\w.]")
     found = []

@@ -1,4 +1,4 @@
-"""README.md says what is so: its links and folders exist, its commands and code are real."""
+"""README.md is correct: its links, folders, commands and imported names exist."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ TWIN_ACTIONS = ("create", "list", "show", "rm")
 
 
 def blocks(language: str) -> list[str]:
-    """What stands in the fenced blocks of one language."""
+    """Return the content of the fenced blocks of one language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-def test_links_lead_somewhere() -> None:
+def test_link_targets_exist() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
     assert links
     assert not [link for link in links if not (ROOT / link).exists()]
@@ -44,7 +44,7 @@ def test_make_targets_exist() -> None:
     assert not [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)]
 
 
-def test_python_uses_what_the_client_offers() -> None:
+def test_python_code_imports_existing_names() -> None:
     for block in blocks("python"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("insync"):

@@ -1,4 +1,4 @@
-"""The shipped sample is what the demo and the tests take it for, and the demo's picture can be drawn."""
+"""The shipped sample has the properties that the demo and the tests rely on, and the demo's picture can be drawn."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_clip_has_a_large_face_throughout(repository: Path, sample_clip: Path) -
     assert count == 200
 
 
-def test_he_opens_and_shuts_his_mouth_and_the_joins_do_not_jump(repository: Path, sample_clip: Path) -> None:
-    """What the photo cannot do: show teeth. And the three sentences pass into each other like any frame into the next."""
+def test_the_mouth_opens_and_closes_and_the_cuts_do_not_jump(repository: Path, sample_clip: Path) -> None:
+    """The clip shows teeth, unlike the photo. Between its three sentences, frames differ no more than elsewhere."""
     finder, openings, steps = FaceFinder(repository / "lipsync_face" / "1"), [], []
     before: NDArray[np.float32] | None = None
     with av.open(str(sample_clip)) as container:
@@ -90,7 +90,7 @@ def test_speech_fits_the_clip(sample_speech: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 30])
 def test_side_by_side_shows_both_clips(root: Path, tmp_path: Path, count: int) -> None:
-    """Grey above, and below the same with a bright square: the view has to find it."""
+    """The upper row is grey, the lower one has a bright square, which the picture must show."""
     plain = np.full((240, 320, 3), 90, np.uint8)
     marked = plain.copy()
     marked[100:140, 200:240] = 230
@@ -106,7 +106,7 @@ def test_side_by_side_shows_both_clips(root: Path, tmp_path: Path, count: int) -
 
 
 def test_animation_shows_both_clips_moving(root: Path, tmp_path: Path) -> None:
-    """A square that moves on the right side only."""
+    """A square moves on the right side only."""
     plain = [np.full((240, 320, 3), 90, np.uint8) for _ in range(20)]
     marked = [image.copy() for image in plain]
     for index, image in enumerate(marked):
@@ -126,7 +126,7 @@ def test_animation_shows_both_clips_moving(root: Path, tmp_path: Path) -> None:
     assert (np.diff(places) > 3).all()  # 4 pixels of the clip, 1.5 times as large
 
 
-def test_side_by_side_refuses_what_it_cannot_compare(root: Path, tmp_path: Path) -> None:
+def test_side_by_side_refuses_clips_of_different_sizes(root: Path, tmp_path: Path) -> None:
     small = _clip(tmp_path / "a.mp4", [np.zeros((64, 64, 3), np.uint8)] * 3)
     large = _clip(tmp_path / "b.mp4", [np.zeros((96, 64, 3), np.uint8)] * 3)
     done = _draw(root, small, large, tmp_path / "out.png")

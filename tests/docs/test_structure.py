@@ -1,4 +1,4 @@
-"""Imports go one way, between the packages and inside of them, and no circle exists."""
+"""Imports go one way, between packages and inside them, and there are no import cycles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Each may import those before its own line, and none behind it; those of one line do not import each other.
+# Each may import packages of earlier lines only.
 PACKAGES = (
     ("core",),
     ("client", "network"),
@@ -24,7 +24,7 @@ INSIDE = {
     "training": (("data",), ("metrics",), ("curation", "trainers"), ("evaluation",), ("cli",)),
     "client": (("transport",), ("streaming",), ("provenance",), ("media",)),
 }
-MAX_FILES = 16  # of a package; one that grows past it has two jobs. The network has one for each component
+MAX_FILES = 16  # of a package; a larger one should be split. The network has one for each component
 MAX_LINES = 500  # of a file
 
 
@@ -36,7 +36,7 @@ def module_of(path: Path) -> str:
 
 
 def sources() -> dict[str, Path]:
-    """Every module of the project but for its tests, samples and examples: name → file."""
+    """Return every module of the project except tests, samples and examples: name → file."""
     folders = [folder for line in PACKAGES for folder in line]
     return {module_of(path): path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))}
 
@@ -45,7 +45,7 @@ SOURCES = sources()
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The project's modules that a file imports anywhere in it, also inside of functions."""
+    """Return the project's modules that a file imports, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in SOURCES)
@@ -65,7 +65,7 @@ def package_of(module: str) -> str:
 
 
 def upward(lines: tuple[tuple[str, ...], ...], edges: Iterator[tuple[str, str, str, str]]) -> list[str]:
-    """The imports that do not go to an earlier line: edges are (importer, its part, imported, its part)."""
+    """Return the imports that do not go to an earlier line: edges are (importer, its part, imported, its part)."""
     order = {part: at for at, line in enumerate(lines) for part in line}
     return [
         f"{one} imports {other}"
@@ -91,15 +91,15 @@ def test_inside_a_package_imports_go_one_way(package: str) -> None:
     assert upward(INSIDE[package], edges) == []
 
 
-def test_no_circle() -> None:
+def test_no_import_cycle() -> None:
     try:
         TopologicalSorter(GRAPH).prepare()
     except CycleError as exc:
         pytest.fail(" → ".join(exc.args[1]))
 
 
-def test_the_check_finds_a_wrong_way() -> None:
-    """The tests above would pass for ever if they saw no import."""
+def test_the_check_detects_a_wrong_import() -> None:
+    """Otherwise the tests above would also pass if they found no imports."""
     assert "insync.core.spec" in GRAPH["insync.client.client"]
     assert sum(map(len, GRAPH.values())) > 300
     edge = ("insync.core.spec", "core", "insync.client.dub", "client")
@@ -117,7 +117,7 @@ def test_packages_and_files_stay_small() -> None:
 
 
 def test_packages_below_the_first_level_are_empty() -> None:
-    """A process that takes one module of a package must not import its others: the frame's process has no gRPC."""
+    """A process that imports one module of a package must not import its others: the process of `lipsync_frame` has no gRPC."""
     inner = [path for path in SOURCES.values() if path.name == "__init__.py" and "insync" in path.parts]
     full = [path for path in inner if path.parent.parent.name != "insync" and ast.parse(path.read_text()).body[1:]]
     assert full == []

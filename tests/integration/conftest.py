@@ -1,4 +1,4 @@
-"""One real server for all tests of this folder, and the plainest client that can talk to it."""
+"""One real server for all tests of this folder, and a minimal client for it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import av
-import cv2
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
+from insync.core.images import encode_jpeg
 from insync.core.spec import ALL_MODELS, WINDOW_SAMPLES
 from insync.ensemble.server.embedded import EmbeddedServer
 
@@ -23,7 +23,7 @@ _DTYPES = {"STRING": "BYTES"}
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    """The embedded server, with a twin store of its own."""
+    """Start the embedded server, with a twin store of its own."""
     folder = tmp_path_factory.mktemp("server")
     with EmbeddedServer(twin_store=folder / "twins", log=folder / "server.log") as running:
         yield running
@@ -31,8 +31,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
 
 @pytest.fixture(scope="session")
 def unfused_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    """Another, with a model for each step of a frame, as in a fleet."""
-    folder = tmp_path_factory.mktemp("steps")
+    """Start another, with the unfused pipeline: a model for each step of a frame, as in a fleet."""
+    folder = tmp_path_factory.mktemp("unfused")
     log = folder / "server.log"
     with EmbeddedServer(twin_store=folder / "twins", log=log, unfused=True) as running:
         yield running
@@ -62,11 +62,11 @@ class Raw:
         return {name: value[0] if spec.max_batch_size else value for name, value in arrays.items()}
 
     def __call__(self, model: str, **values: Any) -> dict[str, NDArray[Any]]:
-        """One inference that has to succeed, or raise."""
+        """Run one inference; raise if it fails."""
         return self.outputs(model, self.client.infer(model, self.inputs(model, values), client_timeout=60))
 
     def together(self, model: str, requests: list[dict[str, Any]]) -> list[Any]:
-        """Many at once, so that the server may batch them: each one's outputs, or its exception."""
+        """Run many at once, so that the server can batch them; return the outputs or the exception of each."""
         done: queue.Queue[tuple[int, Any]] = queue.Queue()
         for k, values in enumerate(requests):
 
@@ -86,8 +86,8 @@ def raw(server: EmbeddedServer) -> Iterator[Raw]:
 
 
 @pytest.fixture(scope="session")
-def raw_steps(unfused_server: EmbeddedServer) -> Iterator[Raw]:
-    """For `unfused_server`."""
+def raw_unfused(unfused_server: EmbeddedServer) -> Iterator[Raw]:
+    """Return a client of `unfused_server`."""
     made = Raw(unfused_server.grpc_url)
     yield made
     made.client.close()
@@ -95,35 +95,35 @@ def raw_steps(unfused_server: EmbeddedServer) -> Iterator[Raw]:
 
 @pytest.fixture(scope="session")
 def images() -> list[NDArray[np.uint8]]:
-    """The first 32 frames of the sample clip, RGB."""
+    """Return the first 32 frames of the sample clip, RGB."""
     with av.open(str(ROOT / "samples" / "sample.mp4")) as clip:
         return [frame.to_ndarray(format="rgb24") for _, frame in zip(range(32), clip.decode(video=0), strict=False)]
 
 
 def jpeg(image: NDArray[np.uint8]) -> bytes:
-    """A JPEG file of an RGB image."""
-    return bytes(cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, 95))[1])
+    """Encode an RGB image as JPEG."""
+    return encode_jpeg(image, 95)
 
 
 def octets(data: bytes) -> NDArray[np.uint8]:
-    """A file's bytes as the tensor FRAME."""
+    """Return a file's bytes as the tensor FRAME."""
     return np.frombuffer(data, np.uint8)
 
 
 @pytest.fixture(scope="session")
 def photo(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """FRAME with a face."""
+    """Return FRAME with a face."""
     return octets(jpeg(images[0]))
 
 
 @pytest.fixture(scope="session")
 def audio() -> NDArray[np.float32]:
-    """AUDIO of something loud."""
+    """Return AUDIO with noise."""
     return (np.random.default_rng(0).standard_normal(WINDOW_SAMPLES) * 0.1).astype(np.float32)
 
 
 @pytest.fixture(scope="session")
 def twin(raw: Raw, images: list[NDArray[np.uint8]]) -> NDArray[np.object_]:
-    """TWIN of the person in the sample clip."""
+    """Register the person in the sample clip; return TWIN."""
     made = raw("lipsync_twin", FRAMES=np.array([jpeg(image) for image in images[::6]], np.object_))
     return np.array([made["TWIN"].tobytes()], np.object_)

@@ -47,7 +47,7 @@ def speech(root: Path) -> NDArray[np.float32]:
 
 
 def where_changed(synced: SyncedFrame, source: Image) -> NDArray[np.float64]:
-    """The crop's coordinates [2, N] of every pixel that is not the source's."""
+    """Return the crop's coordinates [2, N] of every pixel that differs from the source."""
     rows, columns = np.nonzero((synced.image != source).any(axis=2))
     assert synced.transform is not None
     return np.asarray(synced.transform @ np.stack([columns, rows, np.ones(len(rows))]), np.float64)
@@ -75,7 +75,7 @@ def test_every_frame_gets_a_mouth_and_nothing_else_changes(
         assert v.min() > 90  # under the eyes
 
 
-def test_a_region_gives_the_same_answer_as_the_whole_frame(
+def test_a_region_gives_the_same_result_as_the_whole_frame(
     server: EmbeddedServer, images: list[Image], registered: Twin, speech: NDArray[np.float32]
 ) -> None:
     frames = images[:10]
@@ -83,17 +83,17 @@ def test_a_region_gives_the_same_answer_as_the_whole_frame(
     whole = asyncio.run(collect(server.grpc_url, frames, speech, registered, region=False))
     assert by_region[-1].sent_bytes < 0.5 * whole[-1].sent_bytes
     corners = np.array([[0, 0, 1], [255, 0, 1], [0, 255, 1], [255, 255, 1]])
-    apart = []
+    distances = []
     for one, other in zip(by_region, whole, strict=True):
         assert one.transform is not None
         assert other.transform is not None
-        # Where the one's crop has its corners in the other's, in shares of the crop: landmarks jitter with the picture's edges.
+        # Distance of the two crops' corners, as a share of the crop: landmarks jitter with the picture's edges.
         there = np.vstack([other.transform, [0, 0, 1]]) @ np.linalg.inv(np.vstack([one.transform, [0, 0, 1]]))
-        apart.append(float(np.abs(corners @ there.T - corners).max()) / CROP_SIZE)
+        distances.append(float(np.abs(corners @ there.T - corners).max()) / CROP_SIZE)
         np.testing.assert_allclose(one.face, other.face, atol=3)
         np.testing.assert_allclose(one.mouth, other.mouth, atol=0.15 * max(1.0, float(np.abs(other.mouth).max())))
-    assert np.median(apart) < 0.015
-    assert max(apart) < 0.04
+    assert np.median(distances) < 0.015
+    assert max(distances) < 0.04
 
 
 def test_a_large_frame_is_sent_small(server: EmbeddedServer, images: list[Image], registered: Twin) -> None:
@@ -104,7 +104,7 @@ def test_a_large_frame_is_sent_small(server: EmbeddedServer, images: list[Image]
     np.testing.assert_allclose(synced.face / 3, small.face, atol=4)
 
 
-def test_frames_without_a_face_pass_untouched_and_in_order(
+def test_frames_without_a_face_are_not_changed_and_stay_in_order(
     server: EmbeddedServer, images: list[Image], registered: Twin
 ) -> None:
     black = np.zeros_like(images[0])
@@ -147,7 +147,9 @@ def test_several_streams_at_once(server: EmbeddedServer, images: list[Image], re
             assert max(u.max(), v.max()) < 258
 
 
-def test_hostile_input_is_refused_in_words(server: EmbeddedServer, images: list[Image], registered: Twin) -> None:
+def test_malformed_input_is_refused_with_a_clear_error(
+    server: EmbeddedServer, images: list[Image], registered: Twin
+) -> None:
     url = server.grpc_url
     with pytest.raises(NotFound, match=r"frame 0:.*TWIN"):
         asyncio.run(collect(url, [images[0]], SILENCE, "0" * 32))
@@ -164,7 +166,7 @@ def test_hostile_input_is_refused_in_words(server: EmbeddedServer, images: list[
         asyncio.run(collect(url, [images[0]], loud, registered))
 
 
-def test_a_20_megapixel_frame_is_no_trouble_when_only_its_face_is_sent(
+def test_a_20_megapixel_frame_is_accepted_when_only_its_face_is_sent(
     server: EmbeddedServer, images: list[Image], registered: Twin
 ) -> None:
     canvas = np.full((4_000, 5_000, 3), 90, np.uint8)
@@ -182,7 +184,7 @@ def test_registering_needs_a_face(server: EmbeddedServer) -> None:
         asyncio.run(register([np.zeros((240, 320, 3), np.uint8)] * 3))
 
 
-def test_leaving_early_leaves_the_server_well(server: EmbeddedServer, images: list[Image], registered: Twin) -> None:
+def test_leaving_early_does_not_harm_the_server(server: EmbeddedServer, images: list[Image], registered: Twin) -> None:
     async def leave() -> None:
         async with Client(server.grpc_url) as client:
             stream = client.stream((images[k % 32] for k in range(10_000)), SILENCE, twin=registered)

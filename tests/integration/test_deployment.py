@@ -1,4 +1,4 @@
-"""A second server as the container starts it, both behind the load balancer: frames go to both, and go on when one goes."""
+"""A second server as the container starts it, with both behind the load balancer: both get frames, and one is enough."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import yaml
 from numpy.typing import NDArray
+from tests.integration.conftest import jpeg
 
 from insync.core import settings
 from insync.ensemble.server import reaper
@@ -35,13 +35,13 @@ pytestmark = pytest.mark.triton
 DOCKER = Path(__file__).parents[2] / "docker"
 KEY = "a-key-for-this-test"
 PREFIX = f"insync_container_{os.getpid()}_"
-# Triton measures them where there is a GPU.
+# Triton only exports them if there is a GPU.
 ONLY_WITH_A_GPU = {"nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes", "nv_gpu_utilization"}
 
 
 @dataclass
 class Container:
-    """The server, as the image's command starts it."""
+    """The server as the image's command starts it."""
 
     process: subprocess.Popen[bytes]
     grpc: str
@@ -76,7 +76,7 @@ def wait(ready: Callable[[], bool], process: subprocess.Popen[bytes], timeout_s:
 
 
 def restrictions() -> list[str]:
-    """What compose.yaml gives the server after --, with this test's key."""
+    """Return the server's arguments after -- in compose.yaml, with this test's key."""
     command = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["server"]["command"]
     return [re.sub(r"\$\{INSYNC_ADMIN_KEY:[^}]*\}", KEY, part) for part in command[command.index("--") + 1 :]]
 
@@ -90,7 +90,7 @@ def second(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> 
     grpc, http, metrics = (f"127.0.0.1:{port}" for port in ports)
     command = [sys.executable, "-m", "insync.ensemble.container", "serve", "--config=default"]
     command += [f"--served={folder / 'models'}", "--", *restrictions()]
-    # What the image has where the server looks for it; and not a container's ports, which somebody else may hold here.
+    # The image has backends at the default path. Ports differ from a container's, which may be in use here.
     command += [
         f"--backend-directory={folder / 'backends'}",
         f"--backend-config=python,shm-region-prefix-name={PREFIX}",
@@ -122,7 +122,7 @@ def second(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> 
 def balancer(
     server: EmbeddedServer, second: Container, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """docker/envoy.yaml, with this machine's two servers where compose has those of the name `server`."""
+    """Run docker/envoy.yaml with this machine's two servers instead of compose's hosts named `server`."""
     folder = tmp_path_factory.mktemp("envoy")
     port, admin = free_ports(2)
     config = yaml.safe_load((DOCKER / "envoy.yaml").read_text())
@@ -136,7 +136,7 @@ def balancer(
         {"endpoint": {"address": {"socket_address": {"address": host, "port_value": int(number)}}}}
         for host, _, number in (url.rpartition(":") for url in (server.grpc_url, second.grpc))
     ]
-    # A test does not wait for 10 s.
+    # Not every 10 s, which would be too slow for a test.
     cluster["health_checks"][0].update(interval="0.2s", no_traffic_interval="0.2s")
     (folder / "envoy.yaml").write_text(yaml.safe_dump(config))
     program = str(Path(sysconfig.get_path("scripts")) / "envoy")
@@ -149,14 +149,10 @@ def balancer(
         wait(lambda: page(f"http://127.0.0.1:{admin}/clusters").count("health_flags::healthy") == 2, process)
         yield f"127.0.0.1:{port}", process
     finally:
-        # The wheel's command may be a parent of the program itself.
+        # The wheel's command may be the parent process of the program.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
-
-
-def jpeg(image: NDArray[np.uint8]) -> bytes:
-    return bytes(cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, 95))[1])
 
 
 def frames(metrics: str) -> float:
@@ -169,7 +165,7 @@ def frames(metrics: str) -> float:
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_management_wants_the_key_and_health_does_not(second: Container, protocol: str) -> None:
+def test_management_requires_the_key_and_health_does_not(second: Container, protocol: str) -> None:
     if protocol == "grpc":
         with triton.InferenceServerClient(second.grpc) as client:
             assert client.is_server_ready()
@@ -185,7 +181,7 @@ def test_management_wants_the_key_and_health_does_not(second: Container, protoco
             assert b"lipsync" in answer.read()
 
 
-def test_frames_go_to_both_servers_and_go_on_when_one_is_stopped(
+def test_frames_are_sent_to_both_servers_and_continue_when_one_is_stopped(
     server: EmbeddedServer,
     second: Container,
     balancer: tuple[str, subprocess.Popen[bytes]],
@@ -205,15 +201,15 @@ def test_frames_go_to_both_servers_and_go_on_when_one_is_stopped(
     assert sum(after) - sum(before) == 16
     assert all(now > then for now, then in zip(after, before, strict=True))
 
-    # Megabytes in one message, and all of a registration's steps.
+    # A message of several megabytes, and all steps of a registration.
     pictures = np.array([jpeg(image) for image in images[:8]], np.object_)
     assert len(b"".join(pictures)) > 2**20
     assert through("lipsync_twin", FRAMES=pictures)["TWIN"].shape == (32,)
 
-    # Before the second server goes: what the dashboard and the rules ask for is on its page.
+    # Before the second server is stopped: its metrics page has all metrics of the dashboard and the rules.
     text = (DOCKER / "rules.yml").read_text() + (DOCKER / "grafana" / "dashboards" / "insync.json").read_text()
     wanted = set(re.findall(r"\b(?:nv|insync)_\w+", text)) - ONLY_WITH_A_GPU
-    for _ in range(50):  # the page is written now and then, and a family is on it from its first sample on
+    for _ in range(50):  # the page is updated periodically, and a metric appears with its first sample
         shown = set(re.findall(r"^(\w+)(?:\{| )", page(f"http://{second.metrics}/metrics"), re.MULTILINE))
         if wanted <= shown:
             break
@@ -221,7 +217,7 @@ def test_frames_go_to_both_servers_and_go_on_when_one_is_stopped(
     assert wanted - shown == set()
 
     os.kill(second.process.pid, signal.SIGTERM)  # as Docker and Kubernetes do
-    # Triton unloads its models before it stops listening: what meets it in that moment has to be sent again.
+    # Triton unloads its models before it stops listening: requests in that moment must be retried.
     for _ in range(8):
         for _ in range(20):
             answers = through.together("lipsync_patch", [request] * 2)

@@ -71,7 +71,7 @@ def read(path: Path) -> tuple[list[Fraction], list[Planes]]:
 
 
 def changed_box(one: Planes, other: Planes) -> tuple[int, int, int, int]:
-    """Columns and rows of luma between the first and the last sample that differs in any plane."""
+    """Return the box of columns and rows of luma from the first to the last sample that differs in any plane."""
     boxes = []
     for factor, first, second in zip((1, 2, 2), one, other, strict=True):
         rows, columns = np.nonzero(first != second)
@@ -108,9 +108,9 @@ def test_lossless_keeps_every_sample_outside_the_mouth_and_every_time(
         assert (x1 - x0) * (y1 - y0) < 0.12 * width * height
         assert 0.3 * width < x0 < x1 < 0.7 * width
     speech = [np.concatenate(list(AudioFile(path).speech())) for path in (sample_speech, out)]
-    heard = len(speech[1]) - 100
-    assert heard > 0.75 * 16_000
-    np.testing.assert_allclose(speech[0][:heard], speech[1][:heard], atol=1e-3)
+    compared = len(speech[1]) - 100
+    assert compared > 0.75 * 16_000
+    np.testing.assert_allclose(speech[0][:compared], speech[1][:compared], atol=1e-3)
     assert min(report.stages_s.values()) > 0
     assert report.stages.requests < 1.2 * report.frames
 
@@ -188,7 +188,7 @@ def test_a_phone_held_upright_and_wide_pixels(
             assert 0.4 < rows.mean() / shown.height < 0.9
 
 
-def test_nobody_in_the_video(server: EmbeddedServer, sample_clip: Path, tmp_path: Path) -> None:
+def test_a_video_without_a_face(server: EmbeddedServer, sample_clip: Path, tmp_path: Path) -> None:
     black = write_video(tmp_path / "black.mp4", [np.zeros((240, 320, 3), np.uint8)] * 5)
     audio = write_noise(tmp_path / "a.wav", 0.2)
     out = tmp_path / "out.mp4"
@@ -208,7 +208,9 @@ def test_nobody_in_the_video(server: EmbeddedServer, sample_clip: Path, tmp_path
             np.testing.assert_array_equal(one, other)
 
 
-def test_a_face_that_comes_and_goes(server: EmbeddedServer, images: list[NDArray[np.uint8]], tmp_path: Path) -> None:
+def test_a_face_that_is_not_in_every_frame(
+    server: EmbeddedServer, images: list[NDArray[np.uint8]], tmp_path: Path
+) -> None:
     black = np.zeros_like(images[0])
     clip = write_video(tmp_path / "in.mp4", [*images[:5], *[black] * 5, *images[5:10]])
     audio = write_noise(tmp_path / "a.wav", 0.6)
@@ -218,10 +220,10 @@ def test_a_face_that_comes_and_goes(server: EmbeddedServer, images: list[NDArray
 
 
 @pytest.mark.parametrize("late", ["wait", "skip", "repeat"])
-def test_a_clip_as_a_camera_whose_frames_are_late(
+def test_late_frames_of_a_clip_with_a_deadline(
     server: EmbeddedServer, short_clip: Path, tmp_path: Path, late: Literal["wait", "skip", "repeat"]
 ) -> None:
-    """Nothing is there within a millisecond."""
+    """No frame is received within a millisecond."""
     audio, out = write_noise(tmp_path / "a.wav", 0.8), tmp_path / "out.mp4"
     report = dub(
         short_clip,
@@ -231,7 +233,7 @@ def test_a_clip_as_a_camera_whose_frames_are_late(
         options=DubOptions(deadline_s=0.001, late=late, quality="lossless", progress=False),
     )
     before, (times, planes) = read(short_clip)[0], read(out)
-    assert report.stages.late >= 19  # the first one is waited for
+    assert report.stages.late >= 19  # the stream waits for the first one
     assert any("frames were late" in note for note in report.notes)
     assert len(times) == report.frames == 20 - report.stages.skipped
     assert set(times) <= set(before)
@@ -269,11 +271,11 @@ def test_a_server_that_dies_leaves_no_partial_file(sample_clip: Path, sample_spe
         wait_for_part(folder)
         assert dying.pid is not None
         os.kill(dying.pid, signal.SIGKILL)
-        _, said = job.communicate(timeout=60)
+        _, captured = job.communicate(timeout=60)
     assert job.returncode == 1
-    assert said.startswith("insync: frame ")
-    assert "no server answers at" in said
-    assert said.count("\n") == 1
+    assert captured.startswith("insync: frame ")
+    assert "no server answers at" in captured
+    assert captured.count("\n") == 1
     assert not list(folder.iterdir())
 
 
@@ -285,19 +287,19 @@ def test_interrupting_leaves_no_partial_file(
         command(sample_clip, sample_speech, tmp_path / "out.mp4", server.grpc_url),
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs inherit a deaf ear
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore SIGINT
     )
     wait_for_part(tmp_path)
     job.send_signal(number)
-    _, said = job.communicate(timeout=30)
+    _, captured = job.communicate(timeout=30)
     assert job.returncode == 130
-    assert said == "insync: interrupted\n"
+    assert captured == "insync: interrupted\n"
     assert not list(tmp_path.iterdir())
 
 
 def command(video: Path, audio: Path, out: Path, server: str) -> list[str]:
-    said = ["dub", str(video), str(audio), "-o", str(out), "--server", server, "-q"]
-    return [sys.executable, "-m", "insync.client", *said]
+    arguments = ["dub", str(video), str(audio), "-o", str(out), "--server", server, "-q"]
+    return [sys.executable, "-m", "insync.cli", *arguments]
 
 
 def wait_for_part(folder: Path) -> None:
@@ -318,10 +320,10 @@ def test_the_command_line_with_a_server_of_its_own(
     audio = write_noise(tmp_path / "a.wav", 0.8)
     out = tmp_path / "out.mp4"
     assert main(["dub", str(short_clip), str(audio), "-o", str(out), "--timings"]) == 0
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "20/20" in said.err  # the progress bar
-    assert "fps; ms per frame: decode" in said.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "20/20" in captured.err  # the progress bar
+    assert "fps; ms per frame: decode" in captured.err
     assert len(read(out)[0]) == 20
 
 
@@ -335,7 +337,7 @@ def test_marks_on_the_command_line(
     clip, audio = write_video(tmp_path / "clip.mp4", images[:3]), write_noise(tmp_path / "a.wav", 0.1)
     blocked = tmp_path / "file"
     blocked.touch()
-    for out, options, signing, dubbed, verified, said in (
+    for out, options, signing, dubbed, verified, message in (
         ("signed.mp4", [], "own", 0, 0, ""),
         ("tagged.mkv", [], "own", 0, 3, "mkv file cannot hold a C2PA manifest"),
         ("plain.mov", ["--no-provenance"], "own", 0, 4, ""),
@@ -345,7 +347,7 @@ def test_marks_on_the_command_line(
         monkeypatch.setenv("INSYNC_SIGNING", str(tmp_path / signing))
         path = tmp_path / out
         assert main(["dub", str(clip), str(audio), "-o", str(path), "--server", server.grpc_url, *options]) == dubbed
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
         assert main(["verify", str(path)]) == verified
         assert len(read(path)[0]) == 3
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.triton
 Image = NDArray[np.uint8]
 UNKNOWN = "0" * 32  # no twin has this id
 RUN_S = 120
-SHORT_S = 0.6  # of speech: what these tests let people say
+SHORT_S = 0.6  # of speech
 
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -37,14 +37,14 @@ def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Completed
 
 
 def fails(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """It has failed, and said why in one line."""
+    """Check that a program has failed, with an error of one line that contains all `words`."""
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert all(word in line for word in words), line
 
 
 def mouth(face: NDArray[np.float32]) -> tuple[slice, slice]:
-    """Where the mouth is in a picture, of which FACE says where the face is."""
+    """Return rows and columns of the mouth in a picture, from FACE."""
     x0, y0, x1, y1 = (int(value) for value in face)
     return slice((y0 + 2 * y1) // 3, y1), slice((3 * x0 + x1) // 4, (x0 + 3 * x1) // 4)
 
@@ -61,7 +61,7 @@ def read(path: Path) -> Image:
 
 @pytest.fixture(scope="module")
 def speech(sample_speech: Path) -> NDArray[np.int16]:
-    """The first words of the sample, at 16 kHz."""
+    """Return the first words of the sample, at 16 kHz."""
     resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE_HZ)
     with av.open(str(sample_speech)) as container:
         decoded = [part.to_ndarray()[0] for frame in container.decode(audio=0) for part in resampler.resample(frame)]
@@ -78,13 +78,13 @@ def write_wav(path: Path, samples: NDArray[np.int16], rate_hz: int = SAMPLE_RATE
 # A live camera.
 
 
-def test_a_live_camera_speaks(
+def test_a_live_camera_is_synced(
     server: EmbeddedServer, root: Path, sample_clip: Path, speech: NDArray[np.int16], tmp_path: Path
 ) -> None:
     words = write_wav(tmp_path / "words.wav", np.tile(speech, 4))
     out = tmp_path / "live"
     program = root / "examples" / "live_camera.py"
-    # How many frames are in time is the machine's affair: this is about those that are shown.
+    # The number of frames in time depends on the machine: this test is about the frames shown.
     options = ("--camera", sample_clip, "--server", server.grpc_url, "--out", out, "--deadline", "10")
     done = run(sys.executable, program, words, *options)
     assert done.returncode == 0, done.stderr
@@ -101,15 +101,13 @@ def test_a_live_camera_speaks(
     for path in shown:
         source, synced = sources[round(int(path.stem) / 40)], read(path)
         assert synced.shape == source.shape
-        apart = np.abs(synced.astype(int) - source).max(axis=2) > 60  # far more than a JPEG does
-        assert not apart[: len(apart) // 3].any()  # the eyes
-        changed.append(apart.any())
+        different = np.abs(synced.astype(int) - source).max(axis=2) > 60  # far more than a JPEG does
+        assert not different[: len(different) // 3].any()  # the eyes
+        changed.append(different.any())
     assert any(changed)
 
 
-def test_a_live_camera_says_what_is_wrong(
-    server: EmbeddedServer, root: Path, sample_clip: Path, tmp_path: Path
-) -> None:
+def test_errors_of_the_live_camera(server: EmbeddedServer, root: Path, sample_clip: Path, tmp_path: Path) -> None:
     program = root / "examples" / "live_camera.py"
     silent = run(sys.executable, program, sample_clip, "--server", server.grpc_url, "--out", tmp_path)
     fails(silent, "sample.mp4 has no sound")
@@ -127,16 +125,16 @@ def test_one_registration_serves_many_sentences(
     files = [write_wav(tmp_path / f"{name}.wav", speech[: int(s * SAMPLE_RATE_HZ)]) for name, s in lengths_s.items()]
     kept, out = tmp_path / "twin.txt", tmp_path / "sentences"
 
-    def say() -> str:
+    def speak() -> str:
         options = ("--out", out, "--twin-file", kept, "--server", server.grpc_url)
         done = run(sys.executable, root / "examples" / "register_once.py", sample_clip, *files, *options)
         assert done.returncode == 0, done.stderr
         assert sorted(path.name for path in out.iterdir()) == ["long.mp4", "short.mp4"]
         return done.stdout
 
-    assert "registered and stored" in say()
+    assert "registered and stored" in speak()
     twin = kept.read_text().strip()
-    assert f"twin {twin}, from" in say()
+    assert f"twin {twin}, from" in speak()
     assert kept.read_text().strip() == twin
 
     for name, length_s in lengths_s.items():
@@ -145,12 +143,10 @@ def test_one_registration_serves_many_sentences(
             container.seek(0)
             samples = sum(frame.samples for frame in container.decode(audio=0))
             assert samples / SAMPLE_RATE_HZ == pytest.approx(length_s, abs=0.15)  # AAC has whole blocks of 1,024
-    assert (
-        run(sys.executable, "-m", "insync.client.cli", "verify", out / "long.mp4").returncode == 3
-    )  # tagged, not signed
+    assert run(sys.executable, "-m", "insync.cli", "verify", out / "long.mp4").returncode == 3  # tagged, not signed
 
     kept.write_text(UNKNOWN)
-    assert f"has no twin {UNKNOWN}" in say()
+    assert f"has no twin {UNKNOWN}" in speak()
     assert kept.read_text().strip() not in (twin, UNKNOWN)
 
 
@@ -159,7 +155,7 @@ def test_one_registration_serves_many_sentences(
 
 @pytest.fixture(scope="module")
 def node(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Node example, installed and built in a folder of its own."""
+    """Install and build the Node example in a folder of its own."""
     npm = shutil.which("npm")
     if npm is None:
         pytest.skip("there is no npm on PATH: install Node 20 or later")
@@ -192,7 +188,7 @@ def test_node_syncs_frames_as_the_python_client_does(
     match = re.search(r"^twin ([0-9a-f]{32})$", done.stdout, re.MULTILINE)
     assert match
 
-    # One at a time, both name the face of the frame before to the server; else it depends on which answer comes first.
+    # One at a time, both send the face of the frame before as hint; otherwise it depends on the order of responses.
     async def by_python() -> list[SyncedFrame]:
         frames = [path.read_bytes() for path in jpegs]
         async with Client(server.grpc_url) as client:
@@ -212,7 +208,7 @@ def test_node_syncs_frames_as_the_python_client_does(
         assert difference(after, expected.image) < 0.5
 
 
-def test_node_makes_a_photo_speak_with_a_kept_twin(
+def test_node_syncs_a_photo_with_a_saved_twin(
     server: EmbeddedServer,
     node: Path,
     jpegs: list[Path],
@@ -229,7 +225,7 @@ def test_node_makes_a_photo_speak_with_a_kept_twin(
     assert len(list((tmp_path / "out").iterdir())) == 6
 
 
-def test_node_says_what_is_wrong(
+def test_errors_of_the_node_client(
     server: EmbeddedServer, node: Path, jpegs: list[Path], speech: NDArray[np.int16], tmp_path: Path
 ) -> None:
     words = write_wav(tmp_path / "words.wav", speech)
@@ -249,8 +245,8 @@ def test_node_says_what_is_wrong(
     assert not list(out.iterdir())
 
 
-def test_node_speaks_the_protocol_that_triton_speaks(node: Path) -> None:
-    """Each message, field and method of our .proto is Triton's, by name, number and type."""
+def test_the_protocol_of_node_equals_tritons(node: Path) -> None:
+    """Compare each message, field and method of our .proto with Triton's, by name, number and type."""
     built = run("npm", "exec", "--", "buf", "build", "open_inference_grpc.proto", "-o", "protocol.binpb", cwd=node)
     assert built.returncode == 0, built.stderr
     ours = descriptor_pb2.FileDescriptorSet.FromString((node / "protocol.binpb").read_bytes()).file[0]

@@ -1,4 +1,4 @@
-"""Servers, their models and their clients are killed, hang and are filled up: what streams lose by it is nothing."""
+"""Streams lose no frame when servers, models and clients are killed or hang, or the disk is full."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ pytestmark = pytest.mark.triton
 
 Image = NDArray[np.uint8]
 FRAMES = 24
-SAME_MOUTH = 0.02  # what rounding in batches of other sizes may make of a mouth code
+MOUTH_TOLERANCE = 0.02  # of a mouth code: rounding depends on the batch size
 STORE_BYTES = 6 * 2**20
-PATIENCE_S = 120  # for what happens within a few seconds on a machine that has nothing else to do
+TIMEOUT_S = 120  # for events that take a few seconds on an idle machine
 
 
-class Kept:
-    """A server with its supervisor, as `insync serve` has them; here in a thread."""
+class SupervisedServer:
+    """A server with its supervisor as in `insync serve`, here in a thread."""
 
     def __init__(self, server: EmbeddedServer) -> None:
         self.server = server
-        self.said: list[str] = []
+        self.log: list[str] = []
         self.supervisor = Supervisor(
-            server, self.said.append, SupervisorConfig(canary_every_s=3.0, canary_timeout_s=3.0)
+            server, self.log.append, SupervisorConfig(canary_every_s=3.0, canary_timeout_s=3.0)
         )
         self._ended = threading.Event()
         self._watches = threading.Lock()
@@ -57,12 +57,12 @@ class Kept:
             with self._watches:
                 self.supervisor.watch()
 
-    def asleep(self) -> threading.Lock:
-        """While it is held, nobody mends anything."""
+    def paused(self) -> threading.Lock:
+        """Return a lock; while it is held, the supervisor is paused."""
         return self._watches
 
     def kill(self, *models: str) -> None:
-        """Kills models' processes."""
+        """Kill models' processes."""
         assert self.server.pid is not None
         found = {model: process for process, model in processes(self.server.pid).items()}
         for model in models:
@@ -76,7 +76,7 @@ class Kept:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A twin store on a file system of its own, small enough to be filled, where this machine lets us mount one."""
+    """Return a twin store, on a small file system of its own if one can be mounted, which a test can fill."""
     folder = tmp_path_factory.mktemp("store")
     options = ["-t", "tmpfs", "-o", f"size={STORE_BYTES}", "tmpfs", str(folder)]
     mounted = (
@@ -89,13 +89,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def hang(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file that makes the next request of `lipsync_adaat` last for ever, once, in the server whose process id it holds."""
+    """Return the path of a file that makes the next request of `lipsync_adaat` hang, once, in the server whose process id it holds."""
     return tmp_path_factory.mktemp("hang") / "hang"
 
 
 @pytest.fixture(scope="module")
-def hanging(repository: Path, hang: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model repository, with a step that obeys `hang`."""
+def hanging_repository(repository: Path, hang: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy the model repository, with a step that hangs as `hang` tells it to."""
     folder = tmp_path_factory.mktemp("models") / "repository"
     shutil.copytree(repository, folder)
     with (folder / "lipsync_adaat" / "1" / "model.py").open("a") as file:
@@ -114,26 +114,29 @@ def hanging(repository: Path, hang: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def pair(store: Path, hanging: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Kept, Kept]]:
-    """Two servers that share a twin store, the second with its steps apart. Each has room for one live stream."""
+def pair(
+    store: Path, hanging_repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[SupervisedServer, SupervisedServer]]:
+    """Start two servers that share a twin store, the second unfused. Each has capacity for one live stream."""
     folder = tmp_path_factory.mktemp("logs")
     with ExitStack() as stack, pytest.MonkeyPatch.context() as environment:
         environment.setenv("INSYNC_CAPACITY_FPS", "25")
         servers = [
-            EmbeddedServer(hanging, twin_store=store, log=folder / f"{k}.log", unfused=bool(k)) for k in range(2)
+            EmbeddedServer(hanging_repository, twin_store=store, log=folder / f"{k}.log", unfused=bool(k))
+            for k in range(2)
         ]
         for server in servers:
             stack.callback(server.stop, drain=False)
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(EmbeddedServer.start, servers))
-        kept = [Kept(server) for server in servers]
-        for one in kept:
+        supervised = [SupervisedServer(server) for server in servers]
+        for one in supervised:
             stack.callback(one.stop)
-        yield kept[0], kept[1]
+        yield supervised[0], supervised[1]
 
 
 @pytest.fixture(scope="module")
-def person(pair: tuple[Kept, Kept], images: list[Image]) -> Twin:
+def person(pair: tuple[SupervisedServer, SupervisedServer], images: list[Image]) -> Twin:
     async def register() -> Twin:
         async with Client(pair[0].server.grpc_url) as client:
             return await client.register(images[::8])
@@ -152,11 +155,11 @@ Run = Callable[..., tuple[list[SyncedFrame], StageClock]]
 @pytest.fixture(scope="module")
 def run(images: list[Image], speech: NDArray[np.float32], person: Twin) -> Run:
     def run(address: str, at: dict[int, Callable[[], None]]) -> tuple[list[SyncedFrame], StageClock]:
-        """A whole stream, with something done after some of its frames."""
+        """Run a whole stream; call the functions of `at` after the frames with these indices."""
 
         async def stream() -> list[SyncedFrame]:
             synced = []
-            async with Client(address, retry_s=PATIENCE_S) as connected:
+            async with Client(address, retry_s=TIMEOUT_S) as connected:
                 async for one in connected.stream(images[:FRAMES], speech, twin=person, in_flight=4, clock=clock):
                     synced.append(one)
                     await asyncio.to_thread(at.get(one.index, lambda: None))
@@ -169,22 +172,24 @@ def run(images: list[Image], speech: NDArray[np.float32], person: Twin) -> Run:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(run: Run, pair: tuple[Kept, Kept]) -> NDArray[np.float32]:
-    """The mouths [FRAMES, 12] of a stream that nothing happens to."""
+def undisturbed(run: Run, pair: tuple[SupervisedServer, SupervisedServer]) -> NDArray[np.float32]:
+    """Return the mouth codes [FRAMES, 12] of an undisturbed stream."""
     mouths = np.stack([one.mouth for one in run(pair[0].server.grpc_url, {})[0]])
-    assert (np.abs(np.diff(mouths, axis=0)).max(axis=1) > SAME_MOUTH).mean() > 0.9  # one is not taken for the next
+    assert (
+        np.abs(np.diff(mouths, axis=0)).max(axis=1) > MOUTH_TOLERANCE
+    ).mean() > 0.9  # so that one frame is not confused with the next
     return mouths
 
 
 def whole(synced: list[SyncedFrame], undisturbed: NDArray[np.float32]) -> bool:
-    """Every frame once, in order, each with its own answer and not its neighbour's."""
+    """Return whether every frame was received once, in order, each with its own response and not another frame's."""
     assert [one.index for one in synced] == list(range(FRAMES))
-    return bool(np.abs(np.stack([one.mouth for one in synced]) - undisturbed).max() < SAME_MOUTH)
+    return bool(np.abs(np.stack([one.mouth for one in synced]) - undisturbed).max() < MOUTH_TOLERANCE)
 
 
-def until(what: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not what():
+def until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not condition():
         assert time.monotonic() < deadline_s
         time.sleep(0.1)
 
@@ -192,39 +197,51 @@ def until(what: Callable[[], bool]) -> None:
 @pytest.mark.parametrize(
     ("profile", "first", "second"), [(0, "lipsync_frame", "lipsync_frame"), (1, "lipsync_mixer", "lipsync_decoder")]
 )
-def test_killed_models_come_back(
-    run: Run, pair: tuple[Kept, Kept], undisturbed: NDArray[np.float32], profile: int, first: str, second: str
+def test_killed_models_are_reloaded(
+    run: Run,
+    pair: tuple[SupervisedServer, SupervisedServer],
+    undisturbed: NDArray[np.float32],
+    profile: int,
+    first: str,
+    second: str,
 ) -> None:
-    kept = pair[profile]
-    before = kept.supervisor.reloaded
-    at = {5: lambda: kept.kill(first), 14: lambda: kept.kill("lipsync_guard", second)}
-    synced, clock = run(kept.server.grpc_url, at)
+    supervised = pair[profile]
+    before = supervised.supervisor.reloaded
+    at = {5: lambda: supervised.kill(first), 14: lambda: supervised.kill("lipsync_guard", second)}
+    synced, clock = run(supervised.server.grpc_url, at)
     assert whole(synced, undisturbed)
     assert clock.resent > 0
-    until(lambda: kept.supervisor.reloaded >= before + 3 or kept.supervisor.restarted > 0)
-    assert any(f"{first} reloaded" in line for line in kept.said)
+    until(lambda: supervised.supervisor.reloaded >= before + 3 or supervised.supervisor.restarted > 0)
+    assert any(f"{first} reloaded" in line for line in supervised.log)
 
 
 @pytest.mark.parametrize(
-    ("profile", "mended"), [(0, "lipsync_frame reloaded"), (1, "lipsync_adaat hung")], ids=["joined", "steps"]
+    ("profile", "message"), [(0, "lipsync_frame reloaded"), (1, "lipsync_adaat hung")], ids=["fused", "unfused"]
 )
 def test_a_model_that_hangs_is_replaced(
-    run: Run, pair: tuple[Kept, Kept], undisturbed: NDArray[np.float32], hang: Path, profile: int, mended: str
+    run: Run,
+    pair: tuple[SupervisedServer, SupervisedServer],
+    undisturbed: NDArray[np.float32],
+    hang: Path,
+    profile: int,
+    message: str,
 ) -> None:
-    """Its process lives, and so does the thread in it that Triton asks. One of several ends itself: no canary tells."""
-    kept = pair[profile]
-    kept.said.clear()
-    for model in kept.server.models:
+    """Its process is alive, and so is the thread that Triton checks. One of several instances ends itself: no canary detects it."""
+    supervised = pair[profile]
+    supervised.log.clear()
+    for model in supervised.server.models:
         if ALL_MODELS[model].backend != "ensemble":
-            kept.server.management().answers(model, PATIENCE_S)
-    synced, clock = run(kept.server.grpc_url, {5: lambda: hang.write_text(str(kept.server.pid))})
+            supervised.server.management().infer(model, TIMEOUT_S)
+    synced, clock = run(supervised.server.grpc_url, {5: lambda: hang.write_text(str(supervised.server.pid))})
     assert whole(synced, undisturbed)
     assert clock.resent > 0
-    until(lambda: any(mended in line for line in kept.said))
+    until(lambda: any(message in line for line in supervised.log))
 
 
-def test_one_server_of_two_is_killed(run: Run, pair: tuple[Kept, Kept], undisturbed: NDArray[np.float32]) -> None:
-    """The other has never seen the twin: it comes from the store that both share. Then the first one is back, and knows it."""
+def test_one_server_of_two_is_killed(
+    run: Run, pair: tuple[SupervisedServer, SupervisedServer], undisturbed: NDArray[np.float32]
+) -> None:
+    """The other loads the twin from the shared store. Then the first one is restarted, and still has the twin."""
     first, second = pair
     restarted = first.supervisor.restarted
 
@@ -239,13 +256,15 @@ def test_one_server_of_two_is_killed(run: Run, pair: tuple[Kept, Kept], undistur
     assert whole(run(first.server.grpc_url, {})[0], undisturbed)
 
 
-def test_one_server_of_two_is_stopped(run: Run, pair: tuple[Kept, Kept], undisturbed: NDArray[np.float32]) -> None:
-    """It unloads its models while it still listens. Then there is only the one that has come back."""
+def test_one_server_of_two_is_stopped(
+    run: Run, pair: tuple[SupervisedServer, SupervisedServer], undisturbed: NDArray[np.float32]
+) -> None:
+    """It unloads its models while it still listens. Then the same is tested with the restarted server alone."""
     first, second = pair
 
-    def terminated(kept: Kept) -> None:
-        assert kept.server.pid is not None
-        os.kill(kept.server.pid, signal.SIGTERM)
+    def terminated(supervised: SupervisedServer) -> None:
+        assert supervised.server.pid is not None
+        os.kill(supervised.server.pid, signal.SIGTERM)
 
     restarted = first.supervisor.restarted
     addresses = f"{first.server.grpc_url},{second.server.grpc_url}"
@@ -258,15 +277,15 @@ def test_one_server_of_two_is_stopped(run: Run, pair: tuple[Kept, Kept], undistu
     assert clock.resent > 0
 
 
-def test_a_probe_tells_a_dead_model_only_by_a_canary(
-    pair: tuple[Kept, Kept], capsys: pytest.CaptureFixture[str]
+def test_a_probe_detects_a_dead_model_only_with_the_canary(
+    pair: tuple[SupervisedServer, SupervisedServer], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept = pair[1]
-    address = kept.server.grpc_url
+    supervised = pair[1]
+    address = supervised.server.grpc_url
     assert main(["probe", "--canary", f"{address},{pair[0].server.grpc_url}"]) == 0
-    with kept.asleep():
-        reloaded = kept.supervisor.reloaded
-        kept.kill("lipsync_face")
+    with supervised.paused():
+        reloaded = supervised.supervisor.reloaded
+        supervised.kill("lipsync_face")
         assert main(["probe", address]) == 0
         capsys.readouterr()
         assert main(["probe", address, "--canary"]) == 1
@@ -274,15 +293,19 @@ def test_a_probe_tells_a_dead_model_only_by_a_canary(
         assert out == ""
         assert "lipsync_face_0_0' is not healthy" in err
         assert len(err.splitlines()) == 1
-    until(lambda: kept.supervisor.reloaded > reloaded)
+    until(lambda: supervised.supervisor.reloaded > reloaded)
     assert main(["probe", address, "--canary"]) == 0
 
 
-def test_a_full_disk_refuses_the_registration_and_nothing_else(
-    run: Run, pair: tuple[Kept, Kept], store: Path, images: list[Image], undisturbed: NDArray[np.float32]
+def test_with_a_full_disk_only_registrations_are_refused(
+    run: Run,
+    pair: tuple[SupervisedServer, SupervisedServer],
+    store: Path,
+    images: list[Image],
+    undisturbed: NDArray[np.float32],
 ) -> None:
     if not os.path.ismount(store.parent):
-        pytest.skip("no file system can be mounted here")
+        pytest.skip("no file system can be mounted")
 
     async def register() -> Twin:
         async with Client(pair[0].server.grpc_url) as client:
@@ -301,8 +324,10 @@ def test_a_full_disk_refuses_the_registration_and_nothing_else(
     assert len(asyncio.run(register())) == 32
 
 
-def test_a_killed_clients_room_goes_to_the_next(pair: tuple[Kept, Kept], images: list[Image], person: Twin) -> None:
-    """Three times the capacity: one live stream gets in, the others are told when to ask again."""
+def test_the_capacity_of_a_killed_client_is_released(
+    pair: tuple[SupervisedServer, SupervisedServer], images: list[Image], person: Twin
+) -> None:
+    """At three times the capacity one live stream is admitted, the others get a time to retry after."""
     address = pair[0].server.grpc_url
     silence = np.zeros(16_000, np.float32)
 
@@ -341,11 +366,11 @@ def test_a_killed_clients_room_goes_to_the_next(pair: tuple[Kept, Kept], images:
         finally:
             client.kill()
 
-    def gets_in() -> bool:
+    def is_admitted() -> bool:
         try:
             return asyncio.run(live(images[:2])) == 2
         except Overloaded:
             time.sleep(0.5)
             return False
 
-    until(gets_in)
+    until(is_admitted)

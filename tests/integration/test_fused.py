@@ -1,4 +1,4 @@
-"""Joined in one process, the steps of a frame give what they give apart."""
+"""The fused pipeline gives the same results as the unfused one."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Image = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
-def both(raw: Raw, raw_steps: Raw, images: list[Image]) -> list[tuple[Raw, NDArray[np.object_]]]:
-    """Joined and apart, with the same person registered in each."""
+def both(raw: Raw, raw_unfused: Raw, images: list[Image]) -> list[tuple[Raw, NDArray[np.object_]]]:
+    """Return clients of the fused and the unfused server, with the same person registered in each."""
     frames = np.array([jpeg(image) for image in images[::6]], np.object_)
     return [
         (profile, np.array([profile("lipsync_twin", FRAMES=frames)["TWIN"].tobytes()], np.object_))
-        for profile in (raw, raw_steps)
+        for profile in (raw, raw_unfused)
     ]
 
 
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 @pytest.mark.parametrize("hinted", [False, True])
-def test_the_same_answers(
+def test_the_same_responses(
     both: list[tuple[Raw, NDArray[np.object_]]],
     images: list[Image],
     audio: NDArray[np.float32],
@@ -41,14 +41,14 @@ def test_the_same_answers(
     given: dict[str, Any] = {"FRAME": octets(jpeg(images[3])), "AUDIO": audio}
     if hinted:
         given["FACE_HINT"] = np.array([400, 100, 900, 600], np.float32)
-    joined, apart = (profile(ensemble, TWIN=twin, **given) for profile, twin in both)
-    assert joined.keys() == apart.keys() == {tensor.name for tensor in MODELS[ensemble].outputs}
-    assert joined["CONFIDENCE"][0] > 0.5
-    for name, value in joined.items():
+    fused, unfused = (profile(ensemble, TWIN=twin, **given) for profile, twin in both)
+    assert fused.keys() == unfused.keys() == {tensor.name for tensor in MODELS[ensemble].outputs}
+    assert fused["CONFIDENCE"][0] > 0.5
+    for name, value in fused.items():
         if name == "SYNCED":  # a file, in which one level of one pixel changes bytes
-            assert abs(len(value) - len(apart[name])) < 0.02 * len(value)
+            assert abs(len(value) - len(unfused[name])) < 0.02 * len(value)
         else:
-            np.testing.assert_allclose(value.astype(float), apart[name].astype(float), rtol=1e-3, atol=1.5)
+            np.testing.assert_allclose(value.astype(float), unfused[name].astype(float), rtol=1e-3, atol=1.5)
 
 
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
@@ -58,18 +58,18 @@ def test_the_same_errors(
     header_only = np.concatenate([photo[:700], np.zeros(3000, np.uint8)])
     unknown = np.array(["0" * 32], np.object_)
     for spoiled in ({"FRAME": header_only}, {"TWIN": unknown}, {"AUDIO": np.full_like(audio, np.nan)}):
-        said = []
+        errors = []
         for profile, twin in both:
             with pytest.raises(triton.InferenceServerException) as caught:
                 profile(ensemble, **{"FRAME": photo, "AUDIO": audio, "TWIN": twin, **spoiled})
-            said.append((caught.value.status(), caught.value.message()))
-        assert said[0] == said[1]
+            errors.append((caught.value.status(), caught.value.message()))
+        assert errors[0] == errors[1]
 
 
 def test_a_batch_in_one_request(
     raw: Raw, photo: NDArray[np.uint8], audio: NDArray[np.float32], twin: NDArray[np.object_]
 ) -> None:
-    """One frame to three sounds; each has its own answer."""
+    """One frame with three sounds; each has its own response."""
     sounds = [audio, 0 * audio, audio[::-1].copy()]
     samples = [raw.inputs("lipsync_patch", {"FRAME": photo, "AUDIO": sound, "TWIN": twin}) for sound in sounds]
     inputs = []
@@ -90,8 +90,8 @@ def test_a_batch_in_one_request(
     assert np.abs(mouths[0] - mouths[1]).max() > 0.05
 
 
-def test_only_the_outputs_that_are_asked_for(raw: Raw, photo: NDArray[np.uint8], audio: NDArray[np.float32]) -> None:
-    """Of a twin that nobody knows: where the face is asks for no twin."""
+def test_only_the_requested_outputs(raw: Raw, photo: NDArray[np.uint8], audio: NDArray[np.float32]) -> None:
+    """The twin is unknown: FACE does not need it."""
     inputs = raw.inputs(
         "lipsync_frame", {"CHECKED_FRAME": photo, "CHECKED_AUDIO": audio, "CHECKED_TWIN": np.zeros(32, np.uint8)}
     )
@@ -103,13 +103,13 @@ def test_only_the_outputs_that_are_asked_for(raw: Raw, photo: NDArray[np.uint8],
 
 
 def test_steps_have_no_processes_of_their_own(server: EmbeddedServer, unfused_server: EmbeddedServer) -> None:
-    joined, apart = (list(processes(one.pid).values()) for one in (server, unfused_server))
-    assert set(joined) == {name for name in server.models if ALL_MODELS[name].backend != "ensemble"}
-    assert set(apart) == {name for name in MODELS if MODELS[name].backend != "ensemble"}
-    assert joined.count("lipsync_guard") == 1  # it counts what is admitted
+    fused, unfused = (list(processes(one.pid).values()) for one in (server, unfused_server))
+    assert set(fused) == {name for name in server.models if ALL_MODELS[name].backend != "ensemble"}
+    assert set(unfused) == {name for name in MODELS if MODELS[name].backend != "ensemble"}
+    assert fused.count("lipsync_guard") == 1  # it counts what is admitted
 
 
-def test_so_many_processes_as_the_environment_says(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_number_of_processes_is_set_by_the_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("three")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("INSYNC_PROCESSES", "3")

@@ -1,4 +1,4 @@
-"""Bad input against the real server: which code, which words, and that nobody else suffers."""
+"""Malformed input to the real server: status code, message, and that other requests are not affected."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def good(photo: NDArray[np.uint8], audio: NDArray[np.float32], twin: NDArray[np.
 
 
 def damaged_png() -> NDArray[np.uint8]:
-    """Header and end are right, the pixels are noise: only decoding finds out."""
+    """Return a PNG with a valid header and end, whose pixels are noise: only decoding detects it."""
     data = bytearray(bytes(cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))[1]))
     data[60:2000] = np.random.default_rng(1).bytes(1940)
     return octets(bytes(data))
@@ -44,32 +44,32 @@ def damaged_png() -> NDArray[np.uint8]:
 
 BAD_FRAMES = {
     "empty": (octets(b""), r"FRAME is empty \(0 bytes\)"),
-    "text": (octets(b"this is not a picture"), "FRAME is neither JPEG nor PNG"),
+    "text": (octets(b"this is not a picture"), "FRAME must be a JPEG or PNG picture"),
     "truncated": (encoded(np.zeros((64, 64, 3), np.uint8))[:-40], "FRAME is truncated"),
     "damaged": (damaged_png(), "FRAME cannot be processed"),
-    "33 MB": (octets(b"\xff\xd8\xff" + bytes(33 * 2**20)), "bytes, allowed are up to 33,554,432"),
+    "33 MB": (octets(b"\xff\xd8\xff" + bytes(33 * 2**20)), "bytes: it must have at most 33,554,432"),
     "20 megapixels": (
         encoded(np.zeros((4000, 5000, 3), np.uint8)),
-        r"5000×4000 \(20\.0 megapixels\), allowed are up to",
+        r"5000×4000 \(20\.0 megapixels\): it must have at most",
     ),
 }
 
 
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 @pytest.mark.parametrize("kind", BAD_FRAMES)
-def test_bad_frames(raw: Any, good: dict[str, Any], ensemble: str, kind: str) -> None:
+def test_malformed_frames(raw: Any, good: dict[str, Any], ensemble: str, kind: str) -> None:
     frame, message = BAD_FRAMES[kind]
     with pytest.raises(triton.InferenceServerException, match=message) as caught:
         raw(ensemble, **{**good, "FRAME": frame})
     assert caught.value.status() == INVALID
-    raw(ensemble, **good)  # the server is none the worse
+    raw(ensemble, **good)  # the server still works
 
 
 @pytest.mark.parametrize("kind", ["33 MB", "20 megapixels"])
-def test_no_way_past_the_guard(raw: Any, raw_steps: Any, good: dict[str, Any], kind: str) -> None:
+def test_the_guard_cannot_be_bypassed(raw: Any, raw_unfused: Any, good: dict[str, Any], kind: str) -> None:
     frame, message = BAD_FRAMES[kind]
     with pytest.raises(triton.InferenceServerException, match=message) as caught:
-        raw_steps("lipsync_preprocess", FRAME=frame, AUDIO=good["AUDIO"])
+        raw_unfused("lipsync_preprocess", FRAME=frame, AUDIO=good["AUDIO"])
     assert caught.value.status() == INVALID
     twin = np.frombuffer(good["TWIN"][0], np.uint8)
     with pytest.raises(triton.InferenceServerException, match=message) as caught:
@@ -81,7 +81,7 @@ def test_no_way_past_the_guard(raw: Any, raw_steps: Any, good: dict[str, Any], k
     ("value", "message"),
     [(np.nan, "AUDIO has 1 samples that are not finite"), (np.inf, "not finite"), (9000.0, "AUDIO reaches 9000")],
 )
-def test_bad_samples(raw: Any, good: dict[str, Any], value: float, message: str) -> None:
+def test_invalid_samples(raw: Any, good: dict[str, Any], value: float, message: str) -> None:
     audio = good["AUDIO"].copy()
     audio[5] = value
     with pytest.raises(triton.InferenceServerException, match=message) as caught:
@@ -97,7 +97,7 @@ def test_audio_of_a_wrong_length(raw: Any, good: dict[str, Any], length: int) ->
 
 
 @pytest.mark.parametrize("twin", ["0" * 32, "nobody", "", "../../etc/passwd", "ü" * 3000])
-def test_twins_that_are_not_there(raw: Any, good: dict[str, Any], twin: str) -> None:
+def test_unknown_twins(raw: Any, good: dict[str, Any], twin: str) -> None:
     with pytest.raises(triton.InferenceServerException, match=r"TWIN .*32 hexadecimal digits") as caught:
         raw("lipsync_patch", **{**good, "TWIN": ids(twin)})
     assert caught.value.status() == MISSING
@@ -105,7 +105,7 @@ def test_twins_that_are_not_there(raw: Any, good: dict[str, Any], twin: str) -> 
 
 @pytest.mark.parametrize("kind", [".jpg", ".png"])
 @pytest.mark.parametrize("content", ["black", "noise"])
-def test_a_frame_without_a_face_passes_through(raw: Any, good: dict[str, Any], kind: str, content: str) -> None:
+def test_a_frame_without_a_face_is_not_changed(raw: Any, good: dict[str, Any], kind: str, content: str) -> None:
     image = np.zeros((360, 480, 3), np.uint8)
     if content == "noise":
         image[:] = np.random.default_rng(3).integers(0, 256, image.shape, np.uint8)
@@ -118,14 +118,14 @@ def test_a_frame_without_a_face_passes_through(raw: Any, good: dict[str, Any], k
 
 
 @pytest.mark.parametrize("hint", [(0, 0, 0, 0), (np.nan,) * 4, (5, 5, 5, 5), (-1e9, -1e9, 1e9, 1e9), (np.inf, 0, 0, 0)])
-def test_absurd_hints_are_as_good_as_none(raw: Any, good: dict[str, Any], hint: tuple[float, ...]) -> None:
+def test_invalid_hints_are_ignored(raw: Any, good: dict[str, Any], hint: tuple[float, ...]) -> None:
     without = raw("lipsync_patch", **good)
     answer = raw("lipsync_patch", **good, FACE_HINT=np.array(hint, np.float32))
     assert answer["CONFIDENCE"] > 0.7
     np.testing.assert_allclose(answer["FACE"], without["FACE"], atol=0.05 * np.ptp(without["FACE"]))
 
 
-def test_the_others_of_a_batch_are_served(raw: Any, good: dict[str, Any]) -> None:
+def test_other_requests_of_a_batch_succeed(raw: Any, good: dict[str, Any]) -> None:
     nan = np.full_like(good["AUDIO"], np.nan)
     requests = [
         good,
@@ -147,12 +147,12 @@ def test_the_others_of_a_batch_are_served(raw: Any, good: dict[str, Any]) -> Non
             assert answer.status() in (INVALID, MISSING)
 
 
-def test_an_affine_that_is_not_finite_fails_alone(raw_steps: Any) -> None:
+def test_an_affine_that_is_not_finite_fails_alone(raw_unfused: Any) -> None:
     reference = np.random.default_rng(0).standard_normal((CHANNELS, FEATURE_HEIGHT, FEATURE_WIDTH)).astype(np.float32)
     affine = np.tile(np.array([1, 0, 0, 0], np.float32), (CHANNELS, 1))
     bad = affine.copy()
     bad[3, 1] = np.nan
-    answers = raw_steps.together(
+    answers = raw_unfused.together(
         "lipsync_adaat", [{"REFERENCE": reference, "AFFINE": bad if k == 2 else affine} for k in range(6)]
     )
     assert "AFFINE holds numbers that are not finite" in answers[2].message()
@@ -166,19 +166,19 @@ def test_an_affine_that_is_not_finite_fails_alone(raw_steps: Any) -> None:
     [
         ([], "FRAMES"),
         ([b""], r"FRAMES\[0\] is empty"),
-        ([b"\xff\xfe binary that is not text \x00\x80"], r"FRAMES\[0\] is neither JPEG nor PNG"),
+        ([b"\xff\xfe binary that is not text \x00\x80"], r"FRAMES\[0\] must be a JPEG or PNG picture"),
         ([bytes(cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))[1])] * 2, "no face in any of its 2 frames"),
-        ([b"x"] * 301, "holds 301 frames, allowed are 1 to 300"),
+        ([b"x"] * 301, "holds 301 frames, must hold 1 to 300"),
     ],
     ids=["none", "empty", "binary", "black", "too many"],
 )
-def test_registrations_that_cannot_be(raw: Any, frames: list[bytes], message: str) -> None:
+def test_invalid_registrations(raw: Any, frames: list[bytes], message: str) -> None:
     with pytest.raises(triton.InferenceServerException, match=message) as caught:
         raw("lipsync_twin", FRAMES=np.array(frames, np.object_))
     assert caught.value.status() == INVALID
 
 
-def test_a_removed_twin_is_forgotten(raw: Any, server: Any, good: dict[str, Any], images: Any) -> None:
+def test_a_removed_twin_is_deleted(raw: Any, server: Any, good: dict[str, Any], images: Any) -> None:
     from insync.ensemble.models.twin_store import TwinStore
 
     answer = raw("lipsync_twin", FRAMES=np.array([bytes(good["FRAME"])], np.object_))
@@ -190,8 +190,8 @@ def test_a_removed_twin_is_forgotten(raw: Any, server: Any, good: dict[str, Any]
     assert caught.value.status() == MISSING
 
 
-def test_the_patch_is_one(raw: Any, good: dict[str, Any]) -> None:
-    """What good input gives, so that the tests above are not all about a server that refuses everything."""
+def test_a_well_formed_request(raw: Any, good: dict[str, Any]) -> None:
+    """Otherwise the tests above would also pass with a server that refuses everything."""
     answer = raw("lipsync_patch", **good)
     assert answer["PATCH"].shape == (CROP_SIZE, CROP_SIZE, 4)
     assert answer["PATCH"].dtype == np.uint8

@@ -23,7 +23,7 @@ def run(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     return code, json.loads((folder / "report.json").read_text())
 
 
-def test_capacity_of_a_server_elsewhere(server: EmbeddedServer, tmp_path: Path) -> None:
+def test_capacity_of_a_running_server(server: EmbeddedServer, tmp_path: Path) -> None:
     code, report = run(
         tmp_path,
         *("--host", server.grpc_url, "--metrics", server.metrics_url),
@@ -32,15 +32,15 @@ def test_capacity_of_a_server_elsewhere(server: EmbeddedServer, tmp_path: Path) 
     assert (code, report["ended"]) == (0, "complete")
     (search,) = report["searches"]
     assert {step["streams"] for step in search["steps"]} == {1}
-    assert search["capacity"] == search["steps"][-1]["held"]  # which a busy machine may deny to even one stream
+    assert search["capacity"] == search["steps"][-1]["held"]  # a busy machine may not hold even one stream
     assert report["summary"]["frames"] > 0
     assert report["models"]["lipsync_frame"]["batch"] >= 1
     assert report["usage"]["clients_cores"] > 0
     assert report["summary"]["disordered"] == report["summary"]["errors"] == 0, report["errors"]
 
 
-def test_who_finds_no_room_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two live users on a server that has room for one of them; late frames would be left out."""
+def test_refused_users_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two live users on a server with capacity for one of them; late frames would be skipped."""
     monkeypatch.setenv("INSYNC_CAPACITY_FPS", "5")
     code, report = run(tmp_path, "--users", "live=2", "--run-time", "12s", "--late", "skip")
     summary = report["summary"]
@@ -52,7 +52,7 @@ def test_who_finds_no_room_is_counted(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_short_soak(tmp_path: Path) -> None:
-    """Clients come and go on a server of the run's own. Memory has an hour's run of its own to be judged by."""
+    """Clients connect and disconnect on a server of the run's own. Growth of memory is measured by a run of an hour."""
     code, report = run(
         tmp_path,
         *("--soak", "0.5", "--users", "live=1,dub=1,twin=1", "--in-flight", "2", "--job-frames", "5"),
@@ -64,7 +64,7 @@ def test_short_soak(tmp_path: Path) -> None:
     assert summary["jobs"] > 0
     assert summary["registrations"] >= 3
     assert summary["disordered"] == summary["lost"] == 0
-    # Half a minute is too short for memory to settle. What is counted comes and goes with three users, and no further.
+    # Half a minute is too short for memory to settle. Countable series vary with three users, and no further.
     growth = {one["name"]: one["after"] - one["before"] for one in report["growth"]}
     assert growth["shared memory regions"] <= 0, report["growth"]
     assert growth["server and models, processes"] <= 0, report["growth"]

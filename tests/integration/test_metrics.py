@@ -1,4 +1,4 @@
-"""What the server's metrics page says of InSync's own."""
+"""InSync's own metrics on the server's metrics page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README's Python code, run as it stands there against a real server."""
+"""README's Python code, run against a real server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from insync.ensemble.server.embedded import EmbeddedServer
 pytestmark = pytest.mark.triton
 
 
-def test_readme_code_speaks(server: EmbeddedServer, root: Path, sample_clip: Path, sample_speech: Path) -> None:
+def test_readme_code_runs(server: EmbeddedServer, root: Path, sample_clip: Path, sample_speech: Path) -> None:
     (code,) = re.findall(r"^```python\n(.*?)^```$", (root / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     names: dict[str, object] = {}
     exec(compile(code.replace("127.0.0.1:8001", server.grpc_url), "README.md", "exec"), names)
@@ -37,5 +37,5 @@ def test_readme_code_speaks(server: EmbeddedServer, root: Path, sample_clip: Pat
         assert after.shape == before.shape
         assert after.dtype == np.uint8
         changed = (before != after).any(axis=2)
-        assert 0.001 < changed.mean() < 0.25  # the mouth, and nothing but the mouth
+        assert 0.001 < changed.mean() < 0.25  # only the mouth
         assert not changed[: before.shape[0] // 3].any()

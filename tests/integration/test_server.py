@@ -1,4 +1,4 @@
-"""The embedded server as a process: what it starts, what it says when it cannot, and what it leaves behind."""
+"""The embedded server as a process: its start, its error messages, and that it leaves nothing when it ends."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 def shared(leader: int) -> set[str]:
-    """Shared memory of one server; others may run on this machine at the same time."""
+    """Return the shared memory regions of one server; others may run on this machine at the same time."""
     (option,) = [part for part in psutil.Process(leader).cmdline() if "shm-region-prefix-name" in part]
     return regions(option.partition("prefix-name=")[2])
 
 
 def regions(prefix: str) -> set[str]:
-    """Names of shared memory that begin so."""
+    """Return the names of shared memory regions with this prefix."""
     assert prefix.startswith("insync_")
     return {path.name for path in SHARED_MEMORY.glob(f"{prefix}*")}
 
 
 def group(leader: int) -> list[psutil.Process]:
-    """Processes of a session, without those that only wait to be reaped."""
+    """Return the processes of a session, without zombies."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -52,7 +52,7 @@ def group(leader: int) -> list[psutil.Process]:
 
 
 def copied_repository(folder: Path) -> Path:
-    """The repository with links for its files, so that a test may break it."""
+    """Copy the repository with hard links, so that a test can remove files."""
     repository = folder / "repository"
     shutil.copytree(
         default_repository(),
@@ -76,25 +76,27 @@ def test_every_model_is_ready_and_listens_on_loopback(server: EmbeddedServer, ra
 
 
 @pytest.mark.parametrize("profile", ["server", "unfused_server"])
-def test_the_server_tells_what_the_specification_says(profile: str, request: pytest.FixtureRequest) -> None:
+def test_the_servers_metadata_agrees_with_the_specification(profile: str, request: pytest.FixtureRequest) -> None:
     serving = request.getfixturevalue(profile)
     with triton.InferenceServerClient(serving.grpc_url) as client:
         answers = {name: client.get_model_metadata(name) for name in serving.models}
-    for name, told in answers.items():
+    for name, metadata in answers.items():
         model = ALL_MODELS[name]
         batch = [-1] if model.max_batch_size else []
         kinds = {"STRING": "BYTES"}
         for kind in ("inputs", "outputs"):
             expected = [(t.name, kinds.get(t.dtype, t.dtype), [*batch, *t.shape]) for t in getattr(model, kind)]
-            assert sorted((t.name, t.datatype, list(t.shape)) for t in getattr(told, kind)) == sorted(expected), name
+            assert sorted((t.name, t.datatype, list(t.shape)) for t in getattr(metadata, kind)) == sorted(expected), (
+                name
+            )
 
 
-def test_numpy_is_one_that_the_backend_can_read() -> None:
+def test_numpy_has_a_version_that_the_backend_can_read() -> None:
     """With numpy 2, Triton 2.51's Python backend silently reads wrong inputs."""
     assert int(np.__version__.split(".")[0]) < 2
 
 
-def test_a_server_that_dies_is_noticed_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_server_that_dies_is_detected_and_leaves_nothing(tmp_path: Path) -> None:
     server = EmbeddedServer(twin_store=tmp_path / "twins")
     server.start()
     try:
@@ -117,11 +119,11 @@ def test_a_server_that_dies_is_noticed_and_leaves_nothing(tmp_path: Path) -> Non
     assert log is not None
     assert not log.parent.exists()
     assert list((tmp_path / "twins").iterdir()) == []  # the canary's twin is gone
-    server.stop()  # again, for nothing
+    server.stop()  # again, without effect
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_serve_stops_cleanly_on(number: signal.Signals, tmp_path: Path) -> None:
+def test_serve_stops_cleanly_on_a_signal(number: signal.Signals, tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from insync.ensemble.server.serve import serve; "
     code += f"sys.exit(serve(twin_store=Path({str(tmp_path)!r}), grpc_port=0, http_port=0, metrics_port=0))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -167,7 +169,7 @@ def test_a_server_does_not_outlive_an_owner_that_is_killed(tmp_path: Path) -> No
 
 
 def serve_fails(*arguments: str, prelude: str = "") -> str:
-    """Runs `serve` in a process of its own; returns the one line that it fails with."""
+    """Run `serve` in a process of its own; return the one line of its error."""
     code = f"import sys; from pathlib import Path; {prelude}\nfrom insync.ensemble.server.serve import serve\n"
     code += f"sys.exit(serve({', '.join(arguments)}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -183,35 +185,35 @@ def test_a_taken_port_is_named() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen(1)
         port = taken.getsockname()[1]
-        with pytest.raises(ServerError, match=f"gRPC port {port} on 127.0.0.1 is taken"):
+        with pytest.raises(ServerError, match=f"gRPC port {port} on 127.0.0.1 is in use"):
             EmbeddedServer(grpc_port=port)
-        assert f"HTTP port {port} on 127.0.0.1 is taken" in serve_fails("grpc_port=0", f"http_port={port}")
+        assert f"HTTP port {port} on 127.0.0.1 is in use" in serve_fails("grpc_port=0", f"http_port={port}")
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
-def test_what_is_no_port_is_refused(port: int) -> None:
-    with pytest.raises(ServerError, match="port"):
+def test_invalid_ports_are_refused(port: int) -> None:
+    with pytest.raises(ServerError, match=f"gRPC port must be from 1 to 65535, got {port}"):
         EmbeddedServer(grpc_port=port)
 
 
 @pytest.mark.parametrize("module", ["pytriton", "numba", "onnxruntime"])
-def test_a_missing_extra_says_what_to_install(module: str) -> None:
+def test_the_error_of_a_missing_extra_names_it(module: str) -> None:
     if module == "pytriton" and (shutil.which("tritonserver") or Path("/opt/tritonserver").exists()):
         pytest.skip("a system server would take over")
     line = serve_fails("grpc_port=0", "http_port=0", "metrics_port=0", prelude=f"sys.modules[{module!r}] = None")
     assert "pip install 'insync[serve]'" in line
 
 
-def test_a_folder_that_is_no_repository(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_repository(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="is not InSync's model repository"):
         EmbeddedServer(tmp_path, twin_store=tmp_path / "twins").start()
 
 
-@pytest.mark.parametrize("separate", [False, True])
-def test_a_broken_model_is_named_and_nothing_is_left(separate: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("unfused", [False, True])
+def test_a_broken_model_is_named_and_nothing_is_left(unfused: bool, tmp_path: Path) -> None:
     repository = copied_repository(tmp_path)
     (repository / "lipsync_mixer" / "1" / "model.onnx").unlink()
-    server = EmbeddedServer(repository, twin_store=tmp_path / "twins", unfused=separate)
+    server = EmbeddedServer(repository, twin_store=tmp_path / "twins", unfused=unfused)
     with pytest.raises(ServerError, match=r"(?s)^the server did not start: .*lipsync_mixer: .*model\.onnx") as caught:
         server.start()
     assert "\n" not in str(caught.value)
@@ -219,7 +221,7 @@ def test_a_broken_model_is_named_and_nothing_is_left(separate: bool, tmp_path: P
     assert regions(server.shared_memory_prefix) == set()
 
 
-def test_a_start_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+def test_a_start_that_takes_too_long_is_aborted(tmp_path: Path) -> None:
     server = EmbeddedServer(twin_store=tmp_path / "twins", start_timeout_s=0.3)
     with pytest.raises(ServerError, match=r"not ready after 0\.3 s"):
         server.start()
@@ -228,11 +230,11 @@ def test_a_start_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
 
 
 def test_a_twin_store_that_cannot_be_written(tmp_path: Path) -> None:
-    from insync.ensemble.server.canary import answers_frames
+    from insync.ensemble.server.canary import send_canary
 
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ServerError, match=r"twins: the twin store cannot be written"):
-        answers_frames("127.0.0.1:1", tmp_path / "file" / "twins", 1.0)
+        send_canary("127.0.0.1:1", tmp_path / "file" / "twins", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -244,12 +246,12 @@ def test_a_twin_store_that_cannot_be_written(tmp_path: Path) -> None:
         ("E1122 14:31:25.25 1 x.cc:6] \"failed to load 'a_b' version 1: Internal: no file\"", "a_b: Internal: no file"),
     ],
 )
-def test_the_log_is_read_for_its_reason(log: str, reason: str) -> None:
+def test_the_reason_is_found_in_the_log(log: str, reason: str) -> None:
     assert failure_reason(log).startswith(reason)
 
 
-def test_regions_of_shared_memory_hardly_have_to_grow(server: EmbeddedServer) -> None:
-    """Triton keeps what they outgrow mapped: in steps of its own 1 MiB, this would fill its memory for long."""
+def test_regions_of_shared_memory_are_large_from_the_start(server: EmbeddedServer) -> None:
+    """Triton keeps the old mapping of a region that grows: in its default steps of 1 MiB, this would use much memory."""
     if shutil.disk_usage(SHARED_MEMORY).free < 2**30:
         pytest.skip("/dev/shm is small: regions have Triton's own size")
     sizes = [(SHARED_MEMORY / name).stat().st_size for name in regions(server.shared_memory_prefix)]

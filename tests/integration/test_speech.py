@@ -32,7 +32,7 @@ def basis(repository: Path) -> MouthBasis:
 
 @pytest.fixture(scope="module")
 def speak(server: EmbeddedServer, sample_clip: Path) -> Any:
-    """Dubs the sample's first frames; gives the predicted mouth codes [N, 12] and the results, a quarter of the size."""
+    """Return a function that dubs the sample's first frames; it returns the predicted mouth codes [N, 12] and the results at a quarter of the size."""
     with av.open(str(sample_clip)) as clip:
         frames = [frame.to_ndarray(format="rgb24") for frame in itertools.islice(clip.decode(video=0), FRAMES)]
 
@@ -53,7 +53,7 @@ def speech(root: Path) -> Floats:
     return np.concatenate(list(AudioFile(root / "samples" / "speech.wav").speech()))
 
 
-def test_the_mouth_follows_the_speech_and_rests_in_silence(speak: Any, speech: Floats, basis: MouthBasis) -> None:
+def test_the_mouth_moves_with_the_speech_and_rests_in_silence(speak: Any, speech: Floats, basis: MouthBasis) -> None:
     codes, pictures = speak(speech)
     resting, still = speak(np.zeros_like(speech))
     assert len(codes) == len(resting) == FRAMES
@@ -61,10 +61,10 @@ def test_the_mouth_follows_the_speech_and_rests_in_silence(speak: Any, speech: F
     assert aperture.std() > 0.01  # distances of the outer eye corners
     assert at_rest.std() < 0.1 * aperture.std()
     assert abs(float(at_rest.mean())) < 0.03
-    # The further a mouth is to move from its rest, the more the picture differs from that of the mouth at rest.
-    asked = np.abs((codes - resting) * basis.deviation).sum(1)
+    # The further the predicted mouth is from rest, the more the picture differs from that of the mouth at rest.
+    predicted = np.abs((codes - resting) * basis.deviation).sum(1)
     shown = np.abs(pictures - still).mean((1, 2, 3))
-    assert np.corrcoef(asked, shown)[0, 1] > 0.5
+    assert np.corrcoef(predicted, shown)[0, 1] > 0.5
 
     other, _ = speak(np.ascontiguousarray(speech[::-1]))
     assert abs(np.corrcoef(other @ basis.aperture_row, aperture)[0, 1]) < 0.6

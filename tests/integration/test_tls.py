@@ -1,4 +1,4 @@
-"""TLS end to end: who gets in, who does not, and that each is told why."""
+"""TLS end to end: which clients are accepted, which are refused, and with which message."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def pair(ca: Authority) -> Pair:
 
 
 @pytest.fixture(scope="module")
-def person(ca: Authority) -> Pair:
+def trusted(ca: Authority) -> Pair:
     return ca.sign("client")
 
 
 @pytest.fixture(scope="module")
-def stranger(folder: Path) -> Pair:
-    return authority(folder, "theirs").sign("stranger", ("127.0.0.1",))
+def untrusted(folder: Path) -> Pair:
+    return authority(folder, "theirs").sign("untrusted", ("127.0.0.1",))
 
 
 def started(server: EmbeddedServer) -> Iterator[EmbeddedServer]:
@@ -78,7 +78,7 @@ async def connect(server: EmbeddedServer, tls: TlsOptions | None) -> None:
 
 
 def refused(server: EmbeddedServer, tls: TlsOptions | None) -> str:
-    """What the client is told."""
+    """Return the error of a refused client."""
     with pytest.raises(ServerUnavailable) as caught:
         asyncio.run(connect(server, tls))
     assert not caught.value.retryable
@@ -94,7 +94,7 @@ def test_a_stream_through_tls(one_way: EmbeddedServer, ca: Authority, images: li
     assert asyncio.run(run()) == [True] * 3
 
 
-def test_only_grpc_leaves_loopback(one_way: EmbeddedServer) -> None:
+def test_only_grpc_listens_beyond_loopback(one_way: EmbeddedServer) -> None:
     assert one_way.pid is not None
     listening = {
         connection.laddr.port: connection.laddr.ip.removeprefix("::ffff:")
@@ -106,8 +106,8 @@ def test_only_grpc_leaves_loopback(one_way: EmbeddedServer) -> None:
     assert listening[ports[one_way.http_url]] == listening[ports[one_way.metrics_url]] == "127.0.0.1"
 
 
-def test_those_who_do_not_get_in_are_told_why(one_way: EmbeddedServer, ca: Authority, stranger: Pair) -> None:
-    assert "certificate cannot be verified with" in refused(one_way, TlsOptions(ca=stranger.cert))
+def test_refused_clients_get_the_reason(one_way: EmbeddedServer, ca: Authority, untrusted: Pair) -> None:
+    assert "certificate cannot be verified with" in refused(one_way, TlsOptions(ca=untrusted.cert))
     assert "certificate cannot be verified with this machine's CA certificates" in refused(one_way, TlsOptions())
     assert "speaks TLS, and this client does not" in refused(one_way, None)
     named = refused(one_way, TlsOptions(ca=ca.cert, server_name="elsewhere.test"))
@@ -115,12 +115,12 @@ def test_those_who_do_not_get_in_are_told_why(one_way: EmbeddedServer, ca: Autho
     asyncio.run(connect(one_way, TlsOptions(ca=ca.cert, server_name="insync.test")))
 
 
-def test_mutual_tls(mutual: EmbeddedServer, ca: Authority, person: Pair, stranger: Pair) -> None:
-    asyncio.run(connect(mutual, TlsOptions(ca.cert, person.cert, person.key)))
+def test_mutual_tls(mutual: EmbeddedServer, ca: Authority, trusted: Pair, untrusted: Pair) -> None:
+    asyncio.run(connect(mutual, TlsOptions(ca.cert, trusted.cert, trusted.key)))
     assert "only clients with a certificate" in refused(mutual, TlsOptions(ca.cert))
-    assert "refuses this client's certificate" in refused(mutual, TlsOptions(ca.cert, stranger.cert, stranger.key))
+    assert "refuses this client's certificate" in refused(mutual, TlsOptions(ca.cert, untrusted.cert, untrusted.key))
     mutual.probe(30)
-    assert mutual.management().counts()["lipsync"].well > 0  # what a supervisor asks, over loopback
+    assert mutual.management().counts()["lipsync"].succeeded > 0  # the supervisor's request, over loopback
 
 
 def test_tls_to_a_server_without(server: EmbeddedServer, ca: Authority) -> None:
@@ -130,7 +130,7 @@ def test_tls_to_a_server_without(server: EmbeddedServer, ca: Authority) -> None:
 def test_the_command_line(
     mutual: EmbeddedServer,
     ca: Authority,
-    person: Pair,
+    trusted: Pair,
     sample_speech: Path,
     images: list[NDArray[Any]],
     tmp_path: Path,
@@ -141,30 +141,30 @@ def test_the_command_line(
     photo, out = tmp_path / "photo.jpg", tmp_path / "out.mp4"
     photo.write_bytes(encode_jpeg(images[0], 90))
     common = ["twin", "create", str(photo), "--server", mutual.grpc_url, "--tls-ca", str(ca.cert)]
-    assert main([*common, "--tls-cert", str(person.cert), "--tls-key", str(person.key)]) == 0
+    assert main([*common, "--tls-cert", str(trusted.cert), "--tls-key", str(trusted.key)]) == 0
     assert len(capsys.readouterr().out.strip()) == 32
     assert main(["dub", str(photo), str(sample_speech), "-o", str(out), "-q", *common[3:]]) == 1
     assert "name yours with --tls-cert and --tls-key" in capsys.readouterr().err
-    assert main(["probe", *common[4:], "--tls-cert", str(person.cert), "--tls-key", str(person.key), "--canary"]) == 0
+    assert main(["probe", *common[4:], "--tls-cert", str(trusted.cert), "--tls-key", str(trusted.key), "--canary"]) == 0
     assert main(["probe", *common[4:]]) == 1
     assert main(["twin", "create", str(photo), "--tls-ca", str(ca.cert)]) == 1
     assert "TLS options need --server" in capsys.readouterr().err
 
 
 def test_a_load_test(
-    mutual: EmbeddedServer, ca: Authority, person: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mutual: EmbeddedServer, ca: Authority, trusted: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def load(*tls: str) -> int:
         users = ["--users", "live=1", "--fps", "2", "--height", "180", "--deadline", "60000", "--run-time", "12s"]
         return main(["loadtest", "-q", "--host", mutual.grpc_url, *users, *tls, "-o", str(tmp_path)])
 
-    assert load("--tls-ca", str(ca.cert), "--tls-cert", str(person.cert), "--tls-key", str(person.key)) == 0
+    assert load("--tls-ca", str(ca.cert), "--tls-cert", str(trusted.cert), "--tls-key", str(trusted.key)) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["summary"]["frames"] > 0
     assert not report["errors"]
     assert report["server"] == f"{mutual.grpc_url}, over TLS"
     assert "tls" not in report["users"]
-    assert load() == 0  # which counts errors, and goes on
+    assert load() == 0  # it counts errors, and continues
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["summary"]["frames"] == 0
     assert any("the server speaks TLS" in error for error in report["errors"])
@@ -175,24 +175,24 @@ def test_a_load_test(
     assert "TLS options need --host" in capsys.readouterr().err
 
 
-def test_files_that_are_no_certificates(pair: Pair, person: Pair, tmp_path: Path) -> None:
+def test_invalid_certificate_files(pair: Pair, trusted: Pair, tmp_path: Path) -> None:
     text = tmp_path / "text.pem"
     text.write_text("no certificate")
-    for tls, said in (
+    for tls, message in (
         (ServerTls(tmp_path / "none.pem", pair.key), r"there is no file .*none\.pem"),
         (ServerTls(text, pair.key), "not a PEM certificate and its unencrypted key"),
-        (ServerTls(pair.cert, person.key), "not a PEM certificate and its unencrypted key"),
+        (ServerTls(pair.cert, trusted.key), "not a PEM certificate and its unencrypted key"),
         (ServerTls(pair.cert, pair.key, text), "holds no PEM certificates"),
     ):
-        with pytest.raises(ServerError, match=said):
+        with pytest.raises(ServerError, match=message):
             EmbeddedServer(twin_store=tmp_path, tls=tls)
     wrong: tuple[tuple[TlsOptions, str], ...] = (
         (TlsOptions(tmp_path / "none.pem"), "there is no file"),
         (TlsOptions(text), "holds no PEM certificates"),
-        (TlsOptions(pair.cert, person.cert), "one of them is missing"),
-        (TlsOptions(pair.cert, person.cert, pair.key), "not a PEM certificate and its unencrypted key"),
+        (TlsOptions(pair.cert, trusted.cert), "one of them is missing"),
+        (TlsOptions(pair.cert, trusted.cert, pair.key), "not a PEM certificate and its unencrypted key"),
     )
-    for options, said in wrong:
-        with pytest.raises(BadInput, match=said):
+    for options, message in wrong:
+        with pytest.raises(BadInput, match=message):
             Client("127.0.0.1:1", tls=options)
     assert issubclass(BadInput, InsyncError)

@@ -1,4 +1,4 @@
-"""Certificates for tests: authorities that live for a day, and what they sign."""
+"""Certificates for tests: certificate authorities that are valid for a day, and certificates that they sign."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Authority:
-    """A CA that can sign."""
+    """A certificate authority with its key."""
 
     cert: Path
     _certificate: x509.Certificate
     _key: ec.EllipticCurvePrivateKey
 
     def sign(self, name: str, addresses: tuple[str, ...] = (), names: tuple[str, ...] = ()) -> Pair:
-        """A certificate for some addresses and host names, in files beside the CA's."""
+        """Sign a certificate for these addresses and host names, and write it beside the CA's."""
         key = ec.generate_private_key(ec.SECP256R1())
         others: list[x509.GeneralName] = [x509.IPAddress(ipaddress.ip_address(a)) for a in addresses]
         others += [x509.DNSName(n) for n in names]
@@ -42,7 +42,7 @@ class Authority:
 
 
 def authority(folder: Path, name: str) -> Authority:
-    """A new CA, its certificate in `folder`."""
+    """Create a CA, with its certificate in `folder`."""
     key = ec.generate_private_key(ec.SECP256R1())
     builder = _builder(name, key).issuer_name(_subject(name))
     signed = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(

@@ -1,4 +1,4 @@
-"""A real gRPC server on this machine, which speaks Triton's protocol and finds a bright square as face."""
+"""A gRPC server on this machine with Triton's protocol, which takes a bright square for a face."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TWIN = "0123456789abcdef" * 2
 
 
 class Speaker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Answers as the ensembles do. The mouth code's first number is the mean of the audio window."""
+    """Responses like those of the ensembles. The first value of the mouth code is the mean of the audio window."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -120,7 +120,7 @@ def serving(speaker: Speaker) -> Iterator[tuple[str, grpc.Server]]:
 
 
 def scene(x: int, y: int = 120, side: int = 90, size: tuple[int, int] = (640, 360)) -> np.ndarray[Any, Any]:
-    """A dark frame with a bright square face; side 0: none."""
+    """Return a dark frame with a bright square as face; side 0: no face."""
     rng = np.random.default_rng(0)
     image = rng.integers(20, 60, (size[1], size[0], 3), np.uint8)
     image[y : y + side, x : x + side] = 240

@@ -1,8 +1,8 @@
-"""What runs in the container image: `python3 -m insync.ensemble.container serve` (or `plans`, for a job that only builds).
+"""The entry point of the container image: `python3 -m insync.ensemble.container serve` (or `plans`, to only build plans).
 
-TensorRT plans fit one TensorRT, one kind of GPU and one set of graphs. So they are not part of the image: the first container
-that needs them builds them, and every later one with the same three finds them in a folder that outlives containers. Then
-`tritonserver` takes this process's place, so that signals reach it and its exit code is the container's.
+TensorRT plans work with one TensorRT version, one GPU model and one set of graphs, so they are not part of the image. The
+first container that needs them builds them into a persistent folder, where later containers with the same three find them.
+Then `tritonserver` replaces this process, so that it receives signals and its exit code is the container's.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from insync.ensemble.repository.locate import default_repository
 from insync.ensemble.repository.tensorrt_plans import GRAPHS, MANIFEST, PLAN
 
 CONFIGS = ("h100", "onnx_gpu", "default")
-# What the server is told in every home of the container; after these come the caller's own.
+# The server's options in every deployment profile of the container; the caller's options come after them.
 _ARGUMENTS = (
-    "--disable-auto-complete-config",  # our configs are whole, and completing starts every Python model twice
+    "--disable-auto-complete-config",  # our configs are complete; auto-complete starts every Python model twice
     "--strict-readiness=true",  # not ready before every model is
-    "--metrics-config=summary_latencies=true",  # p99, which no counter can tell
-    "--exit-timeout-secs=30",  # for the frames under way when a container is stopped
+    "--metrics-config=summary_latencies=true",  # p99, which counters cannot give
+    "--exit-timeout-secs=30",  # for the requests in flight when a container is stopped
 )
 
 Builder = Callable[[Path], None]
@@ -40,11 +40,11 @@ Builder = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Target:
-    """What plans are built for.
+    """The GPU and TensorRT version that plans are built for.
 
     Attributes:
-        gpu: its name, as in "NVIDIA H100 80GB HBM3".
-        tensorrt: version of the library that loads them.
+        gpu: name of the GPU, as in "NVIDIA H100 80GB HBM3".
+        tensorrt: version of the library that loads the plans.
     """
 
     gpu: str
@@ -52,19 +52,19 @@ class Target:
 
 
 def find_target() -> Target:
-    """The GPU and the TensorRT of this container.
+    """Find the GPU and the TensorRT version of this container.
 
     Raises:
-        ServerError: one of them is not there.
+        ServerError: one of them is missing.
     """
     gpu = find_gpu()
     if gpu is None:
-        raise ServerError("no GPU is visible here: start the container with --gpus, or serve with --config default")
+        raise ServerError("the container sees no GPU: start it with --gpus, or serve with --config default")
     return Target(gpu.name, library_version())
 
 
 def plan_folder(repository: Path, cache: Path, target: Target) -> Path:
-    """Where the plans for a repository's graphs lie: another GPU, TensorRT, graph or batch limit is another folder."""
+    """Return the folder of plans for a repository's graphs: it depends on the GPU, TensorRT, graphs and batch limits."""
     digest = hashlib.sha256()
     for name in GRAPHS:
         for file in ("1/model.onnx", "configs/h100.pbtxt"):
@@ -74,18 +74,18 @@ def plan_folder(repository: Path, cache: Path, target: Target) -> Path:
 
 
 def cached_plans(repository: Path, cache: Path, target: Target, build: Builder) -> Path:
-    """The folder of plans for a repository's graphs; they are built where they are missing.
+    """Return the folder of plans for a repository's graphs; build them if they are missing.
 
-    Containers that start together on one cache build once: the others wait for the first.
+    If several containers start at once on one cache, one of them builds and the others wait.
 
     Args:
         repository: the model repository; nothing is written into it.
-        cache: folder that outlives containers.
-        target: what the plans are for.
-        build: writes every graph's plan and the manifest into the copy of the repository that it is given.
+        cache: folder that persists across containers.
+        target: the GPU and TensorRT version that the plans are for.
+        build: writes every graph's plan and the manifest into a copy of the repository, which it is passed.
 
     Returns:
-        A folder laid out as the repository, with the plans and their manifest alone.
+        A folder with the repository's layout that has only the plans and their manifest.
 
     Raises:
         ServerError: the cache cannot be written, or a plan was not built.
@@ -106,7 +106,7 @@ def cached_plans(repository: Path, cache: Path, target: Target, build: Builder) 
 
 def _build(repository: Path, folder: Path, build: Builder) -> None:
     prefix = f".building-{folder.name}-"
-    for left in folder.parent.glob(f"{prefix}*"):  # of a container that was killed: whoever builds holds the lock
+    for left in folder.parent.glob(f"{prefix}*"):  # left by a killed container: a running build would hold the lock
         shutil.rmtree(left, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
     try:
@@ -115,30 +115,30 @@ def _build(repository: Path, folder: Path, build: Builder) -> None:
         build(copy)
         for file in (*(f"{name}/1/{PLAN}" for name in GRAPHS), MANIFEST):
             if not (copy / file).is_file():
-                raise ServerError(f"the build left no {file}")
+                raise ServerError(f"the build wrote no {file}")
             (plans / file).parent.mkdir(parents=True, exist_ok=True)
             (copy / file).replace(plans / file)
-        shutil.rmtree(folder, ignore_errors=True)  # of a set that was never finished
-        plans.rename(folder)  # at once: who looks meanwhile sees nothing or all of it
+        shutil.rmtree(folder, ignore_errors=True)  # an incomplete set
+        plans.rename(folder)  # atomic: other containers see nothing or the complete set
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def build_with_tensorrt(repository: Path) -> None:
-    """Runs `insync export tensorrt` in a process of its own, whose GPU memory is free again before the server starts.
+    """Run `insync export tensorrt` in a separate process, whose GPU memory is freed before the server starts.
 
     Raises:
-        ServerError: it failed; its own lines have said why.
+        ServerError: it failed; its own output explains why.
     """
     command = [sys.executable, "-m", "insync.cli", "export", "--repository", str(repository), "tensorrt"]
     if subprocess.run(command, check=False).returncode:
-        raise ServerError("insync export tensorrt has failed")
+        raise ServerError("insync export tensorrt failed, see its messages above")
 
 
 def served_repository(repository: Path, served: Path, plans: Path | None) -> None:
-    """Lays out what the server loads: a copy of the repository, with plans where there are any.
+    """Create the repository that the server loads: a copy of the image's, with the plans if there are any.
 
-    The image's own repository may be read-only, and plans come and go with the GPU.
+    A copy, because the image's repository may be read-only and the plans depend on the GPU.
     """
     shutil.rmtree(served, ignore_errors=True)
     shutil.copytree(repository, served, ignore=shutil.ignore_patterns("__pycache__"))
@@ -147,19 +147,19 @@ def served_repository(repository: Path, served: Path, plans: Path | None) -> Non
 
 
 def command(served: Path, config: str, more: Sequence[str] = ()) -> list[str]:
-    """The server's command line.
+    """Return the server's command line.
 
     Args:
-        served: the repository that it loads.
-        config: which set of configs, one of `CONFIGS`.
-        more: arguments of the caller's, which win over ours.
+        served: the repository to load.
+        config: the set of configs, one of `CONFIGS`.
+        more: the caller's arguments, which override ours.
     """
     chosen = [] if config == "default" else [f"--model-config-name={config}"]
     return ["tritonserver", f"--model-repository={served}", *chosen, *_ARGUMENTS, *more]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code, or never returns where the server takes its place."""
+    """Run the command; return its exit code, or do not return if the server replaces this process."""
     options = _parser().parse_args(argv)
     try:
         repository = options.repository or default_repository()
@@ -184,15 +184,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="insync.ensemble.container", description="Build TensorRT plans where they are missing, then serve."
+        prog="insync.ensemble.container", description="Build TensorRT plans if they are missing, then serve."
     )
     parser.add_argument("--repository", type=Path, help="model repository (default: the package's own)")
     parser.add_argument(
-        "--plans", type=Path, default=Path("/plans"), help="folder that keeps plans (default: %(default)s)"
+        "--plans", type=Path, default=Path("/plans"), help="folder that stores plans (default: %(default)s)"
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("plans", help="only build the plans of this GPU and TensorRT, and name their folder")
-    serve = commands.add_parser("serve", help="serve; what stands after -- goes to tritonserver")
+    commands.add_parser("plans", help="only build the plans for this GPU and TensorRT, and print their folder")
+    serve = commands.add_parser("serve", help="serve; arguments after -- are passed to tritonserver")
     serve.add_argument(
         "--config",
         choices=CONFIGS,
@@ -202,11 +202,11 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--served", type=Path, default=Path("/run/insync/models"), help="scratch folder that the server loads from"
     )
-    serve.add_argument("arguments", nargs="*", metavar="-- ARGUMENT", help="of tritonserver")
+    serve.add_argument("arguments", nargs="*", metavar="-- ARGUMENT", help="arguments of tritonserver")
     return parser
 
 
 if __name__ == "__main__":
-    # The first process of a container ignores what it has no handler for: stopping it would wait until it is killed.
+    # The first process of a container ignores signals without a handler: stopping it would wait until it is killed.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""`insync export onnx | dali | configs | tensorrt | precision`: write what Triton serves, and the evidence for its precision."""
+"""`insync export onnx | dali | configs | tensorrt | precision`: writes the served artefacts and the precision report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from insync.ensemble.repository.locate import default_repository
 def main(argv: list[str]) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="insync export", description="Write the served artefacts into the model repository."
+        prog="insync export", description="Write the served models into the model repository."
     )
     parser.add_argument(
         "--repository", type=Path, default=default_repository(), help="Triton model repository (default: InSync's own)"
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         return int(options.run(options))
     except ImportError as exc:
         print(  # noqa: T201
-            f"insync export: this needs a part that is not installed ({exc.name}): pip install 'insync[serve,export,train]'",
+            f"insync export: a package is not installed ({exc.name}): pip install 'insync[serve,export,train]'",
             file=sys.stderr,
         )
         return 2
@@ -56,17 +56,17 @@ def _add_tensorrt(commands: Any) -> None:
     tensorrt = commands.add_parser(
         "tensorrt",
         help="ONNX graphs → TensorRT plans for this machine's GPU, with a manifest",
-        description="Builds a plan of every graph with the TensorRT of this machine, strictly in FP32, and writes plans.json, which "
-        "says what they were built with and how far they are from ONNX Runtime.",
+        description="Build a plan of every graph with this machine's TensorRT, strictly in FP32, and write plans.json, which "
+        "records the versions they were built with and their largest errors against ONNX Runtime.",
     )
     tensorrt.add_argument("-o", "--out", metavar="FOLDER", type=Path, help="default: into the model repository")
     tensorrt.add_argument(
         "--check",
         action="store_true",
-        help="build nothing: say whether the plans that are there fit this machine's TensorRT and GPU; exit code 1 where not",
+        help="build nothing: check that the existing plans match this machine's TensorRT and GPU; exit code 1 if not",
     )
     tensorrt.add_argument(
-        "--precision", choices=("fp32", "tf32"), default="fp32", help="less than fp32 needs --evidence (default: fp32)"
+        "--precision", choices=("fp32", "tf32"), default="fp32", help="tf32 needs --evidence (default: fp32)"
     )
     tensorrt.add_argument(
         "--evidence", metavar="JSON", type=Path, help="precision.json of 'insync export precision' for these graphs"
@@ -75,13 +75,13 @@ def _add_tensorrt(commands: Any) -> None:
         "--timing-cache",
         metavar="FILE",
         type=Path,
-        help="default: timing.cache beside the plans, reused by the next build",
+        help="kernel timings to reuse and update (default: timing.cache next to the plans)",
     )
     tensorrt.add_argument(
         "--rtx",
         metavar="CAPABILITY",
-        help='build ahead of time with TensorRT for RTX for a compute capability ("8.0", "8.9", …), which needs no GPU: proves '
-        "that NVIDIA's parser and builder take the graphs; Triton does not load these plans; needs --out",
+        help='build ahead of time with TensorRT for RTX for a compute capability ("8.0", "8.9", …), without a GPU: checks '
+        "that NVIDIA's parser and builder accept the graphs; Triton cannot load these plans; needs --out",
     )
     tensorrt.set_defaults(run=_tensorrt)
 
@@ -89,14 +89,14 @@ def _add_tensorrt(commands: Any) -> None:
 def _add_precision(commands: Any) -> None:
     precision = commands.add_parser(
         "precision",
-        help="what TF32, BF16 and FP16 would do to the picture, emulated on the CPU, with a decision",
-        description="Draws clips with the served graphs and with graphs that round, compares them, and writes precision.json, "
+        help="emulate TF32, BF16 and FP16 on the CPU, compare with FP32, and decide which may be used",
+        description="Render clips with the served graphs and with rounding graphs, compare them, and write precision.json, "
         "precision.md and a picture of each precision's worst case.",
     )
     precision.add_argument("clips", metavar="CLIP", type=Path, nargs="+", help="videos, or folders of them")
-    precision.add_argument("-o", "--out", metavar="FOLDER", type=Path, required=True, help="gets the report")
-    precision.add_argument("--speech", metavar="AUDIO", type=Path, help="is spoken in clips without sound")
-    precision.add_argument("--seconds", type=float, default=6.0, help="of each clip (default: %(default)s)")
+    precision.add_argument("-o", "--out", metavar="FOLDER", type=Path, required=True, help="folder for the report")
+    precision.add_argument("--speech", metavar="AUDIO", type=Path, help="speech for clips without sound")
+    precision.add_argument("--seconds", type=float, default=6.0, help="length used of each clip (default: %(default)s)")
     precision.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     precision.set_defaults(run=_precision)
 
@@ -141,8 +141,8 @@ def _tensorrt(options: argparse.Namespace) -> int:
     try:
         if options.check:
             manifest = check_plans(options.repository)
-            fit = f"TensorRT {manifest.version} and compute capability {manifest.capability}"
-            print(f"{len(manifest.graphs)} plans fit {fit}")  # noqa: T201
+            target = f"TensorRT {manifest.version} and compute capability {manifest.capability}"
+            print(f"{len(manifest.graphs)} plans match {target}")  # noqa: T201
             return 0
         chosen = PlanOptions(
             options.precision, options.evidence, options.rtx is not None, options.rtx, options.timing_cache
@@ -155,7 +155,7 @@ def _tensorrt(options: argparse.Namespace) -> int:
         errors = ", ".join(f"{key} {value:.1e}" for key, value in (record.largest_error or {}).items())
         print(  # noqa: T201
             f"{name}: {record.megabytes:.2f} MB, {record.precision}, built in {record.build_s:.1f} s, "
-            f"{f'largest error {errors}' if errors else 'not run: its error is not known'}"
+            f"{f'largest error {errors}' if errors else 'not run, so its error is unknown'}"
         )
     return 0
 

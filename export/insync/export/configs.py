@@ -1,7 +1,7 @@
-"""Writes `configs/h100.pbtxt` and `configs/onnx_gpu.pbtxt` of every model (`insync export configs`).
+"""The generator of every model's `configs/h100.pbtxt` and `configs/onnx_gpu.pbtxt` (`insync export configs`).
 
-Tensors and batch limits come from the typed specification, the wiring of the ensembles from their `config.pbtxt`; what
-is written here is only where a model runs and how. Triton takes a set with `--model-config-name=h100`.
+Tensors and batch limits come from the typed specification, the wiring of the ensembles from their `config.pbtxt`; this
+module only defines where and how each model runs. Triton uses a set with `--model-config-name=h100`.
 Counts and batch sizes are reasoned, not measured: see `docs/fleet.md`.
 """
 
@@ -20,24 +20,24 @@ from insync.ensemble.repository.config import read_config
 from insync.export.dali import GPU_MODEL_FILE
 
 ONNX = "onnxruntime"
-# Of an ensemble, at each of its steps: more than a hundred live streams have under way. A thread of Triton waits where it is
-# reached, so this bounds the memory of a server that is flooded; what paces streams is the client's bound of its own.
+# Per step of an ensemble: more than a hundred live streams have in flight. A Triton thread waits when it is reached, so this
+# bounds the memory of a flooded server; streams are paced by the client's own limit of frames in flight.
 MAX_INFLIGHT_REQUESTS = 128
-WARM_SIZE = (720, 1280)  # pixels, height and width of the picture that warms DALI up
+WARM_SIZE = (720, 1280)  # pixels, height and width of DALI's warm-up picture
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one model runs in one profile, and how.
+    """Where and how one model runs in one deployment profile.
 
     Attributes:
-        why: what a reader of the file has to know, one line each.
-        gpu: on the GPU, or else on the CPU.
-        count: instances for each GPU, or in all on the CPU.
-        backend: Triton's name for it.
-        file: `default_model_filename`, where it is not the backend's own.
-        preferred: batches that the dynamic batcher sends without waiting for more; no dynamic batching where None.
-        parameters: of the backend, beside those of `config.pbtxt` where a Python model or DALI reads them.
+        why: comments at the head of the file, one line each.
+        gpu: on the GPU, otherwise on the CPU.
+        count: instances per GPU, or in total on the CPU.
+        backend: name of the Triton backend.
+        file: `default_model_filename`, if it is not the backend's default.
+        preferred: batch sizes that the dynamic batcher sends without waiting for more; None: no dynamic batching.
+        parameters: of the backend, in addition to those of `config.pbtxt` for Python models and DALI.
         optimization: lines of the `optimization` message.
         warm: batch sizes that are run once while the model loads.
     """
@@ -57,7 +57,7 @@ def _plan(model: str, why: str, count: int, batched: bool = True) -> Placement:
     limit = MODELS[model].max_batch_size
     graphs = ", ".join(f"{{ batch_size: {size} }}" for size in range(1, limit + 1))
     return Placement(
-        why=(why, "A CUDA graph for each batch size: shapes are fixed, so one always fits exactly."),
+        why=(why, "A CUDA graph for each batch size: shapes are fixed, so one always matches exactly."),
         gpu=True,
         count=count,
         backend="tensorrt",
@@ -69,10 +69,10 @@ def _plan(model: str, why: str, count: int, batched: bool = True) -> Placement:
 
 
 def _onnx(plan: Placement) -> Placement:
-    """The same graph by ONNX Runtime on CUDA."""
+    """Return the placement of the same graph in ONNX Runtime with CUDA."""
     return replace(
         plan,
-        why=(plan.why[0], "FP32 without TF32, as the weights were checked."),
+        why=(plan.why[0], "FP32 without TF32: the precision in which the weights were checked."),
         backend=ONNX,
         file="",
         optimization=(
@@ -83,7 +83,7 @@ def _onnx(plan: Placement) -> Placement:
     )
 
 
-# Tensors that lie on the GPU are given as they lie, instead of by way of the host.
+# Pass tensors on the GPU directly, without copying them to the host.
 _ON_DEVICE = ("FORCE_CPU_ONLY_INPUT_TENSORS", "no")
 _ONE_THREAD = ("threads", "1")
 
@@ -91,15 +91,15 @@ H100: dict[str, Placement] = {
     "lipsync_guard": Placement(
         (
             "Checks FRAME and AUDIO on the host, where they arrive.",
-            "One instance, as in config.pbtxt: what it counts of a server's frames, it counts of all of them.",
+            "One instance, as in config.pbtxt: it must count all of the server's frames.",
         ),
         gpu=False,
         count=1,
     ),
     "lipsync_preprocess": Placement(
         (
-            "Decodes FRAME with nvJPEG and leaves IMAGE on the GPU; the log-mel is computed on the host, as everywhere.",
-            "No dynamic batching: DALI fails a whole batch on one bad sample. Instances decode side by side instead.",
+            "Decodes FRAME with nvJPEG and leaves IMAGE on the GPU; the log-mel is computed on the host, as in every profile.",
+            "No dynamic batching: DALI fails a whole batch on one bad sample. Instances decode in parallel instead.",
         ),
         gpu=True,
         count=4,
@@ -108,14 +108,14 @@ H100: dict[str, Placement] = {
         warm=(1,),
     ),
     "lipsync_face": Placement(
-        ("Face networks on the host, about 2 ms of one core for a frame: the count follows the cores, not the GPU.",),
+        ("Face networks on the host, about 2 ms of one core per frame: choose the count by the cores, not the GPU.",),
         gpu=False,
         count=8,
         preferred=(),
         parameters=(_ONE_THREAD,),
     ),
     "lipsync_align": Placement(
-        ("Cuts the crop out of IMAGE where it lies, on the GPU.",),
+        ("Crops IMAGE on the GPU.",),
         gpu=True,
         count=2,
         backend="dali",
@@ -124,13 +124,13 @@ H100: dict[str, Placement] = {
         warm=(1,),
     ),
     "lipsync_twin_features": Placement(
-        ("Each instance keeps a memory of its own: more instances serve more frames and miss a new twin more often.",),
+        ("Each instance has its own cache: more instances serve more frames, but have more cache misses for new twins.",),
         gpu=False,
         count=2,
         preferred=(),
     ),
     "lipsync_encoder": _plan("lipsync_encoder", "Source features, pose and speech embedding.", 2),
-    "lipsync_mixer": _plan("lipsync_mixer", "From speech to the mouth code, and to where the reference features go.", 1),
+    "lipsync_mixer": _plan("lipsync_mixer", "From speech to the mouth code and the warps of the reference features.", 1),
     "lipsync_adaat": Placement(
         ("The CUDA kernel: REFERENCE, AFFINE and ALIGNED stay on the GPU.",),
         gpu=True,
@@ -139,16 +139,16 @@ H100: dict[str, Placement] = {
         parameters=(_ONE_THREAD, _ON_DEVICE),
         warm=(1, 8),
     ),
-    "lipsync_decoder": _plan("lipsync_decoder", "Paints the patch: most of a frame's arithmetic.", 2),
+    "lipsync_decoder": _plan("lipsync_decoder", "Renders the patch: most of a frame's computation.", 2),
     "lipsync_composite": Placement(
         (
-            "Blends and encodes on the host: IMAGE is copied there once, for clients that ask for whole frames.",
-            "lipsync_patch never comes here; it is what to use for many streams.",
+            "Blends and encodes on the host: IMAGE is copied there once, for clients that request whole frames.",
+            "Not part of lipsync_patch, which is the one to use for many streams.",
         ),
         gpu=False,
         count=6,
     ),
-    "lipsync_reference": _plan("lipsync_reference", "A person's reference features, once for each twin.", 1, batched=False),
+    "lipsync_reference": _plan("lipsync_reference", "A person's reference features, computed once for each twin.", 1, batched=False),
     "lipsync_twin": Placement(
         ("Registers a twin from frames, on the host. One request is one registration.",),
         gpu=False,
@@ -160,7 +160,7 @@ PROFILES = {"h100": H100, "onnx_gpu": ONNX_GPU}
 
 
 def write_configs(repository: Path) -> list[Path]:
-    """Writes `<model>/configs/<profile>.pbtxt` for every model and profile, and the files that warm DALI up.
+    """Write `<model>/configs/<profile>.pbtxt` for every model and profile, and DALI's warm-up files.
 
     Args:
         repository: the Triton model repository; its ensembles' `config.pbtxt` are read.
@@ -184,7 +184,7 @@ def write_configs(repository: Path) -> list[Path]:
 
 
 def render(name: str, profile: str, repository: Path) -> str:
-    """The text of one model's config for one profile."""
+    """Return the text of one model's config for one profile."""
     model = MODELS[name]
     if model.backend == "ensemble":
         return _ensemble(model, repository)
@@ -198,7 +198,7 @@ def render(name: str, profile: str, repository: Path) -> str:
         lines.append(f'default_model_filename: "{placed.file}"')
     if placed.preferred is not None:
         sizes = ", ".join(map(str, placed.preferred))
-        # Only the largest is preferred: with smaller ones, five frames that wait would go as four and one.
+        # Only the largest is preferred: with smaller ones, five waiting frames would be split into four and one.
         lines.append(f"dynamic_batching {{ {f'preferred_batch_size: [ {sizes} ] ' if sizes else ''}}}")
     kind = "KIND_GPU" if placed.gpu else "KIND_CPU"
     lines.append(f"instance_group [ {{ kind: {kind} count: {placed.count} }} ]")
@@ -213,7 +213,7 @@ def render(name: str, profile: str, repository: Path) -> str:
 
 def _parameters(model: Model, placed: Placement, repository: Path) -> dict[str, str]:
     given = dict(placed.parameters)
-    if placed.backend in ("python", "dali"):  # ONNX Runtime's are for the CPU
+    if placed.backend in ("python", "dali"):  # those of ONNX Runtime are for the CPU
         usual = read_config(repository, model.name).parameters
         given.update({key: usual[key].string_value for key in sorted(usual) if key not in given})
     return given
@@ -222,7 +222,7 @@ def _parameters(model: Model, placed: Placement, repository: Path) -> dict[str, 
 def _ensemble(model: Model, repository: Path) -> str:
     steps = read_config(repository, model.name).ensemble_scheduling.step
     lines = [
-        "# Frames under way are bounded at every step, so that a flood of them cannot fill the GPU's memory.",
+        "# Frames in flight are bounded at every step, so that a flood of them cannot fill the GPU's memory.",
         *_written_by(),
         *_head(model, 'platform: "ensemble"'),
         "ensemble_scheduling {",
@@ -246,7 +246,7 @@ def _step(step: Any) -> str:
 
 
 def _written_by() -> list[str]:
-    return ["# Written by `insync export configs`: change that, not this."]
+    return ["# Generated by `insync export configs`: do not edit."]
 
 
 def _head(model: Model, what: str) -> list[str]:
@@ -284,10 +284,10 @@ def _warmup(model: Model, size: int, repository: Path) -> str:
 
 
 def _warm_data() -> dict[tuple[str, str], bytes]:
-    """What cannot be zeros while a model warms up, as the tensor has it: (model, tensor) → the bytes of one sample."""
+    """Return the warm-up inputs that cannot be zeros: (model, tensor) → the bytes of one sample."""
     grey = np.full((*WARM_SIZE, 3), 128, np.uint8)
     jpeg = cv2.imencode(".jpg", grey, (cv2.IMWRITE_JPEG_QUALITY, 90))[1]
-    identity = np.eye(2, 3, dtype="<f4")  # zeros would have no inverse
+    identity = np.eye(2, 3, dtype="<f4")  # a transform of zeros has no inverse
     return {("lipsync_preprocess", "FRAME"): jpeg.tobytes(), ("lipsync_align", "TRANSFORM"): identity.tobytes()}
 
 

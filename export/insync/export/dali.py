@@ -1,7 +1,7 @@
-"""The DALI pipelines of the model repository, and how they are serialised (`insync export dali`).
+"""The DALI pipelines of the model repository, and their serialisation (`insync export dali`).
 
-`model.dali` runs on the CPU, wherever the server has its own; `model_gpu.dali`, which `configs/h100.pbtxt` names, decodes
-with nvJPEG and warps on the GPU. Neither file holds a device's number, and both are written without a GPU.
+`model.dali` runs on the CPU; `model_gpu.dali`, which `configs/h100.pbtxt` uses, decodes with nvJPEG and warps on the GPU.
+Neither file contains a device number, and both are written without a GPU.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ GPU_MODEL_FILE = "model_gpu.dali"
 
 
 def preprocess(batch_size: int, threads: int = 1, gpu: bool = False) -> Pipeline:
-    """FRAME uint8 [N] (JPEG or PNG), AUDIO float32 [6400] → IMAGE uint8 [H, W, 3] RGB, MEL float32 [80, 40].
+    """Define the pipeline of `lipsync_preprocess`.
+
+    FRAME uint8 [N] (JPEG or PNG), AUDIO float32 [6400] → IMAGE uint8 [H, W, 3] RGB, MEL float32 [80, 40].
 
     Args:
         batch_size: the most samples of one run.
         threads: CPU threads of DALI.
-        gpu: decodes with nvJPEG and leaves IMAGE on the GPU. The log-mel is computed by the CPU's operators in either case:
-            12 kB for a frame are quickly copied, and the network meets the very numbers that it was trained on.
+        gpu: decode with nvJPEG and leave IMAGE on the GPU. The log-mel is computed by CPU operators in both cases:
+            copying 12 kB per frame is quick, and the network gets exactly the values that it was trained on.
     """
     pipeline = _pipeline(batch_size, threads)
     with pipeline:
@@ -41,12 +43,14 @@ def preprocess(batch_size: int, threads: int = 1, gpu: bool = False) -> Pipeline
 
 
 def align(batch_size: int, threads: int = 1, gpu: bool = False) -> Pipeline:
-    """IMAGE uint8 [H, W, 3], TRANSFORM float32 [2, 3] (frame → crop) → CROP float32 [3, 256, 256] in [0, 1].
+    """Define the pipeline of `lipsync_align`.
+
+    IMAGE uint8 [H, W, 3], TRANSFORM float32 [2, 3] (frame → crop) → CROP float32 [3, 256, 256] in [0, 1].
 
     Args:
         batch_size: the most samples of one run.
         threads: CPU threads of DALI.
-        gpu: takes IMAGE from the GPU and leaves CROP there; TRANSFORM comes from the host, where the face is found.
+        gpu: read IMAGE from the GPU and leave CROP there; TRANSFORM comes from the host, where the face is found.
     """
     pipeline = _pipeline(batch_size, threads)
     with pipeline:
@@ -55,7 +59,7 @@ def align(batch_size: int, threads: int = 1, gpu: bool = False) -> Pipeline:
         )
         transform = fn.external_source(name="TRANSFORM", ndim=2, dtype=types.FLOAT)
         if gpu:
-            # TRANSFORM has pixel centres at integers, this operator has them at halves. Without a fill value edge pixels go on
+            # TRANSFORM has pixel centres at integers, this operator at halves. Without a fill value, edge pixels are repeated
             # outside the frame.
             matrix = fn.transforms.combine(
                 fn.transforms.translation(offset=(-0.5, -0.5)), transform, fn.transforms.translation(offset=(0.5, 0.5))
@@ -64,7 +68,7 @@ def align(batch_size: int, threads: int = 1, gpu: bool = False) -> Pipeline:
                 image, matrix=matrix, inverse_map=False, size=(CROP_SIZE, CROP_SIZE), dtype=types.FLOAT
             )
         else:
-            # On the CPU this one is OpenCV's, and takes half the time.
+            # On the CPU this operator uses OpenCV, and takes half the time.
             matrix = fn.cat(transform, types.Constant(np.array([[0, 0, 1]], np.float32), device="cpu"), axis=0)
             crop = fn.experimental.warp_perspective(
                 image,
@@ -81,7 +85,7 @@ def align(batch_size: int, threads: int = 1, gpu: bool = False) -> Pipeline:
 
 
 def serialise(repository: Path) -> list[Path]:
-    """Writes `model.dali` and `model_gpu.dali` of `lipsync_preprocess` and `lipsync_align`.
+    """Write `model.dali` and `model_gpu.dali` of `lipsync_preprocess` and `lipsync_align`.
 
     Args:
         repository: the Triton model repository.
@@ -102,7 +106,7 @@ def serialise(repository: Path) -> list[Path]:
 
 @contextmanager
 def _without_origins() -> Iterator[None]:
-    """Keeps the place in the source that defined each operator out of the file: it holds this machine's paths."""
+    """Leave each operator's source location out of the file: it contains this machine's paths."""
     dali_trace.set_tracing(enabled=False)
     try:
         yield

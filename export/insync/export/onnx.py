@@ -1,6 +1,6 @@
-"""Writes the network's graphs as ONNX into the model repository, and proves on real crops that they compute what PyTorch does.
+"""Export of the network's graphs as ONNX into the model repository, with a check against PyTorch on real crops.
 
-The ONNX files are the weights' home: `read_weights` takes them back into PyTorch.
+The ONNX files are the only committed form of the weights: `insync.network.served.read_weights` loads them into PyTorch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class GraphRecord:
-    """What the manifest says of one graph."""
+    """The manifest's record of one graph."""
 
     inputs: dict[str, list[int | str]]
     outputs: dict[str, list[int | str]]
@@ -52,10 +52,10 @@ class GraphRecord:
 
 
 def real_crops(video: Path, face_models: Path, count: int) -> npt.NDArray[np.float32]:
-    """Face-aligned crops float32 [count, 3, 256, 256] in [0, 1] out of a video, evenly spread; repeats a short video's.
+    """Return face-aligned crops of a video, float32 [count, 3, 256, 256] in [0, 1], evenly spaced; a short video's repeat.
 
     Raises:
-        ValueError: The video shows no face.
+        ValueError: the video shows no face.
     """
     finder, crops = FaceFinder(face_models), []
     with av.open(str(video)) as container:
@@ -65,25 +65,25 @@ def real_crops(video: Path, face_models: Path, count: int) -> npt.NDArray[np.flo
             if face is not None:
                 crops.append(take_crop(image, face.transform))
     if not crops:
-        raise ValueError(f"{video.name} shows no face: parity is checked on real crops")
+        raise ValueError(f"{video.name} shows no face: the check needs a video of a face")
     chosen = np.stack([crops[i] for i in np.linspace(0, len(crops) - 1, count).astype(int)])
     return np.ascontiguousarray(chosen.transpose(0, 3, 1, 2), np.float32) / 255
 
 
 def export_onnx(network: LipSync, repository: Path, video: Path, face_models: Path) -> dict[str, GraphRecord]:
-    """Writes `<model>/1/model.onnx` for each graph, checked, and `manifest.json`.
+    """Write `<model>/1/model.onnx` for each graph, checked, and `manifest.json`.
 
-    Nothing is put into the repository before every graph has passed its check.
+    Nothing is written into the repository before every graph has passed its check.
 
     Args:
         network: the trained network.
         repository: the Triton model repository.
-        video: shows a face; its crops are the check's input.
+        video: a video of a face; its crops are the check's input.
         face_models: folder of the face networks.
 
     Raises:
-        ParityError: A graph's outputs are further from PyTorch's than the tolerance.
-        ValueError: The video shows no face.
+        ParityError: a graph's outputs differ from PyTorch's by more than the tolerance.
+        ValueError: the video shows no face.
     """
     network = network.eval()
     feeds = feeds_of(network, real_crops(video, face_models, 8))
@@ -111,7 +111,7 @@ def export_onnx(network: LipSync, repository: Path, video: Path, face_models: Pa
 
 @torch.no_grad()
 def feeds_of(network: LipSync, crops: npt.NDArray[np.float32]) -> dict[str, Arrays]:
-    """Each graph's inputs, made by the graphs before it from real crops: the values that it will meet."""
+    """Return each graph's inputs, computed by the graphs before it from real crops, so that they are realistic."""
     rng = np.random.default_rng(0)
     batch = 3
     mel = rng.uniform(-1, 0.6, (batch, MEL_BANDS, MEL_FRAMES)).astype(np.float32)
@@ -152,7 +152,7 @@ def _export(graph: nn.Module, name: str, feed: Arrays, path: Path) -> None:
     model = MODELS[name]
     arguments = tuple(torch.from_numpy(feed[tensor.name]) for tensor in model.inputs)
     batch = Dim("batch", min=1, max=1024)
-    with warnings.catch_warnings():  # the exporter warns of its own internals
+    with warnings.catch_warnings():  # the exporter warns about its own internals
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             graph,
@@ -164,10 +164,12 @@ def _export(graph: nn.Module, name: str, feed: Arrays, path: Path) -> None:
             output_names=[tensor.name for tensor in model.outputs],
             dynamic_shapes=tuple({0: batch} for _ in arguments),
         )
-    assert program is not None  # dynamo=True always gives a program
+    assert program is not None  # dynamo=True always returns a program
     program.save(str(path), external_data=False)
     proto = onnx.load(str(path))
-    for node in proto.graph.node:  # where in PyTorch each node came from: machine paths, and a third of a small file
+    for (
+        node
+    ) in proto.graph.node:  # each node's origin in PyTorch: contains machine paths, and is a third of a small file
         del node.metadata_props[:]
         node.doc_string = ""
     for value in proto.graph.value_info:
@@ -178,7 +180,7 @@ def _export(graph: nn.Module, name: str, feed: Arrays, path: Path) -> None:
 
 
 def _check(path: Path, name: str, feed: Arrays, graph: nn.Module) -> dict[str, float]:
-    """Largest error of each output against PyTorch, at batch sizes 1 and 3."""
+    """Return each output's largest error against PyTorch, at batch sizes 1 and 3."""
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     errors: dict[str, float] = {}
     for batch in (1, 3):
@@ -196,13 +198,13 @@ def _check(path: Path, name: str, feed: Arrays, graph: nn.Module) -> dict[str, f
     for output, error in errors.items():
         allowed = PATCH_TOLERANCE if output == "PATCH" else FLOAT_TOLERANCE
         if not error <= allowed:
-            raise ParityError(f"{name}: {output} is {error:.3g} away from PyTorch, allowed is {allowed}")
+            raise ParityError(f"{name}: {output} differs from PyTorch by {error:.3g}, must be at most {allowed}")
     return errors
 
 
 def _error(output: str, want: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:
     if want.shape != got.shape or want.dtype != got.dtype:
-        raise ParityError(f"{output} is {got.dtype} {got.shape}, PyTorch gives {want.dtype} {want.shape}")
+        raise ParityError(f"{output} is {got.dtype} {got.shape}, must be {want.dtype} {want.shape} as in PyTorch")
     difference = float(np.abs(want.astype(np.float64) - got.astype(np.float64)).max())
     return difference if output == "PATCH" else difference / max(1e-6, float(np.abs(want).max()))
 

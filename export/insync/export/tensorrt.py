@@ -1,8 +1,8 @@
-"""Builds TensorRT plans of the network's graphs beside their ONNX files, for the GPU and the TensorRT of this machine.
+"""Builder of TensorRT plans of the network's graphs, next to their ONNX files, for this machine's GPU and TensorRT.
 
-Strictly FP32: TF32, which TensorRT allows by default, rounds the inputs of every multiplication to 10 bits and is cleared.
-TensorRT 10 and 11 are built with alike, strongly typed: the graph alone says what is computed in which precision. TensorRT for
-RTX is too; it needs no GPU, and proves that NVIDIA's parser and builder take the graphs and their profiles.
+Strictly FP32: TF32, which TensorRT allows by default, rounds the inputs of every multiplication to 10 bits and is disabled.
+TensorRT 10, TensorRT 11 and TensorRT for RTX all build strongly typed networks: only the graph determines each operation's
+precision. TensorRT for RTX needs no GPU, and checks that NVIDIA's parser and builder accept the graphs and their profiles.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ TIMING_CACHE = "timing.cache"
 PRECISIONS = ("fp32", "tf32")
 _MODULES = {BUILDER: ("tensorrt", "tensorrt_bindings"), RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 _MISSING = {
-    BUILDER: "TensorRT's Python package is not installed: use NVIDIA's TensorRT container of the server's release, or beside "
-    "the server's own libnvinfer: pip install tensorrt-cu13-bindings==VERSION",
+    BUILDER: "TensorRT's Python package is not installed: use NVIDIA's TensorRT container of the server's release, or next "
+    "to the server's own libnvinfer: pip install tensorrt-cu13-bindings==VERSION",
     RTX: "TensorRT for RTX is not installed: pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
 }
 _RTX_CAPABILITIES = {"7.5": "SM75", "8.0": "SM80", "8.6": "SM86", "8.9": "SM89", "12.0": "SM120", "12.1": "SM121"}
@@ -40,20 +40,20 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class PlanError(RuntimeError):
-    """A plan could not be built. One line that says why."""
+    """A plan could not be built. The message is one line that explains why."""
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """How plans are built.
+    """Options of the plan builder.
 
     Attributes:
-        precision: "fp32", or "tf32", which wants evidence.
-        evidence: JSON of `insync export precision` about these very graphs, in which the precision has passed.
-        rtx: with TensorRT for RTX, ahead of time, for `capability`.
-        capability: of the GPU, as in "8.0"; None asks the GPU of this machine.
-        timing_cache: file that keeps what was measured while building: the next build takes seconds. None keeps it
-            beside the plans.
+        precision: "fp32", or "tf32", which needs evidence.
+        evidence: JSON of `insync export precision` for the same graphs, in which the precision has passed.
+        rtx: build with TensorRT for RTX, ahead of time, for `capability`.
+        capability: the GPU's compute capability, as in "8.0"; None uses this machine's GPU.
+        timing_cache: file with the kernel timings measured while building, with which the next build takes seconds. None
+            stores it next to the plans.
     """
 
     precision: str = "fp32"
@@ -64,7 +64,7 @@ class PlanOptions:
 
 
 def load_builder(rtx: bool) -> Any:
-    """TensorRT's Python module, or that of TensorRT for RTX.
+    """Import TensorRT's Python module, or that of TensorRT for RTX.
 
     Raises:
         PlanError: it is not installed.
@@ -74,20 +74,20 @@ def load_builder(rtx: bool) -> Any:
         try:
             return importlib.import_module(name)
         except ImportError as exc:
-            if exc.name != name:  # it is there, and lacks a library
+            if exc.name != name:  # it is installed, but lacks a library
                 raise PlanError(f"{name} cannot be loaded: {exc}") from exc
     raise PlanError(_MISSING[builder])
 
 
 def max_batch(repository: Path, name: str) -> int:
-    """The largest batch that a model is served with: what `configs/h100.pbtxt` says, or else the specification."""
+    """Return the largest batch that a model is served with, from `configs/h100.pbtxt` or else from the specification."""
     config = repository / name / "configs" / "h100.pbtxt"
     found = re.search(r"^max_batch_size:\s*(\d+)", config.read_text(), re.MULTILINE) if config.is_file() else None
     return int(found[1]) if found else MODELS[name].max_batch_size
 
 
 def profile(inputs: Sequence[Tensor], largest: int) -> dict[str, list[list[int]]]:
-    """The least, optimal and largest shape of each input. Optimal is the largest batch: under load all batches are full."""
+    """Return the minimum, optimal and maximum shape of each input. Optimal is the maximum: under load, batches are full."""
     return {tensor.name: [[batch, *tensor.shape] for batch in (1, largest, largest)] for tensor in inputs}
 
 
@@ -98,31 +98,31 @@ def build_plans(
     trt: Any = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> PlanManifest:
-    """Writes `<model>/1/model.plan` for each graph, and `plans.json`. Nothing is written before every plan is built.
+    """Write `<model>/1/model.plan` for each graph, and `plans.json`. Nothing is written before every plan is built.
 
     Args:
         repository: the Triton model repository.
-        out: where the plans go, laid out as the repository; by default into it. Plans of TensorRT for RTX, which Triton
-            does not load, never go there.
+        out: folder for the plans, with the repository's layout; by default the repository. Plans of TensorRT for RTX,
+            which Triton cannot load, are never written into the repository.
         options: by default strict FP32 for this machine's GPU.
         trt: TensorRT's module, by default the installed one.
-        log: is told each step, in words.
+        log: called with a message for each step.
 
     Raises:
-        PlanError: TensorRT is not installed or refuses a graph, there is no GPU, or less than FP32 was asked for without
+        PlanError: TensorRT is not installed or refuses a graph, there is no GPU, or less than FP32 was requested without
             evidence.
     """
     options, out = options or PlanOptions(), out or repository
     _check_precision(repository, options)
     if options.rtx and out.resolve() == repository.resolve():
         raise PlanError(
-            "plans of TensorRT for RTX are not what Triton loads: name a folder outside the model repository"
+            "Triton cannot load plans of TensorRT for RTX: set --out to a folder outside the model repository"
         )
     trt = trt or load_builder(options.rtx)
     gpu = None if options.rtx else find_gpu()
     if gpu is None and not (options.rtx and options.capability):
-        where = "name a compute capability for TensorRT for RTX" if options.rtx else "TensorRT builds on the GPU alone"
-        raise PlanError(f"there is no GPU on this machine, and {where}")
+        remedy = "set a compute capability for TensorRT for RTX" if options.rtx else "TensorRT builds only on a GPU"
+        raise PlanError(f"there is no GPU on this machine: {remedy}")
     cache = options.timing_cache or out / TIMING_CACHE
     plans: dict[str, bytes] = {}
     records: dict[str, PlanRecord] = {}
@@ -134,7 +134,7 @@ def build_plans(
         started = time.monotonic()
         plans[name] = builder.build(name, onnx.read_bytes(), shapes)
         seconds = round(time.monotonic() - started, 1)
-        # TensorRT for RTX compiles the rest when it is loaded on a GPU, which is not this machine's.
+        # TensorRT for RTX finishes compiling when the plan is loaded on its GPU, which may not be this machine's.
         error = None if options.rtx else largest_error(trt, name, plans[name], onnx)
         records[name] = _record(options.precision, shapes, onnx, plans[name], seconds, error)
     manifest = PlanManifest(
@@ -153,7 +153,7 @@ def build_plans(
 
 
 class _Builder:
-    """TensorRT's builder. `cache` is what it has measured so far, empty where this TensorRT keeps nothing."""
+    """TensorRT's builder. `cache` is its timing cache so far, empty if this TensorRT has none."""
 
     def __init__(self, trt: Any, options: PlanOptions, cache: bytes) -> None:
         self._trt, self._options, self.cache = trt, options, cache
@@ -162,7 +162,7 @@ class _Builder:
 
     def build(self, name: str, onnx: bytes, shapes: dict[str, list[list[int]]]) -> bytes:
         trt = self._trt
-        # TensorRT 11 knows no other network; its flag may go.
+        # TensorRT 11 has only strongly typed networks, and may drop the flag.
         typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         network = self._builder.create_network(0 if typed is None else 1 << int(typed))
         parser = trt.OnnxParser(network, self._logger)
@@ -185,16 +185,16 @@ class _Builder:
             config.set_timing_cache(timing, False)
         plan = self._builder.build_serialized_network(network, config)
         if plan is None:
-            raise PlanError(f"{name}: TensorRT {_version(trt)} could not build a plan, its own lines say why")
+            raise PlanError(f"{name}: TensorRT {_version(trt)} could not build a plan, see its log lines above")
         if timing is not None:
             self.cache = bytes(config.get_timing_cache().serialize())
         return bytes(plan)
 
 
 def largest_error(trt: Any, name: str, plan: bytes, onnx: Path) -> dict[str, float] | None:
-    """Each output's largest error against ONNX Runtime on the CPU, at batch 1 and at 3; None where CuPy or it is missing.
+    """Return each output's largest error against ONNX Runtime on the CPU, at batch sizes 1 and 3.
 
-    Over the output's largest magnitude; PATCH: in levels of 255.
+    Relative to the output's largest magnitude; PATCH: in levels of 255. None if CuPy or ONNX Runtime is not installed.
     """
     try:
         import cupy
@@ -204,7 +204,7 @@ def largest_error(trt: Any, name: str, plan: bytes, onnx: Path) -> dict[str, flo
     session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
     engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
     if engine is None:
-        raise PlanError(f"{name}: the plan was built and cannot be loaded")
+        raise PlanError(f"{name}: the plan was built but cannot be loaded")
     context = engine.create_execution_context()
     errors: dict[str, float] = {}
     for batch in (1, 3):
@@ -220,7 +220,7 @@ def largest_error(trt: Any, name: str, plan: bytes, onnx: Path) -> dict[str, flo
         stream = cupy.cuda.Stream(non_blocking=True)
         cupy.cuda.get_current_stream().synchronize()
         if not context.execute_async_v3(stream.ptr):
-            raise PlanError(f"{name}: the plan was built and does not run")
+            raise PlanError(f"{name}: the plan was built but does not run")
         stream.synchronize()
         for tensor, value in zip(MODELS[name].outputs, expected, strict=True):
             difference = np.abs(buffers[tensor.name].get().astype(np.float64) - value).max()
@@ -230,7 +230,7 @@ def largest_error(trt: Any, name: str, plan: bytes, onnx: Path) -> dict[str, flo
 
 
 def _feed(inputs: Sequence[Tensor], batch: int) -> Arrays:
-    """Inputs of about the range that each tensor has in service: pictures in [0, 1] or bytes, log-mel and features around zero."""
+    """Return random inputs in about each tensor's usual range: pictures in [0, 1] or bytes, log-mel and features around 0."""
     rng = np.random.default_rng(0)
     feed: Arrays = {}
     for tensor in inputs:
@@ -256,41 +256,45 @@ def _record(
 
 
 def _check_precision(repository: Path, options: PlanOptions) -> None:
-    """Lets nothing less than FP32 through that has not passed the precision report for these very graphs."""
+    """Check that a precision below FP32 has passed in a precision report for the same graphs."""
     if options.precision not in PRECISIONS:
-        raise PlanError(f"the precision is {options.precision!r}, allowed are {', '.join(PRECISIONS)}")
+        raise PlanError(f"the precision must be one of {', '.join(PRECISIONS)}, got {options.precision!r}")
     if options.precision == "fp32":
         return
     if options.evidence is None:
-        raise PlanError(f"{options.precision} needs the evidence of insync export precision: name its JSON file")
+        raise PlanError(
+            f"{options.precision} needs the report of insync export precision: pass its JSON with --evidence"
+        )
     try:
         report = json.loads(options.evidence.read_text())
         passed = report["precisions"][options.precision]["passed"] is True
         graphs = report["graphs"]
     except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise PlanError(f"{options.evidence} is no precision report: {exc}") from exc
+        raise PlanError(f"{options.evidence} is not a precision report: {exc}") from exc
     if not passed:
         raise PlanError(f"{options.precision} has not passed in {options.evidence}: build in fp32")
     if any(graphs.get(name) != sha256(repository / name / "1" / "model.onnx") for name in GRAPHS):
-        raise PlanError(f"{options.evidence} is about other graphs than the repository's: make it anew")
+        raise PlanError(
+            f"{options.evidence} is about other graphs than the repository's: run insync export precision again"
+        )
 
 
 def _rtx_capability(trt: Any, capability: str) -> Any:
     name = _RTX_CAPABILITIES.get(capability)
     if name is None or not hasattr(trt.ComputeCapability, name):
         raise PlanError(
-            f"TensorRT for RTX does not build for {capability!r}, it does for {', '.join(_RTX_CAPABILITIES)}"
+            f"the compute capability for TensorRT for RTX must be one of {', '.join(_RTX_CAPABILITIES)}, got {capability!r}"
         )
     return getattr(trt.ComputeCapability, name)
 
 
 def _version(trt: Any) -> str:
-    """With four parts, as the library says it; a package's own suffix left out."""
+    """Return the version with four parts, as the library reports it, without a package's suffix."""
     return ".".join(trt.__version__.split(".")[:4])
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Writes a file at once: a server that looks meanwhile sees the old one or the new one."""
+    """Write a file atomically: a server that reads it meanwhile gets either the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_bytes(data)

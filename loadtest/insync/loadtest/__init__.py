@@ -1,1 +1,1 @@
-"""Load for a server: paced live streams, dubbing jobs and registrations, what they measure, and reports of it."""
+"""Load tests of a server: paced live streams, dubbing jobs and registrations, their metrics, and reports."""

@@ -1,4 +1,4 @@
-"""What a load test itself can fail of; what its users suffer is counted instead."""
+"""Errors of the load test itself. Errors that its simulated users receive are counted instead of raised."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ __all__ = ["LoadTestError"]
 
 
 class LoadTestError(InsyncError):
-    """The load test cannot go on: a wrong option, no server, or a load process that died."""
+    """An error that ends the load test: an invalid option, no server, or a load process that died."""

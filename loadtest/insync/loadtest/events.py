@@ -1,4 +1,4 @@
-"""What happens to simulated users, one small record each, and their way between processes."""
+"""Events of simulated users, and their encoding for the pipe from the load processes."""
 
 from __future__ import annotations
 
@@ -23,32 +23,34 @@ __all__ = [
     "encode",
 ]
 
-REGISTERED = "registered"  # ms: the whole call
+REGISTERED = "registered"  # ms: duration of the call
 FIRST = "first"  # ms: from opening the stream to its first synced frame, look-ahead included
-FRAME = "frame"  # ms: live, from the frame's audio being complete; dub, from being taken up
-DROPPED = "dropped"  # count: frames that the camera had to throw away
-SKIPPED = "skipped"  # count: live frames that the client left out, as they were late
-REPEATED = "repeated"  # a live frame that was late: the client gave the one before it again
-ORDER = "order"  # count: answers that were not the next frame's
-JOB = "job"  # ms: a whole dubbing job; count: its frames
-ENDED = "ended"  # a live stream ran to its end; count: frames that never came back
-REFUSED = "refused"  # the server had no room; ms: until it may be asked again, as it says, 0 where it does not
-ERROR = "error"  # text: the error's kind and message
+FRAME = (
+    "frame"  # ms: latency; of a live frame since its audio was complete, of a dubbed frame as the client measures it
+)
+DROPPED = "dropped"  # count: frames that the camera's buffer dropped
+SKIPPED = "skipped"  # count: late live frames that the client skipped
+REPEATED = "repeated"  # a late live frame, for which the client repeated the previous one
+ORDER = "order"  # count: responses that were not for the next frame
+JOB = "job"  # ms: duration of a dubbing job; count: its frames
+ENDED = "ended"  # a live stream ran to its end; count: frames without a response
+REFUSED = "refused"  # the server had no capacity; ms: its retry hint, 0 without one
+ERROR = "error"  # text: the error's type and message
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened.
+    """One event of one user.
 
     Attributes:
-        kind: one of this module's names.
+        kind: one of this module's constants.
         user: number of the user.
         role: "live", "dub" or "twin".
         at_s: `time.monotonic()`, which all processes of a machine share.
-        ms: how long it took, or is to take.
-        count: how many of it.
-        late: a live frame that missed its deadline.
-        text: of an error or a refusal.
+        ms: a duration; see the kinds.
+        count: number of frames or responses; see the kinds.
+        late: whether a live frame missed its deadline.
+        text: message of an error or a rejection.
     """
 
     kind: str
@@ -62,10 +64,10 @@ class Event:
 
 
 def encode(events: Iterable[Event]) -> bytes:
-    """One line."""
+    """Encode events as one line of JSON."""
     return json.dumps([astuple(event) for event in events]).encode() + b"\n"
 
 
 def decode(line: bytes) -> list[Event]:
-    """What `encode` made."""
+    """Decode a line that `encode` wrote."""
     return [Event(*fields) for fields in json.loads(line)]

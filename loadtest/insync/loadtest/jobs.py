@@ -1,4 +1,4 @@
-"""The three jobs of `insync loadtest`: a load of some shape, the search for the capacity, and the soak."""
+"""The three jobs of `insync loadtest`: a load of a given shape, the capacity search, and the soak."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from insync.loadtest.target import Target
 
 __all__ = ["Job", "find_capacity", "load", "soak"]
 
-_SLOWER = 5  # times, where a whole stream is too much
+_SLOWER = 5  # factor by which the frame rate is lowered if the server does not sustain one stream
 _SOAK_USERS = {"live": 2, "dub": 1, "twin": 1}
 _SOAK_SESSION_S = (15.0, 45.0)
 _SOAK_AWAY_S = 20.0
 _SOAK_RECONNECT = 0.3
-_SOAK_SAMPLES = 720  # at most, over the whole run
+_SOAK_SAMPLES = 720  # maximum over the whole run
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all jobs share.
+    """The parameters that all jobs share.
 
     Attributes:
-        options: of every user.
-        target: the server.
-        users: how many of each role; None takes the job's own.
+        options: options of every user.
+        target: the server under test.
+        users: number of users of each role; None uses the job's default.
         out: folder of the report.
-        processes: load processes.
-        web_port: of Locust's page, or None.
-        command: for the report.
-        say: takes lines of progress.
+        processes: number of load processes.
+        web_port: port of Locust's web page, or None.
+        command: the command line, for the report.
+        log: called with each line of progress.
     """
 
     options: UserOptions
@@ -49,49 +49,49 @@ class Job:
     processes: int = 1
     web_port: int | None = None
     command: str = ""
-    say: Callable[[str], None] = lambda line: None
+    log: Callable[[str], None] = lambda line: None
 
     def conductor(self, users: Mapping[str, int], sample_s: float = 1.0) -> Conductor:
-        """A conductor for these users."""
+        """Return a conductor for these users."""
         if self.web_port is not None:
-            self.say(f"Locust's page: http://127.0.0.1:{self.web_port}")
-        return Conductor(self.options, self.target, users, self.processes, sample_s, self.web_port, self.say)
+            self.log(f"Locust's web page: http://127.0.0.1:{self.web_port}")
+        return Conductor(self.options, self.target, users, self.processes, sample_s, self.web_port, self.log)
 
     def data(self, kind: str, record: Record) -> page.Data:
-        """The report's common part."""
+        """Return the data that the reports of all jobs have in common."""
         return page.gather(kind, record, self.options, self.target, self.command)
 
 
 def load(job: Job, shape: str, run_time_s: float) -> str:
-    """A load of some shape; with a web page and a steady shape, as long as one likes. Returns how it ended."""
+    """Run a load of a given shape and return how it ended. With a web page and a steady shape, it runs until Ctrl-C."""
     users = job.users or {"live": 1}
     total = sum(users.values())
     endless = job.web_port is not None and shape == "steady"
     planned = None if endless else PlannedShape(PLANS[shape](total, run_time_s))
     record = job.conductor(users).run(planned)
     if endless and record.ended == "interrupted":
-        record.ended = "complete"  # that is how it ends
+        record.ended = "complete"  # Ctrl-C is the normal end of such a run
     page.write(job.out, job.data("load", record))
     return record.ended
 
 
 def find_capacity(job: Job, limits: Limits) -> str:
-    """More and more live streams until they miss their deadline. Returns how it ended.
+    """Add live streams until they miss their deadline, and return how the search ended.
 
-    Where not even one is held, streams with a fifth of its frames each tell how much of one is.
+    If the server does not sustain even one stream, a second search uses streams of a fifth of the frame rate.
 
     Args:
-        job: its users say which number of live streams is the first; other users are refused.
-        limits: of the search; `first` is the job's.
+        job: the number of its live users is the first number to try; users of other roles are rejected.
+        limits: limits of the search; `first` is taken from the job.
 
     Raises:
-        LoadTestError: a wrong option.
+        LoadTestError: an invalid option.
     """
     if job.users is not None and set(job.users) != {"live"}:
-        raise LoadTestError("--find-capacity counts live streams: no other users are allowed")
+        raise LoadTestError(f"--users is {', '.join(job.users)}; with --find-capacity all users must be live")
     if limits.most < 1 or limits.measure_s < 2:
         raise LoadTestError(
-            f"--most is {limits.most}, --step {limits.measure_s:g} s; allowed: at least 1, and at least 2 s"
+            f"--most is {limits.most}, --step is {limits.measure_s:g} s; must be at least 1 and at least 2 s"
         )
     limits = dataclasses.replace(limits, first=job.users["live"] if job.users else 1)
     started_s = time.monotonic()
@@ -101,7 +101,7 @@ def find_capacity(job: Job, limits: Limits) -> str:
     left_s = limits.run_time_s - (time.monotonic() - started_s)
     slower_fps = job.options.fps / _SLOWER
     if record.ended == "complete" and shape.steps and not shape.search.held and left_s > 2 * limits.step_s:
-        job.say(f"not one stream is held: how many of {slower_fps:g} frames/s are?")
+        job.log(f"not one stream is sustained; searching again with streams of {slower_fps:g} frames/s")
         job = dataclasses.replace(job, options=dataclasses.replace(job.options, fps=slower_fps))
         limits = dataclasses.replace(limits, first=1, at_least=_SLOWER, run_time_s=left_s)
         record, shape = _search(job, limits)
@@ -113,13 +113,14 @@ def find_capacity(job: Job, limits: Limits) -> str:
 
 
 def _search(job: Job, limits: Limits) -> tuple[Record, CapacityShape]:
+    """Run one capacity search."""
     conductor = job.conductor({"live": 1})
-    shape = CapacityShape(limits, conductor.tally, conductor.sampler, job.say)
+    shape = CapacityShape(limits, conductor.tally, conductor.sampler, job.log)
     return conductor.run(shape), shape
 
 
 def soak(job: Job, run_time_s: float) -> str:
-    """Mixed load with clients that come and go; what grows after warm-up fails it. Returns how it ended."""
+    """Run a mixed load with clients that connect and leave, and return how it ended. It fails if a resource grows after warm-up."""
     given, default = job.options, UserOptions("", "", "")
     options = dataclasses.replace(
         given,

@@ -1,4 +1,4 @@
-"""What every simulated user is told: where to, how fast, and how patient."""
+"""Options of the simulated users: server, footage, frame rate, deadline and sessions."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from insync.loadtest.errors import LoadTestError
 
 __all__ = ["ROLES", "UserOptions"]
 
-# A paced stream; jobs as fast as allowed; registrations; and one of these by lot, mostly a stream.
+# A paced live stream; unpaced dubbing jobs; registrations; one of these at random, in most cases a live stream.
 ROLES = ("live", "dub", "twin", "mix")
 
 
 @dataclass(frozen=True)
 class UserOptions:
-    """How users behave. All of it travels to the load processes as JSON.
+    """The options of every simulated user. They are sent to the load processes as JSON.
 
     Attributes:
         server: HOST:PORT of the gRPC endpoint.
         video: footage of one person, or a photo.
-        audio: speech, repeated without end.
-        height: what the footage is scaled to, in pixels; 0: as it is.
-        fps: of live streams.
-        deadline_ms: a live frame has missed it when it is answered later than this after its audio was complete.
-        late: what the client makes of such a frame, one of `LATE`.
-        in_flight: most frames of one stream under way.
-        buffer_s: what a live camera keeps for a client that does not keep up; older frames are dropped and counted.
-        session_s: shortest and longest length of a live stream, after which its user comes anew; (0, 0): never ends.
-        away_s: longest pause between two sessions, jobs or registrations of a user.
-        job_frames: of one dubbing job.
-        new_connection: share of sessions that begin with a new connection and registration, 0 to 1.
-        seed: of lengths and pauses.
-        tls: how to speak TLS with the server; None: without.
+        audio: speech, repeated in a loop.
+        height: height in pixels that the footage is scaled to; 0 leaves it unscaled.
+        fps: frame rate of live streams.
+        deadline_ms: time in which a live frame must have its response, counted from when its audio is complete.
+        late: policy of the client for a frame that misses the deadline, one of `LATE`.
+        in_flight: maximum frames of one stream in flight.
+        buffer_s: length of a live camera's buffer; frames that wait longer for the client are dropped and counted.
+        session_s: minimum and maximum duration of a live stream, after which its user starts another one; (0, 0): never ends.
+        away_s: maximum pause between two sessions, jobs or registrations of a user.
+        job_frames: frames of one dubbing job.
+        new_connection: share of sessions that start with a new connection and registration, 0 to 1.
+        seed: random seed of session lengths and pauses.
+        tls: TLS options of the connection; None: no TLS.
     """
 
     server: str
@@ -66,20 +66,22 @@ class UserOptions:
         ):
             value = getattr(self, name)
             if not low <= value <= high:
-                raise LoadTestError(f"{name.replace('_', '-')} is {value:g}; allowed: {low:g} to {high:g}")
+                raise LoadTestError(f"{name.replace('_', '-')} is {value:g}; must be {low:g} to {high:g}")
         if self.late not in LATE:
-            raise LoadTestError(f"late is {self.late!r}; allowed: {', '.join(LATE)}")
+            raise LoadTestError(f"late is {self.late!r}; must be one of {', '.join(LATE)}")
         shortest, longest = self.session_s
         if not 0 <= shortest <= longest:
-            raise LoadTestError(f"sessions last from {shortest:g} to {longest:g} s; the first must not be the larger")
+            raise LoadTestError(
+                f"session is {shortest:g} to {longest:g} s; must be at least 0, and the first not above the second"
+            )
 
     def to_json(self) -> str:
-        """One line."""
+        """Encode as one line of JSON."""
         return json.dumps(asdict(self), default=str)
 
     @classmethod
     def from_json(cls, text: str) -> UserOptions:
-        """What `to_json` wrote."""
+        """Decode what `to_json` wrote."""
         fields = json.loads(text)
         shortest, longest = fields["session_s"]
         tls = TlsOptions(**fields["tls"]) if fields["tls"] else None

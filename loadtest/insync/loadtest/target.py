@@ -1,4 +1,4 @@
-"""The server under test: one started here for the run alone, or any other."""
+"""The server under test: an embedded one that is started for the run, or any other."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ METRICS_PORT = 8002  # Triton's own
 
 @dataclass(frozen=True)
 class Target:
-    """Where the load goes, and what can be seen of it.
+    """The endpoints and processes of the server under test.
 
     Attributes:
         server: HOST:PORT of the gRPC endpoint.
-        metrics: HOST:PORT of the metrics page, None where it cannot be read.
-        pid: gives the server's process id, or None where it is not ours to look at.
-        shared_memory_prefix: of its regions under /dev/shm, or None.
-        check: raises LoadTestError when an embedded server has died.
-        embedded: started for this run.
+        metrics: HOST:PORT of Triton's metrics, None if they cannot be read.
+        pid: returns the process id of an embedded server, else None.
+        shared_memory_prefix: name prefix of an embedded server's regions under /dev/shm, else None.
+        check: raises LoadTestError if an embedded server has died.
+        embedded: whether the server was started for this run.
     """
 
     server: str
@@ -40,21 +40,21 @@ class Target:
 
 @contextmanager
 def target(host: str | None, metrics: str | None) -> Iterator[Target]:
-    """The server at `host`, or an embedded one for as long as the block runs.
+    """Yield the server at `host`, or an embedded one that runs until the block ends.
 
     Args:
-        host: HOST:PORT of a gRPC endpoint, or None.
-        metrics: HOST:PORT of its metrics page; None tries Triton's usual port on the same host.
+        host: HOST:PORT of a gRPC endpoint, or None for an embedded server.
+        metrics: HOST:PORT of its metrics; None tries Triton's default port on the same host.
 
     Raises:
-        MissingExtra: no host, and the serving part is not installed.
-        LoadTestError: no host, and the embedded server does not start; or no metrics at the given place.
+        MissingExtra: no host is given, and the extra `serve` is not installed.
+        LoadTestError: no host is given and the embedded server does not start, or there are no metrics at the given address.
     """
     if host is not None:
         found = metrics or f"{host.rpartition(':')[0]}:{METRICS_PORT}"
         readable = scrape(found) is not None
         if metrics is not None and not readable:
-            raise LoadTestError(f"there is no metrics page at http://{metrics}/metrics")
+            raise LoadTestError(f"no metrics page at http://{metrics}/metrics: check --metrics")
         yield Target(host, found if readable else None)
         return
     try:
@@ -67,7 +67,7 @@ def target(host: str | None, metrics: str | None) -> Iterator[Target]:
             server = EmbeddedServer(twin_store=Path(folder) / "twins")
             server.start()
         except InsyncError as exc:
-            raise LoadTestError(f"no --host was given, and no server can be started here: {exc}") from exc
+            raise LoadTestError(f"no --host is given, and the embedded server does not start: {exc}") from exc
 
         def check() -> None:
             try:

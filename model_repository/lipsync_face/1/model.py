@@ -1,4 +1,4 @@
-"""Triton's shell around `insync.ensemble.models.face`."""
+"""Triton model wrapper of `insync.ensemble.models.face`."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import numpy as np
 from insync.core.head import head_of
 from insync.core.spec import HEAD
 from insync.ensemble.models.face import FaceFinder, centred_transform
-from insync.ensemble.triton.python_backend import Outputs, answer, array, optional
+from insync.ensemble.triton.python_backend import Outputs, array, optional, respond
 
 
 class TritonPythonModel:
     """IMAGE, FACE_HINT → TRANSFORM, CONFIDENCE, FACE, HEAD."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the face networks that lie beside this file."""
+        """Load the face networks from this file's folder."""
         parameters = json.loads(args["model_config"])["parameters"]
         folder = Path(args["model_repository"]) / args["model_version"]
-        cv2.setNumThreads(1)  # the cores belong to the other steps
+        cv2.setNumThreads(1)  # leave the other cores to the other models
         self._rigid = np.load(folder / "rigid.npy")
         self._finder = FaceFinder(folder, threads=int(parameters["threads"]["string_value"]))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Finds one face in every image; an image without one is no error."""
-        return answer(requests, self._find)
+        """Find one face in every image; an image without a face is no error."""
+        return respond(requests, self._find)
 
     def _find(self, request: Any) -> Outputs:
         images, hints = array(request, "IMAGE"), optional(request, "FACE_HINT")

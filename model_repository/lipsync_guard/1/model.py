@@ -1,4 +1,4 @@
-"""Triton's shell around `insync.ensemble.models.guard` and `insync.ensemble.models.admission`."""
+"""Triton model wrapper of `insync.ensemble.models.guard` and `insync.ensemble.models.admission`."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from insync.core import settings
 from insync.ensemble.models.admission import Admission
 from insync.ensemble.models.guard import check_audio, check_frame
 from insync.ensemble.models.twin_store import TwinStore, digits
-from insync.ensemble.triton.python_backend import Outputs, answer, array, optional, text
+from insync.ensemble.triton.python_backend import Outputs, array, optional, respond, text
 
 
 class TritonPythonModel:
     """FRAME, AUDIO, TWIN, and STREAM and RATE of live streams → the first three, checked and admitted."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Opens the table of admitted streams, and the store."""
-        said = json.loads(args["model_config"])["parameters"]["capacity_fps"]["string_value"]
-        read = settings.load()
-        self._admission = Admission(float(said) if said else read.capacity_fps)
-        self._store = TwinStore(read.twins)
+        """Create the table of admitted streams, and open the twin store."""
+        configured = json.loads(args["model_config"])["parameters"]["capacity_fps"]["string_value"]
+        loaded = settings.load()
+        self._admission = Admission(float(configured) if configured else loaded.capacity_fps)
+        self._store = TwinStore(loaded.twins)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answers each request with its inputs, or with what is wrong with them."""
-        return answer(requests, self._check)
+        """Return each request's inputs, or an error that explains what is wrong with them."""
+        return respond(requests, self._check)
 
     def _check(self, request: Any) -> Outputs:
         frames, windows = array(request, "FRAME"), array(request, "AUDIO")
@@ -39,7 +39,7 @@ class TritonPythonModel:
         twins = np.stack([digits(name) for name in names])
         for name in names:
             self._store.expect(name)
-        # Last: what is malformed, or of nobody, claims no room.
+        # Last, so that malformed requests and unknown twins take no capacity.
         self._admission.admit_all(
             [
                 (None if streams is None else text(streams[k, 0]), None if rates is None else float(rates[k, 0]))

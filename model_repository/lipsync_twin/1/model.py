@@ -1,4 +1,4 @@
-"""Triton's shell around `insync.ensemble.models.registration`: registers a person, or forgets one."""
+"""Triton model wrapper of `insync.ensemble.models.registration`: registers a person, or deletes one."""
 
 from __future__ import annotations
 
@@ -17,48 +17,50 @@ from insync.core.mouth import MouthBasis
 from insync.ensemble.models.face import FaceFinder
 from insync.ensemble.models.registration import register
 from insync.ensemble.models.twin_store import TwinStore, digits
-from insync.ensemble.triton.python_backend import Outputs, answer, array, call, optional, text
+from insync.ensemble.triton.python_backend import Outputs, array, call, optional, respond, text
 
 
 class TritonPythonModel:
     """FRAMES or FORGET → TWIN, REPORT."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the mouth basis that lies beside this file, and the face networks of `lipsync_face`."""
+        """Load the mouth basis from this file's folder, and the face networks of `lipsync_face`."""
         folder = Path(args["model_repository"])
-        cv2.setNumThreads(1)  # the cores belong to the other steps
-        os.nice(10)  # who registers waits for seconds anyway; who streams has a deadline for every frame
+        cv2.setNumThreads(1)  # leave the other cores to the other models
+        os.nice(10)  # registration takes seconds anyway, while streams have a deadline for every frame
         self._finder = FaceFinder(folder.parent / "lipsync_face" / "1")
         self._basis = MouthBasis.load(folder / args["model_version"] / "mouth_basis.npz")
         self._store = TwinStore(settings.load().twins)
         self._store.finish_removals()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Registers or forgets one person for each request."""
-        return answer(requests, self._register_or_delete)
+        """Register or delete one person for each request."""
+        return respond(requests, self._register_or_delete)
 
     def _register_or_delete(self, request: Any) -> Outputs:
-        forget = optional(request, "FORGET")
-        if forget is None:
+        deleted = optional(request, "FORGET")
+        if deleted is None:
             return self._register(request)
         if optional(request, "FRAMES") is not None:
-            raise BadInput("FRAMES and FORGET came together: register a person, or forget one")
-        twin = text(forget.reshape(-1)[0])
+            raise BadInput(
+                "FRAMES and FORGET were sent together: send FRAMES to register, or FORGET to delete a person"
+            )
+        twin = text(deleted.reshape(-1)[0])
         self._store.remove(twin)
-        return _told(twin, {"forgotten": True})
+        return _outputs(twin, {"forgotten": True})
 
     def _register(self, request: Any) -> Outputs:
         frames = [value if isinstance(value, bytes) else str(value).encode() for value in array(request, "FRAMES")]
         record = register(frames, self._finder, self._basis)
         twin = self._store.save(record)
         try:
-            # Proves the twin whole, and spares its first frame the reference encoder.
+            # Checks that the twin is usable, and runs the reference encoder before its first frame needs it.
             call("lipsync_twin_features", {"TWIN": digits(twin)[None]}, ("IDENTITY",))
         except RuntimeError:
             self._store.remove(twin)
             raise
-        return _told(twin, record.report)
+        return _outputs(twin, record.report)
 
 
-def _told(twin: str, report: dict[str, Any]) -> Outputs:
+def _outputs(twin: str, report: dict[str, Any]) -> Outputs:
     return {"TWIN": digits(twin), "REPORT": np.frombuffer(json.dumps(report).encode(), np.uint8)}

@@ -1,4 +1,4 @@
-"""Triton's shell around the twin store: features of twins, kept in memory."""
+"""Triton model wrapper of `insync.ensemble.models.twin_features`: twins' features, cached in memory."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from insync.core import settings
 from insync.ensemble.models.registration import pixels_of
 from insync.ensemble.models.twin_features import FeatureCache, Features
 from insync.ensemble.models.twin_store import Record, TwinStore
-from insync.ensemble.triton.python_backend import Counters, Outputs, answer, array, call
+from insync.ensemble.triton.python_backend import Counters, Outputs, array, call, respond
 
 
 class TritonPythonModel:
     """TWIN → REFERENCE, IDENTITY, PIXELS, REFERENCE_PLACES, NEUTRAL."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Opens the store."""
-        read = settings.load()
-        self._cache = FeatureCache(TwinStore(read.twins), read.twin_cache, _compute)
+        """Open the twin store and the cache."""
+        loaded = settings.load()
+        self._cache = FeatureCache(TwinStore(loaded.twins), loaded.twin_cache, _compute)
         self._cache.open()
         self._lookups = Counters(
             "insync_twin_lookups",
@@ -30,22 +30,22 @@ class TritonPythonModel:
         )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Looks every twin up."""
+        """Look up every twin."""
         hits, misses = self._cache.hits, self._cache.misses
-        responses = answer(requests, self._look_up)
+        responses = respond(requests, self._look_up)
         self._lookups.add("hit", self._cache.hits - hits)
         self._lookups.add("miss", self._cache.misses - misses)
         return responses
 
     def finalize(self) -> None:
-        """Forgets everybody."""
+        """Close the cache."""
         self._cache.close()
 
     def _look_up(self, request: Any) -> Outputs:
         twins = [bytes(row).decode("ascii", "replace") for row in array(request, "TWIN")]
         found = [self._cache.get(twin) for twin in twins]
         if len(found) == 1:
-            return found[0]  # a megabyte that need not be copied once more
+            return found[0]  # avoids copying a megabyte
         return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 

@@ -1,1 +1,1 @@
-"""The network in PyTorch: one module for each component of the design, each with the paper that it comes from."""
+"""The network in PyTorch: one module per component, each citing the paper that it is based on."""

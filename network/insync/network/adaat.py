@@ -1,4 +1,4 @@
-"""AdaAT, the adaptive affine transformation of DINet (Zhang et al., 2023): the plain PyTorch reference that the kernels are held to."""
+"""AdaAT, the adaptive affine transformation of DINet (Zhang et al., 2023): the PyTorch reference of the CPU and CUDA kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def adaat(reference: Tensor, affine: Tensor) -> Tensor:
-    """Warps every channel of a feature map by its own similarity, bilinearly, with zeros beyond the edges.
+    """Warp every channel of a feature map by its own similarity, bilinearly, with zeros beyond the edges.
 
     Args:
         reference: [B, C, H, W].
@@ -21,7 +21,7 @@ def adaat(reference: Tensor, affine: Tensor) -> Tensor:
     batch, channels, height, width = reference.shape
     scale, rotation, tx, ty = affine.reshape(-1, 4).unbind(1)
     cos, sin = scale * torch.cos(rotation), scale * torch.sin(rotation)
-    aspect = height / width  # so that a turn is one of pixels, in maps that are not square too
+    aspect = height / width  # rotation is in pixel space, also in non-square maps
     theta = torch.stack([torch.stack([cos, -sin * aspect, tx], 1), torch.stack([sin / aspect, cos, ty], 1)], 1)
     grid = F.affine_grid(theta, [batch * channels, 1, height, width], align_corners=False)
     planes = reference.reshape(batch * channels, 1, height, width)

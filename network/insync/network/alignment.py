@@ -1,4 +1,4 @@
-"""Alignment network: how each reference channel must be moved so that it fits the head's pose and the mouth to be spoken."""
+"""Alignment network: the transformation of each reference channel to the head's pose and the target mouth."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from insync.network.blocks import activation, mlp
 SCALE_RANGE = 0.35  # of the logarithm
 ROTATION_RANGE = 0.5  # radians
 SHIFT_RANGE = 0.4  # of half the window
-# How much each dimension of the code says about likeness: about the share of its standard deviation in lip movement.
+# Weight of each dimension of the mouth code in the similarity: about the share of its standard deviation in lip movement.
 LIKENESS = (1.0, 0.5, 0.2, 0.2, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05)
-SHARPNESS = 4.0  # of the choice among references, at first
-STRETCHING = 2.0  # at first, how much more a mouth counts that must be opened than one that must be closed: it has no inside to show
+SHARPNESS = 4.0  # initial sharpness of the choice among references
+# Initial extra distance of a reference whose mouth is less open than the target: it does not show the mouth's inside.
+STRETCHING = 2.0
 
 
 class Alignment(nn.Module):
     """Predicts AdaAT's per-channel similarity (Zhang et al., 2023) and the decoder's style from pose, identity and mouth code.
 
-    The style's first five entries weigh the references: attention (Vaswani et al., 2017) whose keys are the references' mouth codes, so
-    that from the first step on the most similar mouth is the one to copy.
+    The style's first five entries are the references' weights: attention (Vaswani et al., 2017) whose keys are the references'
+    mouth codes, so that from the first training step on the most similar mouth is copied.
     """
 
     likeness: Tensor
@@ -41,7 +42,10 @@ class Alignment(nn.Module):
         self.style = nn.Linear(256, STYLE - REFERENCES)
 
     def forward(self, pose: Tensor, identity: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
-        """Pose [B, 32], identity [B, 128], mouth code [B, 12] → affine [B, 160, 4] (scale, rotation, tx, ty), style [B, 128]."""
+        """Predict transformations and style.
+
+        Pose [B, 32], identity [B, 128], mouth code [B, 12] → affine [B, 160, 4] (scale, rotation, tx, ty), style [B, 128].
+        """
         hidden = self.body(torch.cat([pose, identity, code], dim=1))
         raw = torch.tanh(self.affine(hidden)).reshape(-1, CHANNELS, 4)
         scale, rotation, shift = raw[..., :1], raw[..., 1:2], raw[..., 2:]

@@ -1,4 +1,4 @@
-"""Audio mapping network: a speech embedding becomes a mouth code."""
+"""Audio mapping network: from a speech embedding to a mouth code."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from insync.network.blocks import activation
 
 
 class AudioMapping(nn.Module):
-    """A small perceptron; supervised by landmarks of real speech (cf. the audio-to-landmark stage of MakeItTalk, Zhou et al., 2020)."""
+    """A small perceptron, trained on landmarks of real speech (cf. the audio-to-landmark stage of MakeItTalk, Zhou et al., 2020)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(SPEECH, 128), activation(), nn.Dropout(0.2), nn.Linear(128, MOUTH))
 
     def forward(self, speech: Tensor) -> Tensor:
-        """Speech embedding [B, 256] → mouth code [B, 12], standard deviations from the resting mouth."""
+        """Map speech embeddings [B, 256] to mouth codes [B, 12], in standard deviations from the resting mouth."""
         code: Tensor = self.body(speech)
         return code

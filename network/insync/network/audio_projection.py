@@ -1,4 +1,4 @@
-"""Audio projection layer: a log-mel window becomes a speech embedding."""
+"""Audio projection layer: from a log-mel window to a speech embedding."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ class AudioProjection(nn.Module):
         self.out = nn.Sequential(nn.Linear(160 * MEL_FRAMES // 4, SPEECH), activation())
 
     def forward(self, mel: Tensor) -> Tensor:
-        """Log-mel [B, 80, 40], silence at -1 → speech embedding [B, 256]."""
+        """Encode log-mel windows [B, 80, 40], silence at -1, as speech embeddings [B, 256]."""
         embedding: Tensor = self.out(self.body(mel).flatten(1))
         return embedding

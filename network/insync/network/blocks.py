@@ -1,4 +1,4 @@
-"""Building blocks that several components share. No normalisation layers: they would cost more than the convolutions they serve."""
+"""Building blocks shared by several components. No normalisation layers: they would cost more than the convolutions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SLOPE = 0.1  # of leaky rectifiers
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
-    """A padded convolution, initialised for the leaky rectifiers (He et al., 2015)."""
+    """Return a padded convolution, initialised for leaky rectifiers (He et al., 2015)."""
     layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
     nn.init.kaiming_normal_(layer.weight, a=SLOPE)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -23,12 +23,15 @@ def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv
 
 
 def activation() -> nn.Module:
-    """The rectifier used everywhere."""
+    """Return the rectifier used everywhere."""
     return nn.LeakyReLU(SLOPE)
 
 
 class Residual(nn.Module):
-    """Two convolutions around a skip (He et al., 2016); starts as the identity, which stands in for normalisation (Zhang et al., 2019)."""
+    """Two convolutions with a skip connection (He et al., 2016).
+
+    Initialised as the identity, which replaces normalisation (Zhang et al., 2019).
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -37,7 +40,7 @@ class Residual(nn.Module):
         self.act = activation()
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, C, H, W] → [B, C, H, W]."""
+        """Transform features [B, C, H, W] → [B, C, H, W]."""
         result: Tensor = self.act(features + self.body(features))
         return result
 
@@ -55,7 +58,7 @@ class StyledResidual(nn.Module):
         self.act = activation()
 
     def forward(self, features: Tensor, style: Tensor) -> Tensor:
-        """Features [B, C, H, W], style [B, S] → [B, C, H, W]."""
+        """Transform features [B, C, H, W] with a style [B, S] → [B, C, H, W]."""
         scale, shift = self.film(style)[:, :, None, None].chunk(2, dim=1)
         inner = self.act(self.first(features) * (1 + scale) + shift)
         result: Tensor = self.act(features + self.second(inner))
@@ -68,15 +71,15 @@ R = TypeVar("R")
 
 
 def exact(function: Callable[P, R]) -> Callable[P, R]:
-    """Keeps products of positions and of pixels in float32 where training computes in mixed precision.
+    """Keep products of positions and of pixels in float32 when training uses mixed precision.
 
-    In bfloat16 a landmark lies off by up to half a pixel, and spreads of landmarks vanish, by which the flow divides.
+    In bfloat16 a landmark is off by up to half a pixel, and the spreads of landmarks, by which the flow divides, round to 0.
     """
 
     @wraps(function)
     def computed(*args: P.args, **kwargs: P.kwargs) -> R:
         devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
-        if not devices:  # as in every export: an autocast region would be written into the graph
+        if not devices:  # always so in exports, where an autocast region would be written into the graph
             return function(*args, **kwargs)
         with ExitStack() as regions:
             for device in devices:
@@ -87,12 +90,12 @@ def exact(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def channels_last(module: M) -> M:
-    """The module with its weights laid out channels last: several times faster in bfloat16 on a CPU."""
+    """Convert a module's weights to channels-last layout: several times faster in bfloat16 on a CPU."""
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def mlp(*widths: int) -> nn.Sequential:
-    """Linear layers of these widths with rectifiers between."""
+    """Return linear layers of these widths with rectifiers between them."""
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(pairwise(widths)):
         layers += [nn.Linear(inputs, outputs)] + ([activation()] if i < len(widths) - 2 else [])
@@ -100,5 +103,5 @@ def mlp(*widths: int) -> nn.Sequential:
 
 
 def pool(features: Tensor) -> Tensor:
-    """Mean over space, [B, C, H, W] → [B, C]."""
+    """Average over space, [B, C, H, W] → [B, C]."""
     return torch.mean(features, dim=(2, 3))

@@ -1,4 +1,4 @@
-"""Copies pixels from the references: a flow for each, then a blend. Skin and teeth come out as sharp as they were filmed."""
+"""Copying of pixels from the references: one flow for each, then a blend. Skin and teeth stay as sharp as filmed."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from insync.network.placing import Flow, Inside
 
 WIDTH = 32
 ENLARGE = float(CROP_SIZE // 64)  # from the features' grid to pixels
-FLOW_UNIT = 0.1  # of half the window, that a learned flow of 1 moves by
-COPIED = 2  # references that are copied from, the likest ones
-LEAST = 1e-4  # weight that each of them keeps
-LIGHT = (12, 10)  # cells of the features' grid that are lit alike
-DECIDED = 3.0  # sharpens the choice between references: a mean of several is a blur
+FLOW_UNIT = 0.1  # of half the window: displacement for a learned flow of 1
+COPIED = 2  # references that are copied from: the most similar ones
+LEAST = 1e-4  # minimum weight of each of them
+LIGHT = (12, 10)  # cells of the features' grid that share one lighting correction
+DECIDED = 3.0  # sharpens the choice between references: averaging several gives blur
 
 
 class Copied(NamedTuple):
-    """What was copied.
+    """The result of `Copying`.
 
     Attributes:
-        colours: [B, 3, 144, 160], in the light of the target.
-        chosen: [B, 2, 5], which references it is made of, one 1 in each row.
-        origin: [B, 2, 2, 144, 160], where in each its pixels come from, in x and y with the window's outer edges at ±1.
-        missing: [B, 1, 144, 160], 1 where closed lips are drawn apart: there the copy has no mouth's inside to show.
-        from_lips: [B, 2, 144, 160], how far from the lips, see `Inside`.
+        colours: [B, 3, 144, 160], in the target's lighting.
+        chosen: [B, 2, 5], the references copied from, one-hot in each row.
+        origin: [B, 2, 2, 144, 160], each pixel's position in each of them, x and y with the window's outer edges at ±1.
+        missing: [B, 1, 144, 160], 1 where the reference's lips are closed and the target's are open: the copy has no mouth
+            interior there.
+        from_lips: [B, 2, 144, 160], distances from the lips, see `Inside`.
     """
 
     colours: Tensor
@@ -41,9 +42,9 @@ class Copied(NamedTuple):
 
 
 class Copying(nn.Module):
-    """Warps the references' pixels to the mouth to be spoken and blends them (appearance flow, Zhou et al., 2016).
+    """Warps the references' pixels to the target mouth and blends them (appearance flow, Zhou et al., 2016).
 
-    Landmarks say where each reference must be looked at; a learned flow refines that. Which reference to believe, and in what light, is learned.
+    Landmarks give the flow to each reference; a learned flow refines it. The choice of reference and its lighting are learned.
     """
 
     def __init__(self, features: int) -> None:
@@ -64,12 +65,12 @@ class Copying(nn.Module):
     def forward(
         self, merged: Tensor, each: Tensor, weights: Tensor, pixels: Tensor, reference_places: Tensor, places: Tensor
     ) -> Copied:
-        """Copies.
+        """Copy pixels of the references.
 
         Args:
-            merged: [B, F, 36, 40], what is known of the target.
+            merged: [B, F, 36, 40], features of the target.
             each: [B, 5, 32, 36, 40], the aligned features of each reference.
-            weights: [B, 5], the references' likeness to the target.
+            weights: [B, 5], the references' similarity to the target.
             pixels: [B, 15, 144, 160] in [0, 1], the references.
             reference_places: [B, 5, 73, 2], their landmarks.
             places: [B, 73, 2], the target's.
@@ -91,15 +92,15 @@ class Copying(nn.Module):
         fetched_from = found.flatten(0, 1) + FLOW_UNIT * learned[:, :2]
         preference = learned[:, 2].reshape(batch, COPIED, height, width)
         preference = DECIDED * (preference + torch.log(weights[:, :, None, None]))
-        # A softmax of two, by their difference: one map to enlarge instead of two.
+        # A softmax over two, computed from their difference: one map to enlarge instead of two.
         first = torch.sigmoid(_enlarged(preference[:, :1] - preference[:, 1:]))
         fetched_from = _enlarged(fetched_from)
         fetched = sampled(pixels.flatten(0, 1), fetched_from).reshape(pixels.shape)
-        # Not torch.lerp, which is written as seven operators over the whole picture.
+        # Not torch.lerp, which is exported as seven operators over the whole picture.
         copied = fetched[:, 1] + first * (fetched[:, 0] - fetched[:, 1])
         inside, from_lips, shown = self.inside(places, reference_places)
         missing = inside * (1 - shown[:, 1:] - first * (shown[:, :1] - shown[:, 1:]))
-        # Light changes slowly over a face: what is finer than this grid would darken teeth instead of lighting the skin.
+        # Lighting changes slowly over a face: on a finer grid, it would darken teeth instead of lighting the skin.
         light = self.colour(F.avg_pool2d(merged, LIGHT))
         light = F.interpolate(light, size=pixels.shape[3:], mode="bilinear", align_corners=False)
         gain, shift = light.chunk(2, dim=1)
@@ -108,9 +109,9 @@ class Copying(nn.Module):
 
 
 def _likest(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Which references are copied, [B, 2, 5], and how much of each, [B, 2].
+    """Return the references to copy, one-hot [B, 2, 5], and their weights [B, 2].
 
-    The next one's weight is taken off: so a reference begins and ends with a weight of nothing, and none pops up from frame to frame.
+    The next reference's weight is subtracted, so that a reference enters and leaves with weight 0 and none pops up between frames.
     """
     best, index = torch.topk(weights, COPIED + 1, dim=1)
     chosen = (index[:, :COPIED, None] == torch.arange(REFERENCES, device=weights.device)).to(weights.dtype)
@@ -119,14 +120,15 @@ def _likest(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 @exact
 def taken(chosen: Tensor, values: Tensor) -> Tensor:
-    """Chosen [B, 2, 5] of values [B, 5, N] → [B, 2, N]."""
+    """Select the chosen [B, 2, 5] of values [B, 5, N] → [B, 2, N]."""
     return torch.matmul(chosen, values)
 
 
 def sampled(pixels: Tensor, places: Tensor) -> Tensor:
-    """Pixels [N, C, H, W] at places [N, 2, h, w], x and y with the outer edges at ±1; outside, those at the edge go on: [N, C, h, w].
+    """Sample pixels [N, C, H, W] at places [N, 2, h, w] → [N, C, h, w]; edge pixels repeat outside.
 
-    Held at the edge first, no place lies outside: ONNX Runtime samples so in a third of the time that it takes for a padding by the edge.
+    Places are x and y with the outer edges at ±1. They are clamped to the edge first: ONNX Runtime then takes a third of the time
+    that it takes with border padding.
     """
     edge = torch.tensor([1 - 1 / pixels.shape[3], 1 - 1 / pixels.shape[2]]).to(places)[:, None, None]
     held = torch.minimum(torch.maximum(places, -edge), edge).permute(0, 2, 3, 1)
@@ -138,7 +140,7 @@ def _enlarged(values: Tensor) -> Tensor:
 
 
 def pixels_of(crops: Tensor) -> Tensor:
-    """The pixels to copy, [..., 15, 144, 160], of reference crops [..., 5, 3, 256, 256]."""
+    """Return the pixels to copy, [..., 15, 144, 160], of reference crops [..., 5, 3, 256, 256]."""
     return mask.window(crops).flatten(-4, -3)
 
 

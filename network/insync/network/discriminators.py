@@ -1,4 +1,4 @@
-"""Local and global discriminators: is this mouth, is this face, real? Used in training only."""
+"""Local and global discriminators: classify mouths and faces as real or rendered. Used only in training."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ DETAIL = 8.0  # amplification
 class Discriminator(nn.Module):
     """A patch discriminator (Isola et al., 2017), conditioned on the mouth code by projection (Miyato & Koyama, 2018).
 
-    Without the condition a closed mouth passes for any code, and the mouth learns not to open. The picture comes in twice, the second time as
-    its finest detail alone, amplified: on the plain picture critics were blind to softness (after 60 steps against a fixed painter their scores of
-    filmed and painted mouths lay 0.4 apart, with the detail 3.0).
+    Without the condition a closed mouth is real for any code, and the mouth learns not to open. The picture is input twice, the
+    second time only its finest detail, amplified: with the plain picture, discriminators did not detect blur (after 60 steps
+    against a fixed renderer their scores of filmed and rendered mouths differed by 0.4, with the detail by 3.0).
     """
 
     def __init__(self, width: int = 32) -> None:
@@ -32,7 +32,7 @@ class Discriminator(nn.Module):
         self.act = activation()
 
     def forward(self, picture: Tensor, code: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Picture [B, 3, H, W] in [0, 1], mouth code [B, 12] → realness [B, 1, h, w], and the features of every layer."""
+        """Score pictures [B, 3, H, W] in [0, 1] with mouth codes [B, 12] → realness [B, 1, h, w], features of every layer."""
         detail = DETAIL * (picture - F.avg_pool2d(picture, 3, 1, 1, count_include_pad=False))
         features, maps = torch.cat([picture * 2 - 1, detail], dim=1), []
         for layer in self.layers:
@@ -43,14 +43,14 @@ class Discriminator(nn.Module):
 
 
 def local_view(window: Tensor) -> Tensor:
-    """The mouth [B, 3, 112, 112] out of the decoder's window [B, 3, 144, 160]: what the local discriminator sees."""
+    """Return the local discriminator's input, the mouth [B, 3, 112, 112] in the decoder's window [B, 3, 144, 160]."""
     top, left = mask.MOUTH_ROWS[0] - mask.ROWS[0], mask.MOUTH_COLUMNS[0] - mask.COLUMNS[0]
     height, width = (r[1] - r[0] for r in (mask.MOUTH_ROWS, mask.MOUTH_COLUMNS))
     return window[..., top : top + height, left : left + width]
 
 
 def global_view(crop: Tensor, window: Tensor) -> Tensor:
-    """The whole face at half size [B, 3, 128, 128], with the window put into the crop [B, 3, 256, 256]: what the global one sees."""
+    """Return the global discriminator's input, the crop [B, 3, 256, 256] with the window in it, at half size [B, 3, 128, 128]."""
     whole = torch.cat(
         [
             crop[:, :, : mask.ROWS[0]],

@@ -1,4 +1,4 @@
-"""The inpainter: paints the mouth region from what surrounds it, the aligned references and the style."""
+"""The inpainter: renders the mouth region from its surroundings, the aligned references and the style."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ from insync.network.copying import Copying
 FINE = 64  # channels at a quarter of the crop's resolution
 COARSE = 64  # at an eighth
 HALF = 24  # at half
-ALL = 48  # channels that carry what all references have in common
+ALL = 48  # channels of the features of all references together
 
 
 class Painted(NamedTuple):
-    """What the inpainter gives.
+    """The inpainter's result.
 
     Attributes:
         colours: [B, 3, 144, 160] in [0, 1].
         alpha: [B, 1, 144, 160] in [0, 1].
-        bare: logits [B, 1, 144, 160] that the mouth is bare.
-        own: [B, 3, 144, 160] in [0, 1], what was painted.
-        copied: [B, 3, 144, 160], what was copied from the references.
-        kept: [B, 1, 144, 160] in [0, 1], how much of it the colours keep: all but a mouth's inside that no reference shows.
-        chosen: [B, 2, 5], from which of them, one 1 in each row.
-        places: [B, 2, 2, 144, 160], from where in each.
+        bare: logits [B, 1, 144, 160] that the mouth region is not occluded.
+        own: [B, 3, 144, 160] in [0, 1], the generated pixels.
+        copied: [B, 3, 144, 160], the pixels copied from the references.
+        kept: [B, 1, 144, 160] in [0, 1], the share of the copied pixels in the colours: 1 except in a mouth's inside that no
+            reference shows.
+        chosen: [B, 2, 5], the references copied from, one-hot in each row.
+        places: [B, 2, 2, 144, 160], the position in each that a pixel was copied from.
     """
 
     colours: Tensor
@@ -53,8 +54,8 @@ class Painted(NamedTuple):
 class Inpainter(nn.Module):
     """A styled U-Net over the patch's window of the crop (decoder of DINet, Zhang et al., 2023, with FiLM instead of its plain blocks).
 
-    It does two things: it copies the references' pixels to where the mouth to be spoken has them (`Copying`), and it paints the mouth's inside
-    where no reference shows it. Landmarks say where that is: a learned choice between the two gained nothing, and smeared photos.
+    It warps the references' pixels to the target mouth (`Copying`), and generates the mouth's inside where no reference shows it.
+    Landmarks decide where: a learned choice between the two gained nothing, and smeared photos.
     """
 
     feather: Tensor
@@ -69,7 +70,7 @@ class Inpainter(nn.Module):
         self.coarse = StyledResidual(COARSE, STYLE)
         self.up = conv(COARSE, FINE)
         self.merged = StyledResidual(FINE, STYLE)
-        # Sub-pixel convolutions (Shi et al., 2016), none at full size: a quarter of the work for the same picture.
+        # Sub-pixel convolutions (Shi et al., 2016), none at full size: the same picture at a quarter of the cost.
         self.to_half = nn.Sequential(
             conv(FINE + REFERENCE_CHANNELS, 4 * HALF, kernel=1), nn.PixelShuffle(2), activation()
         )
@@ -90,15 +91,15 @@ class Inpainter(nn.Module):
         reference_places: Tensor,
         places: Tensor,
     ) -> Painted:
-        """Paints the window of the crop.
+        """Render the window of the crop.
 
         Args:
             source: [B, 49, 36, 40].
             aligned: [B, 160, 36, 40].
-            style: [B, 128]; its first 5 entries weigh the references.
+            style: [B, 128]; its first 5 entries are the references' weights.
             pixels: [B, 15, 144, 160] in [0, 1], the references in the window.
             reference_places: [B, 5, 73, 2], their landmarks.
-            places: [B, 73, 2], the landmarks to be painted.
+            places: [B, 73, 2], the target's landmarks.
         """
         batch, _, height, width = aligned.shape
         each = aligned.reshape(batch, REFERENCES, REFERENCE_CHANNELS, height, width)
@@ -109,7 +110,7 @@ class Inpainter(nn.Module):
         risen = F.interpolate(self.up(coarse), scale_factor=2.0, mode="nearest")
         merged = self.merged(self.act(fine + risen), style)
         copied = self.copying(merged, each, style[:, :REFERENCES], pixels, reference_places, places)
-        # Where exactly the lips are to lie is told, not guessed: an inside painted beside its place is a red smear.
+        # The lips' exact position is an input, not learned: a misplaced mouth interior shows as a red smear.
         guide = self.unshuffle(torch.cat([copied.colours, copied.from_lips], dim=1))
         half = self.to_half(torch.cat([merged, chosen], dim=1))
         half = self.half_body(self.beside(torch.cat([half, guide], dim=1)))
@@ -121,7 +122,7 @@ class Inpainter(nn.Module):
 
 
 def to_patch(colours: Tensor, alpha: Tensor) -> Tensor:
-    """The window as a patch of the whole crop: uint8 [B, 256, 256, 4], RGBA, alpha straight."""
+    """Pad the window to a patch of the whole crop: uint8 [B, 256, 256, 4], RGBA, straight alpha."""
     window = torch.round(torch.cat([colours, alpha], dim=1) * 255).clamp(0, 255)
     pad = (mask.COLUMNS[0], CROP_SIZE - mask.COLUMNS[1], mask.ROWS[0], CROP_SIZE - mask.ROWS[1])
     return F.pad(window, pad).permute(0, 2, 3, 1).to(torch.uint8)

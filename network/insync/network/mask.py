@@ -1,4 +1,4 @@
-"""The mouth region of the crop: what the encoder must not see, where the patch lies, and how it fades into the source."""
+"""The mouth region of the crop: the area hidden from the encoder, the patch's window, and the patch's feathered edge."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from torch import Tensor
 
 from insync.core.spec import CROP_SIZE, WINDOW_COLUMNS, WINDOW_ROWS
 
-# An ellipse from the base of the nose to below the chin of an open mouth, within the cheeks of a turned head; pixels of the crop.
+# An ellipse from the base of the nose to below the chin of an open mouth, within the cheeks of a turned head; in crop pixels.
 CENTRE = (127.5, 186.0)
 RADII = (67.0, 64.0)
 FEATHER = 16.0  # pixels inside the edge over which alpha rises from 0 to 1
 ROWS, COLUMNS = WINDOW_ROWS, WINDOW_COLUMNS  # the patch's window: the only part of the crop that the decoder computes
-# What the local discriminator and the mouth reader look at.
+# The input of the local discriminator and of the mouth reader.
 MOUTH_ROWS = (128, 240)
 MOUTH_COLUMNS = (72, 184)
 
 
 def distance() -> Tensor:
-    """Approximate signed distance to the ellipse's edge in pixels, positive inside: float32 [256, 256]."""
+    """Return the approximate signed distance to the ellipse's edge in pixels, positive inside: float32 [256, 256]."""
     y, x = torch.meshgrid(torch.arange(CROP_SIZE), torch.arange(CROP_SIZE), indexing="ij")
     u, v = (x - CENTRE[0]) / RADII[0], (y - CENTRE[1]) / RADII[1]
     radius = torch.sqrt(u**2 + v**2)
@@ -27,21 +27,21 @@ def distance() -> Tensor:
 
 
 def hole() -> Tensor:
-    """1 where the encoder must not see: float32 [1, 1, 256, 256]."""
+    """Return a mask, 1 in the area hidden from the encoder: float32 [1, 1, 256, 256]."""
     return (distance() > 0).float()[None, None]
 
 
 def feather() -> Tensor:
-    """The largest alpha that a patch may have: 0 outside the hole, smoothly 1 well inside; float32 [1, 1, 256, 256]."""
+    """Return the maximum alpha of a patch: 0 outside the hole, rising smoothly to 1 inside; float32 [1, 1, 256, 256]."""
     t = (distance() / FEATHER).clamp(0, 1)
     return (t * t * (3 - 2 * t))[None, None]
 
 
 def window(picture: Tensor) -> Tensor:
-    """The patch's window, [..., 144, 160], of something in the crop's frame, [..., 256, 256]."""
+    """Cut the patch's window, [..., 144, 160], out of a crop-sized tensor, [..., 256, 256]."""
     return picture[..., ROWS[0] : ROWS[1], COLUMNS[0] : COLUMNS[1]]
 
 
 def feature_window(features: Tensor) -> Tensor:
-    """The same window at a quarter of the resolution: [..., 64, 64] → [..., 36, 40]."""
+    """Cut out the same window at a quarter of the resolution: [..., 64, 64] → [..., 36, 40]."""
     return features[..., ROWS[0] // 4 : ROWS[1] // 4, COLUMNS[0] // 4 : COLUMNS[1] // 4]

@@ -1,4 +1,4 @@
-"""The whole network, and the graphs in which it is served."""
+"""The whole network, and the graphs that are served."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from insync.network.source_encoder import SourceEncoder
 
 
 class LipSync(nn.Module):
-    """Every component that serving needs. Training composes them differently: the renderer learns from codes of real frames."""
+    """All components that serving needs. Training combines them differently: the renderer learns from codes of real frames."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class LipSync(nn.Module):
         code: Tensor,
         hidden: Tensor | None = None,
     ) -> Painted:
-        """Paints mouths for given codes: what the renderer is trained as.
+        """Render mouths for given codes, as in the renderer's training.
 
         Args:
             crop: [B, 3, 256, 256] in [0, 1].
@@ -60,7 +60,7 @@ class LipSync(nn.Module):
         return painted
 
     def code(self, mel: Tensor) -> Tensor:
-        """Log-mel [B, 80, 40] → mouth code [B, 12]."""
+        """Predict mouth codes [B, 12] from log-mel windows [B, 80, 40]."""
         code: Tensor = self.mapping(self.projection(mel))
         return code
 
@@ -125,5 +125,5 @@ class DecoderGraph(nn.Module):
 
 
 def parameters_mb(network: nn.Module) -> float:
-    """Size of the weights in FP32, in megabytes."""
+    """Return the size of the weights in FP32, in megabytes."""
     return sum(parameter.numel() for parameter in network.parameters()) * torch.finfo(torch.float32).bits / 8 / 1e6

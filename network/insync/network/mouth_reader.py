@@ -1,4 +1,4 @@
-"""Mouth reader: the lip shape that a picture of a mouth shows. Trained on real frames, then frozen as the renderer's judge."""
+"""Mouth reader: estimates the lip shape from a picture of a mouth. Trained on real frames, then frozen for the renderer's losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from insync.network.blocks import Residual, activation, conv
 class MouthReader(nn.Module):
     """Regresses the pose-free lip shape from mouth pixels.
 
-    Its features also serve as the perceptual distance (Johnson et al., 2016), in place of a network that would have to be downloaded.
+    Its features also give the perceptual distance (Johnson et al., 2016), instead of a network that would have to be downloaded.
     """
 
     def __init__(self, width: int = 32) -> None:
@@ -26,8 +26,11 @@ class MouthReader(nn.Module):
         self.out = nn.Linear(4 * width * 4 * 4, MOUTH)
 
     def forward(self, mouth: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Mouth [B, 3, 112, 112] in [0, 1] → lip shape relative to the mean resting mouth [B, 12], and the features of every layer."""
-        # At half size: how wide a mouth stands open needs no more, and the judge is asked three times a step.
+        """Estimate lip shapes relative to the mean resting mouth.
+
+        Mouth [B, 3, 112, 112] in [0, 1] → lip shape [B, 12], and the features of every layer.
+        """
+        # At half size, which is enough for the mouth aperture: a training step runs this network three times.
         features, maps = F.avg_pool2d(mouth * 2 - 1, 2), []
         for layer in self.layers:
             features = layer(features)

@@ -1,4 +1,4 @@
-"""Where a mouth's landmarks lie once it speaks, and the flow that fetches them from elsewhere. Nothing here is learned."""
+"""The target landmarks of a speaking mouth, and the flow from them to the references' landmarks. Nothing here is learned."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from insync.core.mouth import INNER_LIPS, OUTER_LIPS, MouthBasis
 from insync.core.spec import FEATURE_HEIGHT, FEATURE_WIDTH, LIPS, MOUTH, WINDOW_COLUMNS, WINDOW_ROWS
 from insync.network.blocks import exact
 
-REACH = 3.0  # pixels within which a landmark alone decides
-STIFFNESS = 4.0  # square pixels of spread, from which on landmarks turn and stretch what lies between them
-TOUCHING = 1.0  # pixels between inner lips that touch: landmarks are no better
-NEAR = 12.0  # pixels from the lips, beyond which all is alike
-SHOWN = 0.6  # of the aperture to be spoken: a reference that is open so far has a whole inside to show
+REACH = 3.0  # pixels within which the nearest landmark determines the flow
+STIFFNESS = 4.0  # square pixels: spread of the landmarks from which on they rotate and stretch the area between them
+TOUCHING = 1.0  # pixels between touching inner lips: the accuracy of the landmarks
+NEAR = 12.0  # pixels from the lips at which distances are clipped
+SHOWN = 0.6  # of the target aperture: a reference that is open this far shows the whole inside
 _PAIRS = len(INNER_LIPS) // 2  # inner lips go around from one corner to the other, below, and back above
 _LOWER = tuple(len(OUTER_LIPS) + i for i in range(_PAIRS + 1))
 _UPPER = tuple(len(OUTER_LIPS) + -i % len(INNER_LIPS) for i in range(_PAIRS + 1))
@@ -21,7 +21,7 @@ HALF = ((WINDOW_COLUMNS[1] - WINDOW_COLUMNS[0]) / 2, (WINDOW_ROWS[1] - WINDOW_RO
 
 
 class Placing(nn.Module):
-    """Mouth code → places of the landmarks, on a head that is held in this way; see `insync.core.head`."""
+    """Computes landmarks' places from a mouth code, on a head in a given pose; see `insync.core.head`."""
 
     lips: Tensor
 
@@ -30,19 +30,19 @@ class Placing(nn.Module):
         self.register_buffer("lips", torch.zeros(MOUTH, 2 * LIPS))
 
     def follow(self, basis: MouthBasis) -> None:
-        """Takes over the shapes that mouth codes stand for."""
+        """Set the lip shapes of the mouth codes from a basis."""
         self.lips.copy_(torch.from_numpy(basis.components * basis.deviation[:, None]))
 
     @exact
     def forward(self, head: Tensor, neutral: Tensor, code: Tensor) -> Tensor:
-        """Head [B, 75, 2], resting shape [B, 44, 2], mouth code [B, 12] → places [B, 73, 2]."""
+        """Compute places [B, 73, 2] from a head [B, 75, 2], a resting shape [B, 44, 2] and a mouth code [B, 12]."""
         shape = neutral + torch.matmul(code, self.lips).reshape(-1, LIPS, 2)
         lips = head[:, 2 : 2 + LIPS] + torch.matmul(shape, head[:, :2])
         return torch.cat([lips, head[:, 2 + LIPS :]], dim=1)
 
 
 class Flow(nn.Module):
-    """Moving least squares with affine maps (Schaefer et al., 2006): smooth, and right where landmarks lie."""
+    """Moving least squares with affine maps (Schaefer et al., 2006): smooth, and exact at the landmarks."""
 
     grid: Tensor
     extent: Tensor
@@ -55,11 +55,11 @@ class Flow(nn.Module):
 
     @exact
     def forward(self, places: Tensor, others: Tensor) -> Tensor:
-        """Where to fetch each cell of the features' grid.
+        """Compute the position from which to fetch each cell of the features' grid.
 
         Args:
-            places: [B, P, 2], landmarks of the picture to be made, with the window's outer edges at ±1.
-            others: [B, R, P, 2], the same landmarks in pictures to take from.
+            places: [B, P, 2], the target's landmarks, with the window's outer edges at ±1.
+            others: [B, R, P, 2], the same landmarks in the references.
 
         Returns:
             [B, R, 2, 36, 40], x and y in each of them, with its window's outer edges at ±1.
@@ -78,7 +78,7 @@ class Flow(nn.Module):
         mean_x, mean_y, xx, xy, yy = means[..., :5].split(1, dim=2)
         mean, with_x, with_y = means[..., 5:].split(2 * count, dim=2)
         xx, xy, yy = xx - mean_x**2 + STIFFNESS, xy - mean_x * mean_y, yy - mean_y**2 + STIFFNESS
-        # Without spread, nothing turns: the other picture's axes are this one's.
+        # Without spread there is no rotation: the axes of target and reference are equal.
         with_x = with_x - mean_x * mean + STIFFNESS * torch.tensor([1.0, 0.0]).repeat(count).to(mean)
         with_y = with_y - mean_y * mean + STIFFNESS * torch.tensor([0.0, 1.0]).repeat(count).to(mean)
         right, down = grid[..., :1] - mean_x, grid[..., 1:] - mean_y
@@ -90,7 +90,7 @@ class Flow(nn.Module):
 
 
 class Inside(nn.Module):
-    """Where a mouth's inside lies, between the inner lips, and how much of it another picture has to show. Nothing here is learned."""
+    """Computes the area between the inner lips, and how much of it each reference shows. Nothing here is learned."""
 
     columns: Tensor
     rows: Tensor
@@ -104,16 +104,16 @@ class Inside(nn.Module):
 
     @exact
     def forward(self, places: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Looks from lip to lip, column by column.
+        """Compute the inside of the mouth, column by column.
 
         Args:
-            places: [B, 73, 2], landmarks of the picture to be made, with the window's outer edges at ±1.
-            others: [B, R, 73, 2], the same landmarks in pictures to take from.
+            places: [B, 73, 2], the target's landmarks, with the window's outer edges at ±1.
+            others: [B, R, 73, 2], the same landmarks in the references.
 
         Returns:
-            [B, 1, 144, 160], 1 inside; [B, 2, 144, 160], how far below the upper lip and above the lower one, 1 for `NEAR` or more, -1 for as
-            far on the other side of it or beside the mouth; [B, R, 1, 160], 1 where that picture's mouth is open as far as `SHOWN`, 0 where
-            its lips touch.
+            [B, 1, 144, 160], 1 inside; [B, 2, 144, 160], distance below the upper lip and above the lower one, 1 for `NEAR` or
+            more, -1 for as far on the other side of it or beside the mouth; [B, R, 1, 160], 1 where the reference's mouth is
+            open as far as `SHOWN`, 0 where its lips touch.
         """
         here, there = places * self.extent, others * self.extent
         upper, lower = here[:, list(_UPPER)], here[:, list(_LOWER)]

@@ -1,4 +1,4 @@
-"""Reference encoder: what a person's mouth looks like, from five crops with known mouth shapes. Runs once for each twin."""
+"""Reference encoder: features of a person's mouth, from five crops with known mouth shapes. Runs once for each twin."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from insync.network.blocks import Residual, activation, conv, mlp, pool
 
 
 class ReferenceEncoder(nn.Module):
-    """Encodes reference crops as in DINet (Zhang et al., 2023), but each into channels of its own.
+    """Encodes reference crops as in DINet (Zhang et al., 2023), but each into separate channels.
 
-    So the mixer can weigh the references once it knows the mouth to be spoken, and the one that comes closest is copied, not averaged.
+    So the mixer can weight the references by the target mouth, and the most similar one is copied instead of averaged.
     The identity descriptor begins with the references' mouth codes, which the alignment network compares with its target.
     """
 
@@ -25,7 +25,7 @@ class ReferenceEncoder(nn.Module):
         self.look = mlp(64 + REFERENCES * MOUTH, 128, IDENTITY - REFERENCES * MOUTH)
 
     def forward(self, crops: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodes a twin.
+        """Encode a twin.
 
         Args:
             crops: [B, 5, 3, 256, 256] in [0, 1].

@@ -1,4 +1,4 @@
-"""The graphs that are served: each a module of its own, and the network with the weights that a repository serves."""
+"""The served graphs as PyTorch modules, and the loading of a repository's weights into the network."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ SERVED_GRAPHS: dict[str, type[nn.Module]] = {
 
 
 class ParityError(RuntimeError):
-    """An exported graph computes something else than the network does."""
+    """An exported graph's outputs differ from the network's."""
 
 
 def read_weights(repository: Path) -> LipSync:
-    """The network with the weights that the repository serves.
+    """Load the network with the weights that the repository serves.
 
-    The exporter folds batch normalisation into the convolution before it; what comes back has them folded.
+    The exporter folds batch normalisation into the convolution before it; the loaded network stays folded.
 
     Raises:
-        FileNotFoundError: A graph is missing.
-        ParityError: A weight is missing from the graphs, or has another shape.
+        FileNotFoundError: a graph is missing.
+        ParityError: a weight is missing from the graphs, or has another shape.
     """
     network = LipSync().eval()
     found: dict[str, Tensor] = {}

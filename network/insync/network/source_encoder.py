@@ -1,4 +1,4 @@
-"""Non-facial feature encoder: what surrounds the mouth, how the head is held, and what covers the mouth."""
+"""Non-facial feature encoder: the surroundings of the mouth, the head's pose, and occluders of the mouth."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MARGIN = 3  # of the 64 x 64 map
 class SourceEncoder(nn.Module):
     """Encodes the crop with the speaking part of the face masked out, as the source branch of DINet does (Zhang et al., 2023).
 
-    A second, narrow branch sees the whole crop and tells where the mouth region is bare: neither covered (hands, microphones) nor beside
-    the face (hair, background). That map drives the patch's alpha, and it says what to mask out: nothing else of what the branch sees
-    reaches the colours, otherwise the decoder could copy the mouth that it must replace.
+    A second, narrow branch sees the whole crop and predicts where the mouth region is bare: neither occluded (hands, microphones) nor
+    outside the face (hair, background). That map drives the patch's alpha and the mask. Nothing else of the branch reaches the
+    colours, otherwise the decoder could copy the mouth that it must replace.
     """
 
     hole: Tensor
@@ -44,22 +44,22 @@ class SourceEncoder(nn.Module):
             activation(), Residual(64), nn.Upsample(scale_factor=2.0), conv(64, 32), activation(),
         )  # fmt: skip
         self.occluder_head = nn.Sequential(conv(32 + 32, 32, kernel=1), activation(), conv(32, 1))
-        nn.init.constant_(self.occluder_head[2].bias, 2.0)  # type: ignore[arg-type]  # mouths are bare, mostly
+        nn.init.constant_(self.occluder_head[2].bias, 2.0)  # type: ignore[arg-type]  # most mouths are bare
         self.rise = nn.Upsample(scale_factor=4, mode="bilinear", align_corners=False)
 
     def forward(self, crop: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Encodes a crop.
+        """Encode a crop.
 
         Args:
             crop: [B, 3, 256, 256] in [0, 1].
-            hidden: [B, 1, 256, 256], 1 where the face speaks and must not be seen; by default what `occluders` finds.
+            hidden: [B, 1, 256, 256], 1 where the speaking face must be hidden; by default where `occluders` finds it bare.
 
         Returns:
             Source features of the window [B, 49, 36, 40], the last of them the logit that the mouth is bare; pose descriptor [B, 32].
         """
         bare = self.occluders(crop)
         if hidden is None:
-            # Somewhat more than what counts as bare: no rim of the mouth's face may show.
+            # Slightly more than the bare area, so that no edge of the original mouth stays visible.
             wide = F.max_pool2d(torch.sigmoid(bare), MARGIN, stride=1, padding=MARGIN // 2)
             hidden = self.rise((2 * wide).clamp(max=1))
         hole = self.hole * hidden
@@ -69,7 +69,7 @@ class SourceEncoder(nn.Module):
         return torch.cat([seen, mask.feature_window(bare)], dim=1), pose
 
     def occluders(self, crop: Tensor) -> Tensor:
-        """Where the mouth region is bare: crop [B, 3, 256, 256] in [0, 1] → logits [B, 1, 64, 64]."""
+        """Predict where the mouth region is bare: crop [B, 3, 256, 256] in [0, 1] → logits [B, 1, 64, 64]."""
         near = self.occluder_stem(crop * 2 - 1)
         result: Tensor = self.occluder_head(torch.cat([near, self.rise(self.occluder_wide(near))], dim=1))
         return result

@@ -1,4 +1,4 @@
-"""SyncNet: do these mouths and this sound belong together? Used in curation, training and evaluation only."""
+"""SyncNet: measures whether mouths and sound are in sync. Used only in curation, training and evaluation."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 class SyncNet(nn.Module):
-    """Two towers onto one sphere (Chung & Zisserman, 2016; contrastive over the batch as in Oord et al., 2018).
+    """Two towers with unit embeddings (Chung & Zisserman, 2016; contrastive over the batch as in Oord et al., 2018).
 
     The picture tower sees five consecutive mouths at half size, the sound tower the audio window of the middle one. Mouths are
-    compared in grey and with their mean and contrast taken out: skin and light do not tell when somebody speaks.
+    converted to grey and normalised in mean and contrast: skin colour and lighting carry no information about speech.
     """
 
     def __init__(self) -> None:
@@ -51,21 +51,21 @@ class SyncNet(nn.Module):
         )
 
     def forward(self, mouths: Tensor, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Mouths [B, 15, 56, 56] in [0, 1] (five frames of RGB), log-mel [B, 80, 40] → two unit vectors [B, 128]."""
+        """Embed mouths [B, 15, 56, 56] in [0, 1] (five RGB frames) and log-mel [B, 80, 40] → two unit vectors [B, 128]."""
         return self.seen(grey(mouths)), self.embed_audio(mel)
 
     def seen(self, mouths: Tensor) -> Tensor:
-        """Five grey mouths [B, 5, 56, 56] in [0, 1] → unit vectors [B, 128]."""
+        """Embed five grey mouths [B, 5, 56, 56] in [0, 1] → unit vectors [B, 128]."""
         level = mouths.mean((1, 2, 3), keepdim=True)
         contrast = mouths.std((1, 2, 3), keepdim=True)
         return F.normalize(self.picture((mouths - level) / (contrast + 0.02)), dim=1)
 
     def embed_audio(self, mel: Tensor) -> Tensor:
-        """Log-mel [B, 80, 40] → unit vectors [B, 128]."""
+        """Embed log-mel windows [B, 80, 40] → unit vectors [B, 128]."""
         return F.normalize(self.sound(mel), dim=1)
 
 
 def grey(mouths: Tensor) -> Tensor:
-    """Luma of RGB frames stacked along the channels: [B, 3 T, H, W] → [B, T, H, W]."""
+    """Convert RGB frames stacked along the channels to luma: [B, 3 T, H, W] → [B, T, H, W]."""
     frames = mouths.unflatten(1, (-1, 3))
     return torch.einsum("btchw,c->bthw", frames, frames.new_tensor(LUMA))

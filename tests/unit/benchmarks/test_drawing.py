@@ -1,4 +1,4 @@
-"""What benchmarks of trainings draw with: the network in PyTorch draws what the served graphs draw, and filmed codes are those of the mouths."""
+"""Drawing in benchmarks of training: the PyTorch network draws the same as the served graphs, and filmed codes are those of the mouths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.training.drawing import TorchGraphs, filmed_codes, sheet
-from benchmarks.training.personal_twin import beginning_of, shortened
+from benchmarks.training.personal_twin import copy_beginning, shortened
 from insync.core.head import places
 from insync.core.mouth import POINTS, MouthBasis
 from insync.core.spec import CROP_SIZE, WINDOW_COLUMNS, WINDOW_ROWS
@@ -28,7 +28,7 @@ def basis(repository: Path) -> MouthBasis:
     return MouthBasis.load(repository / "lipsync_twin" / "1" / "mouth_basis.npz")
 
 
-def test_the_network_draws_what_the_graphs_draw(repository: Path, footage: Footage) -> None:
+def test_the_network_draws_the_same_as_the_graphs(repository: Path, footage: Footage) -> None:
     sound = np.random.default_rng(0).normal(0, 0.1, 20_000).astype(np.float32)
     served = Evaluation(repository).draw(footage, sound)
     drawn = Evaluation(repository, graphs=TorchGraphs(read_weights(repository))).draw(footage, sound)
@@ -52,7 +52,7 @@ def test_filmed_codes_are_those_of_the_mouths(footage: Footage, basis: MouthBasi
     assert np.array_equal(found[-1], found[-2])  # no face: as before
 
 
-def test_footage_is_shortened_after_what_registers_the_twin(footage: Footage) -> None:
+def test_footage_is_shortened_after_the_frames_that_register_the_twin(footage: Footage) -> None:
     short = shortened(footage, 3)
     assert len(short.crops) == len(short.landmarks) == footage.first + 3
     assert np.array_equal(short.times_s[: footage.first], footage.times_s[: footage.first])
@@ -60,8 +60,8 @@ def test_footage_is_shortened_after_what_registers_the_twin(footage: Footage) ->
     assert shortened(footage, 10_000) is footage
 
 
-def test_the_beginning_of_a_clip(sample_clip: Path, tmp_path: Path) -> None:
-    beginning_of(sample_clip, 2.0, tmp_path / "short.mp4")
+def test_copying_the_beginning_of_a_clip(sample_clip: Path, tmp_path: Path) -> None:
+    copy_beginning(sample_clip, 2.0, tmp_path / "short.mp4")
     with av.open(str(tmp_path / "short.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == pytest.approx(50, abs=3)
 

@@ -1,4 +1,4 @@
-"""The report of hostile requests: runs are kept and added up."""
+"""The report of fuzzing: runs are saved and added up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.fuzzing.requests import KINDS
 from benchmarks.fuzzing.transport import Health, Outcome
 
 
-def test_runs_are_kept_and_added_up(tmp_path: Path) -> None:
+def test_runs_are_saved_and_added_up(tmp_path: Path) -> None:
     tallies = {kind.name: Tally() for kind in KINDS}
     tallies[KINDS[0].name] = Tally({"OK": 3, "INTERNAL": 1}, [(7, Outcome("INTERNAL", "it broke"))], {"INTERNAL": "it"})
     health = Health(frozenset({5, 6}), (1.5, 2.5), 3, 4, 5)
@@ -37,6 +37,6 @@ def test_runs_are_kept_and_added_up(tmp_path: Path) -> None:
     report(again, tmp_path / "report.md")
     text = (tmp_path / "report.md").read_text()
     assert f"| {KINDS[0].name} | 8 | 6 | 0 | 0 | 0 | 0 | INTERNAL 2 | 2 |" in text
-    assert "was let in, got 80 of its 80 frames, 0 requests refused" in text
+    assert "was admitted, received 80 of its 80 frames, 0 requests refused" in text
     assert "Servers of which a process died: 1." in text
-    assert "Well-formed requests in between: 3, of which 1" in text
+    assert "Well-formed requests meanwhile: 3, of which 1" in text

@@ -13,16 +13,16 @@ from insync.cli.main import main
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    """Run a command that fails; return its exit code and its one line on stderr."""
+    """Run a command that fails; return its exit code and the one line of its error."""
     code = main([str(argument) for argument in arguments])
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.startswith("insync: ")
-    assert output.err.count("\n") == 1
-    return code, output.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("insync: ")
+    assert captured.err.count("\n") == 1
+    return code, captured.err
 
 
-def test_files_without_video(
+def test_files_without_video_or_audio(
     tmp_path: Path, sample_speech: Path, sample_clip: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty.mp4").touch()
@@ -43,7 +43,7 @@ def test_files_without_video(
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_outputs_that_cannot_be_written(
+def test_invalid_outputs(
     tmp_path: Path, sample_speech: Path, sample_clip: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, line = fails(capsys, "dub", sample_clip, sample_speech, "-o", tmp_path / "out.webm")
@@ -52,7 +52,7 @@ def test_outputs_that_cannot_be_written(
     assert (code, "does not exist" in line) == (1, True)
 
 
-def test_a_probe_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+def test_probing_an_address_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     for options in ((), ("--canary",)):
         code, line = fails(capsys, "probe", "127.0.0.1:1", "--timeout", "1", *options)
         assert (code, "127.0.0.1:1" in line) == (1, True)
@@ -70,7 +70,7 @@ def test_late_frames_need_a_deadline(
     assert (code, "it must be more than 0" in line) == (1, True)
 
 
-def test_a_server_that_is_not_there(
+def test_an_address_without_a_server(
     tmp_path: Path, sample_speech: Path, sample_clip: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, line = fails(
@@ -81,7 +81,7 @@ def test_a_server_that_is_not_there(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_part_is_named(
+def test_a_missing_extra_is_named(
     tmp_path: Path,
     sample_speech: Path,
     sample_clip: Path,
@@ -99,7 +99,7 @@ def test_a_missing_part_is_named(
     assert "pip install 'insync[export]'" in line
 
 
-def test_debug_shows_where(tmp_path: Path, sample_speech: Path) -> None:
+def test_debug_shows_the_traceback(tmp_path: Path, sample_speech: Path) -> None:
     with pytest.raises(Exception, match="no such file"):
         main(["dub", str(tmp_path / "none.mp4"), str(sample_speech), "-o", str(tmp_path / "o.mp4"), "--debug"])
 

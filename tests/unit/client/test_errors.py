@@ -1,4 +1,4 @@
-"""Every gRPC error is mapped to one of InSync's."""
+"""Every gRPC error is mapped to one of `insync.core.errors`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_every_status_is_mapped() -> None:
 
 
 @pytest.mark.parametrize("code", list(grpc.StatusCode))
-def test_each_status_gives_its_error_from_the_original(code: grpc.StatusCode) -> None:
+def test_each_status_raises_its_error_from_the_original(code: grpc.StatusCode) -> None:
     kind, retryable = STATUSES[code]
     original = failed(code, "FRAME is 3 bytes")
     with pytest.raises(InsyncError) as caught, mapped_errors("frame 12", "host:1"):
@@ -39,8 +39,8 @@ def test_each_status_gives_its_error_from_the_original(code: grpc.StatusCode) ->
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_model_is_no_unknown_twin() -> None:
-    """The server is stopping, or serves other models: worth retrying for a while."""
+def test_an_unknown_model_is_not_an_unknown_twin() -> None:
+    """The server is stopping, or serves other models: the request is retried for a while."""
     message = "Request for unknown model: 'lipsync' is not found"
     expected = pytest.raises(errors.ServerUnavailable, match="does not serve this model")
     with expected as caught, mapped_errors("x", "host:1"):
@@ -50,14 +50,14 @@ def test_an_unknown_model_is_no_unknown_twin() -> None:
         raise failed(grpc.StatusCode.NOT_FOUND, f"TWIN is {message!r}")
 
 
-def test_other_errors_pass() -> None:
+def test_other_errors_are_not_changed() -> None:
     with pytest.raises(ZeroDivisionError), mapped_errors("x", "host:1"):
         _ = 1 / 0
     with pytest.raises(asyncio.CancelledError), mapped_errors("x", "host:1"):
         raise asyncio.CancelledError
 
 
-def test_the_tree_in_the_docstring_is_the_tree() -> None:
+def test_the_docstring_lists_all_errors() -> None:
     classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, InsyncError)]
     assert len(classes) > 10
     for kind in classes:
@@ -71,7 +71,7 @@ async def connect(server: str, **options: Any) -> None:
         pass
 
 
-def test_no_server_listens() -> None:
+def test_no_server_at_the_address() -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # bound, but not listening
         start = time.perf_counter()
@@ -83,7 +83,7 @@ def test_no_server_listens() -> None:
         assert time.perf_counter() - start < 5
 
 
-def test_a_server_that_never_responds() -> None:
+def test_a_server_that_does_not_respond() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -91,7 +91,7 @@ def test_a_server_that_never_responds() -> None:
             asyncio.run(connect(f"127.0.0.1:{silent.getsockname()[1]}", connect_timeout_s=0.5))
 
 
-def test_a_grpc_server_that_is_no_triton() -> None:
+def test_a_grpc_server_that_is_not_triton() -> None:
     server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

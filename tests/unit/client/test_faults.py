@@ -1,4 +1,4 @@
-"""The client while servers die, stall, are overloaded or respond late: no frame is lost, yielded twice or out of order."""
+"""The client when servers die, stall, are full or respond late: no frame is lost, returned twice or out of order."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ FULL = overload_text(Overloaded("the server is full", 0.05))
 ENDS = np.zeros(1, np.float32).tobytes()  # RATE at a stream's end
 PICTURE = np.full((64, 64, 3), 90, np.uint8)
 FRAMES = 30
-# Each frame's audio has another loudness, so its mouth code shows whose response it got.
+# Each frame has another loudness, so that its mouth code tells which frame a response belongs to.
 AUDIO = np.repeat(np.linspace(-1, 1, FRAMES, dtype=np.float32), 640)
 
 
 class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Responds like `lipsync_patch` for a frame without a face; MOUTH is the loudness at the frame's time."""
+    """Responses like those of `lipsync_patch` to a frame without a face; MOUTH is the loudness at the frame's time."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.received: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.slow: dict[int, float] = {}  # seconds, by the frame's index
         self.before: Callable[[int, Any], None] = lambda number, context: None
 
@@ -57,8 +57,8 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     def ModelInfer(self, request: Any, context: Any) -> Any:
         given = {t.name: raw for t, raw in zip(request.inputs, request.raw_input_contents, strict=True)}
         with self.lock:
-            number = len(self.received)
-            self.received.append({"model": request.model_name, **given})
+            number = len(self.requests)
+            self.requests.append({"model": request.model_name, **given})
         if given.get("RATE") != ENDS:
             self.before(number, context)
         if request.model_name == "lipsync_guard":
@@ -79,8 +79,8 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
             MOUTH=np.full((1, 12), loudness, np.float32),
         )
 
-    def frames_received(self) -> int:
-        return sum(request["model"] == "lipsync_patch" for request in self.received)
+    def frames_requested(self) -> int:
+        return sum(request["model"] == "lipsync_patch" for request in self.requests)
 
 
 def _response(model: str, **outputs: np.ndarray[Any, Any]) -> Any:
@@ -124,14 +124,14 @@ async def collect(server: Any, frames: Any = None, client: dict[str, Any] | None
 
 
 def whole(synced: list[SyncedFrame]) -> bool:
-    """Return whether every frame is there once, in order, each with its own response."""
-    loudness = [one.mouth[0] for one in synced]
+    """Return whether every frame was received once, in order, each with its own response."""
+    loudnesses = [one.mouth[0] for one in synced]
     expected = np.linspace(-1, 1, FRAMES, dtype=np.float32)
-    return [one.index for one in synced] == list(range(FRAMES)) and np.array_equal(np.asarray(loudness), expected)
+    return [one.index for one in synced] == list(range(FRAMES)) and np.array_equal(np.asarray(loudnesses), expected)
 
 
 async def paced(count: int = FRAMES, fps: float = 50) -> AsyncIterator[np.ndarray[Any, Any]]:
-    """Yield frames at a camera's rate."""
+    """Yield frames at their rate, as a camera does."""
     start = time.perf_counter()
     for k in range(count):
         await asyncio.sleep(max(0.0, start + k / fps - time.perf_counter()))
@@ -164,9 +164,7 @@ def fails(numbers: Any, code: grpc.StatusCode, text: str) -> Callable[[int, Any]
         ),
     ],
 )
-def test_requests_to_a_recovering_server_are_retried(
-    address: str, fake: Fake, code: grpc.StatusCode, text: str
-) -> None:
+def test_errors_of_a_recovering_server_are_retried(address: str, fake: Fake, code: grpc.StatusCode, text: str) -> None:
     fake.before = fails(range(5, 14), code, text)
     clock = StageClock()
     assert whole(asyncio.run(collect(address, clock=clock)))
@@ -174,8 +172,8 @@ def test_requests_to_a_recovering_server_are_retried(
     assert clock.moved == 0
 
 
-def test_a_cancelled_stream_leaves_no_open_connection(address: str) -> None:
-    """Not even until the garbage collector runs, which takes long on an idle machine."""
+def test_a_cancelled_stream_leaves_no_connection_open(address: str) -> None:
+    """It does not wait for the garbage collector, which may run much later."""
 
     async def cut_off() -> None:
         user = asyncio.create_task(collect(address, itertools.repeat(PICTURE)))
@@ -203,29 +201,29 @@ def test_a_cancelled_stream_leaves_no_open_connection(address: str) -> None:
         gc.enable()
 
 
-def test_a_permanent_error_is_raised_at_once(address: str, fake: Fake) -> None:
+def test_a_lasting_error_is_raised_at_once(address: str, fake: Fake) -> None:
     fake.before = fails(range(5, 1000), grpc.StatusCode.INTERNAL, "onnx runtime error 6")
     with pytest.raises(ServerError, match="onnx runtime error 6"):
         asyncio.run(collect(address))
-    assert fake.frames_received() < FRAMES
+    assert fake.frames_requested() < FRAMES
 
 
 def test_an_unknown_twin_is_raised_at_once(address: str, fake: Fake) -> None:
     fake.before = fails(range(5, 1000), grpc.StatusCode.NOT_FOUND, "in ensemble 'lipsync_patch', no twin has this id")
     with pytest.raises(NotFound, match="no twin has this id"):
         asyncio.run(collect(address))
-    assert fake.frames_received() < FRAMES
+    assert fake.frames_requested() < FRAMES
 
 
-def test_a_model_that_is_never_loaded_fails_after_the_retries(address: str, fake: Fake) -> None:
+def test_a_missing_model_is_raised_after_the_retry_time(address: str, fake: Fake) -> None:
     message = "Request for unknown model: 'lipsync_patch' is not found"
     fake.before = fails(range(100_000), grpc.StatusCode.NOT_FOUND, message)
     with pytest.raises(ServerUnavailable, match=r"frame 0: .* does not serve this model.*'lipsync_patch' is not found"):
         asyncio.run(collect(address, client={"retry_s": 0.5}))
-    assert 2 < fake.frames_received() < 200
+    assert 2 < fake.frames_requested() < 200
 
 
-def test_a_stopping_servers_streams_move_to_another(fake: Fake) -> None:
+def test_streams_of_a_stopping_server_continue_on_another(fake: Fake) -> None:
     other = Fake()
     fake.before = fails(
         range(9, 1000), grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'lipsync_patch' is not found"
@@ -234,14 +232,14 @@ def test_a_stopping_servers_streams_move_to_another(fake: Fake) -> None:
     with serving(fake) as (first, _), serving(other) as (second, _):
         assert whole(asyncio.run(collect([first, second], in_flight=4, clock=clock)))
     assert clock.moved == 1
-    assert other.frames_received() >= FRAMES - 9
+    assert other.frames_requested() >= FRAMES - 9
 
 
-def test_retries_end(address: str, fake: Fake) -> None:
+def test_an_unavailable_server_is_raised_after_the_retry_time(address: str, fake: Fake) -> None:
     fake.before = fails(range(5, 100_000), grpc.StatusCode.UNAVAILABLE, "Socket closed")
     with pytest.raises(ServerUnavailable, match=r"frame \d+: no server answers"):
         asyncio.run(collect(address, client={"retry_s": 0.5}))
-    assert 8 < fake.frames_received() < 200
+    assert 8 < fake.frames_requested() < 200
 
 
 def test_a_restarted_server(fake: Fake) -> None:
@@ -265,7 +263,7 @@ def test_a_restarted_server(fake: Fake) -> None:
             again.__exit__(None, None, None)
 
 
-def test_several_servers_share_a_stream_when_one_dies(fake: Fake) -> None:
+def test_a_stream_continues_on_another_server_when_one_dies(fake: Fake) -> None:
     other = Fake()
     with serving(fake) as (first, dying), serving(other) as (second, _):
 
@@ -280,12 +278,12 @@ def test_several_servers_share_a_stream_when_one_dies(fake: Fake) -> None:
 
         synced, clock = asyncio.run(run())
     assert whole(synced)
-    assert clock.moved == 1  # a stream stays with its server while it responds
+    assert clock.moved == 1  # a stream stays with its server while that responds
     assert clock.resent >= 1
-    assert fake.frames_received() + other.frames_received() <= FRAMES + clock.resent
+    assert fake.frames_requested() + other.frames_requested() <= FRAMES + clock.resent
 
 
-def test_streams_spread_over_servers(fake: Fake) -> None:
+def test_streams_are_distributed_over_servers(fake: Fake) -> None:
     other = Fake()
     with serving(fake) as (first, _), serving(other) as (second, _):
 
@@ -298,10 +296,10 @@ def test_streams_spread_over_servers(fake: Fake) -> None:
                 return list(await asyncio.gather(*(one() for _ in range(4))))
 
         assert all(whole(synced) for synced in asyncio.run(run()))
-    assert fake.frames_received() == other.frames_received() == 2 * FRAMES
+    assert fake.frames_requested() == other.frames_requested() == 2 * FRAMES
 
 
-def test_one_server_of_several_is_enough_to_begin(address: str) -> None:
+def test_one_server_of_several_is_enough_to_start(address: str) -> None:
     assert whole(asyncio.run(collect(f"127.0.0.1:9,{address}")))
     with pytest.raises(BadInput, match="must be HOST:PORT"):
         Client(f"{address},")
@@ -309,7 +307,7 @@ def test_one_server_of_several_is_enough_to_begin(address: str) -> None:
         Client([])
 
 
-def test_a_network_that_fails_and_recovers(address: str) -> None:
+def test_a_network_that_is_cut_and_restored(address: str) -> None:
     with Network(address) as network:
 
         async def run() -> list[SyncedFrame]:
@@ -319,15 +317,15 @@ def test_a_network_that_fails_and_recovers(address: str) -> None:
                     synced.append(one)
                     if one.index in (5, 15):
                         network.cut()
-                        asyncio.get_running_loop().call_later(0.3, network.mend)
+                        asyncio.get_running_loop().call_later(0.3, network.restore)
             return synced
 
         assert whole(asyncio.run(run()))
         assert network.connections >= 3
 
 
-def test_a_network_that_drops_all_packets(address: str) -> None:
-    """The kernel keeps such a connection for a quarter of an hour; the client replaces it after a request's timeout."""
+def test_a_network_that_delivers_nothing(address: str) -> None:
+    """The kernel would keep such a connection for 15 minutes: after a request's timeout the client opens a new one."""
     with Network(address) as network:
 
         async def run() -> list[SyncedFrame]:
@@ -360,8 +358,8 @@ def test_a_full_server_refuses_a_live_stream_at_once(address: str, fake: Fake) -
         asyncio.run(collect(address, camera(), deadline_s=1))
     assert caught.value.retryable
     assert caught.value.retry_after_s == 0.05
-    assert not read  # no frame was prepared for nothing
-    assert [request["model"] for request in fake.received] == ["lipsync_guard"]
+    assert not read  # no frame was read
+    assert [request["model"] for request in fake.requests] == ["lipsync_guard"]
 
 
 def test_another_server_has_capacity(fake: Fake) -> None:
@@ -369,7 +367,7 @@ def test_another_server_has_capacity(fake: Fake) -> None:
     fake.before = fails(range(1000), grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
     with serving(fake) as (first, _), serving(other) as (second, _):
         assert whole(asyncio.run(collect([first, second], deadline_s=1)))
-    assert fake.frames_received() == 0
+    assert fake.frames_requested() == 0
 
 
 def test_a_job_waits_for_capacity(address: str, fake: Fake) -> None:
@@ -384,15 +382,15 @@ def test_a_job_waits_for_capacity(address: str, fake: Fake) -> None:
 
 def test_a_live_stream_sends_its_name_and_its_end(address: str, fake: Fake) -> None:
     asyncio.run(collect(address, deadline_s=5, fps=12.5))
-    claim, *frames, end = fake.received
+    claim, *frames, end = fake.requests
     assert claim["model"] == "lipsync_guard"
-    assert len({request["STREAM"] for request in fake.received}) == 1
+    assert len({request["STREAM"] for request in fake.requests}) == 1
     assert {float(np.frombuffer(request["RATE"], np.float32)[0]) for request in (claim, *frames)} == {12.5}
     assert end["model"] == "lipsync_guard"
     assert np.frombuffer(end["RATE"], np.float32)[0] == 0
-    fake.received.clear()
+    fake.requests.clear()
     asyncio.run(collect(address))
-    assert not any("STREAM" in request for request in fake.received)
+    assert not any("STREAM" in request for request in fake.requests)
 
 
 def test_late_frames_with_policy_wait(address: str, fake: Fake) -> None:
@@ -413,7 +411,7 @@ def test_late_frames_with_policy_skip(address: str, fake: Fake) -> None:
     assert missing >= {10, 11}
     assert [one.index for one in synced] == sorted(one.index for one in synced)
     assert clock.skipped == len(missing)
-    # The last skipped frames are not counted: no later frame can report them.
+    # Frames skipped at the end have no later frame to count them.
     assert sum(one.skipped for one in synced) == len([index for index in missing if index < synced[-1].index])
     after = next(one for one in synced if one.index > 11)
     assert after.skipped >= 2
@@ -435,8 +433,8 @@ def test_late_frames_with_policy_repeat(address: str, fake: Fake) -> None:
     assert all(one.mouth[0] == expected[one.index] for one in synced if not one.repeated)
 
 
-def test_a_live_stream_continues_through_an_outage(fake: Fake) -> None:
-    """Meanwhile the same picture is repeated at the stream's rate."""
+def test_a_live_stream_continues_during_an_outage(fake: Fake) -> None:
+    """The last picture is repeated at the stream's rate meanwhile."""
     with serving(fake) as (address, _), Network(address) as network:
 
         async def run() -> list[SyncedFrame]:
@@ -449,7 +447,7 @@ def test_a_live_stream_continues_through_an_outage(fake: Fake) -> None:
                         if one.index == 20:
                             network.cut()
                         if one.index == 50:
-                            network.mend()
+                            network.restore()
                         if one.index > 50 and not one.repeated:
                             break
             return synced
@@ -460,7 +458,7 @@ def test_a_live_stream_continues_through_an_outage(fake: Fake) -> None:
     assert not synced[-1].repeated
 
 
-def test_a_live_stream_does_not_repeat_frames_for_ever(address: str) -> None:
+def test_a_live_stream_does_not_repeat_its_last_frame_for_ever(address: str) -> None:
     with Network(address) as network:
 
         async def run() -> None:
@@ -483,6 +481,6 @@ def test_a_live_stream_does_not_repeat_frames_for_ever(address: str) -> None:
         ({"late": "skip"}, "late is 'skip' without deadline_s"),
     ],
 )
-def test_options_that_are_not_allowed(address: str, options: dict[str, Any], text: str) -> None:
+def test_invalid_options(address: str, options: dict[str, Any], text: str) -> None:
     with pytest.raises(BadInput, match=text):
         asyncio.run(collect(address, **options))

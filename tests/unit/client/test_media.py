@@ -1,4 +1,4 @@
-"""Reading and writing media: exact times, exact samples, tags, and clear errors. All footage is synthesized."""
+"""Reading and writing media: exact times, exact samples, tags, and clear errors. All footage is made here."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from insync.client.media.yuv import plane_views
 from insync.core.compositing import Placed
 from insync.core.errors import BadInput, NoAudioTrack, NoVideoTrack, UnreadableMedia, UnwritableMedia
 
-QUARTER_TURN = (0, -65_536, 0, 65_536, 0, 0, 0, 0, 2**30)  # FFmpeg's display matrix of a phone held upright
+QUARTER_TURN = (0, -65_536, 0, 65_536, 0, 0, 0, 0, 2**30)  # as FFmpeg gives it for a phone held upright
 
 
 def picture(index: int, width: int = 96, height: int = 64) -> np.ndarray[Any, Any]:
-    """Return a moving pattern whose grey level encodes the frame's index."""
+    """Return a moving pattern whose grey level identifies the frame."""
     ys, xs = np.mgrid[0:height, 0:width]
     image = np.stack([xs * 2, ys * 3, np.full_like(xs, 5 * index)], axis=-1)
     return np.asarray((image + 3 * index) % 256, np.uint8)
@@ -82,7 +82,7 @@ def write_sound(path: Path, seconds: float, rate_hz: int = 22_050, channels: int
 def copy_through(
     source: VideoFile, audio: AudioFile, out: Path, **options: Any
 ) -> list[tuple[int, list[np.ndarray[Any, Any]]]]:
-    """Write every frame back unchanged; return the frames written."""
+    """Write every frame back unchanged; return the planes and times written."""
     quality, extend = options.get("quality", "lossless"), options.get("extend", "none")
     written = []
     with VideoWriter(out, source, audio, quality) as writer:
@@ -139,7 +139,7 @@ def test_lossy_sound_stays_in_sync(tmp_path: Path) -> None:
     middle = expected[4_000:12_000]
     lags = range(-1_200, 1_200)
     best = max(lags, key=lambda lag: float(middle @ back[4_000 + lag : 12_000 + lag]))
-    # The tone's period is 48 samples: only a true match of phase and an unmoved start give 0.
+    # The tone's period is 48 samples: only if neither phase nor start is shifted is this 0.
     assert abs((best + 24) % 48 - 24) <= 2
     assert np.abs(back[:200]).max() > 0.1
 
@@ -166,7 +166,7 @@ def test_wide_pixels_rate_and_mpeg(tmp_path: Path) -> None:
         np.testing.assert_array_equal(before[0], after[0])
 
 
-def test_rotation_is_kept_as_a_tag_or_carried_out(tmp_path: Path) -> None:
+def test_rotation_is_kept_as_a_tag_or_applied(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "in.mp4", [512 * k for k in range(6)], matrix=QUARTER_TURN)
     source, audio = VideoFile(clip), AudioFile(write_sound(tmp_path / "a.wav", 0.3))
     assert source.turns == 1
@@ -186,7 +186,7 @@ def test_rotation_is_kept_as_a_tag_or_carried_out(tmp_path: Path) -> None:
             np.testing.assert_array_equal(np.rot90(one), other)
 
 
-def test_pasting_while_decoding_does_not_reach_later_frames(tmp_path: Path) -> None:
+def test_pasting_while_decoding_does_not_change_later_frames(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "in.mp4", [512 * k for k in range(24)], gop=24)
     clean = read(clip)
     source = VideoFile(clip)
@@ -203,14 +203,14 @@ def test_pasting_while_decoding_does_not_reach_later_frames(tmp_path: Path) -> N
 def order(
     frames: list[tuple[int, list[np.ndarray[Any, Any]]]], source: list[tuple[int, list[np.ndarray[Any, Any]]]]
 ) -> list[int]:
-    """Return the source frame's index of each frame."""
+    """Return which source frame each frame shows."""
     return [
         int(np.argmin([np.abs(planes[0].astype(int) - candidate[0]).sum() for _, candidate in source]))
         for _, planes in frames
     ]
 
 
-def test_bounce_plays_backwards_and_forwards_with_mirrored_times(tmp_path: Path) -> None:
+def test_bounce_runs_back_and_forth_with_mirrored_times(tmp_path: Path) -> None:
     clip = VideoFile(write_clip(tmp_path / "in.mp4", VARIABLE, gop=5))
     given = list(extended(clip, Fraction(20_000, 12_800), "bounce", False))
     there, back = list(range(12)), list(range(10, -1, -1))
@@ -232,7 +232,7 @@ def test_bounce_in_chunks_that_fit_into_memory(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("extend", "count"), [("loop", 38), ("freeze", 38), ("none", 12)])
-def test_loop_freeze_and_none(tmp_path: Path, extend: str, count: int) -> None:
+def test_other_extensions(tmp_path: Path, extend: str, count: int) -> None:
     clip = VideoFile(write_clip(tmp_path / "in.mp4", [512 * k for k in range(12)]))
     given = list(extended(clip, Fraction(3, 2), extend, False))
     expected = {"loop": [k % 12 for k in range(38)], "freeze": [*range(12), *[11] * 26], "none": list(range(12))}
@@ -240,14 +240,14 @@ def test_loop_freeze_and_none(tmp_path: Path, extend: str, count: int) -> None:
     assert order([(f.pts, list(plane_views(f.frame))) for f in given], read(clip.path)) == expected[extend]
 
 
-def test_trim_ends_with_the_audio_and_otherwise_the_video_goes_on(tmp_path: Path) -> None:
+def test_with_trim_the_video_ends_with_the_audio_and_otherwise_it_continues(tmp_path: Path) -> None:
     clip = VideoFile(write_clip(tmp_path / "in.mp4", [512 * k for k in range(25)]))
     assert len(list(extended(clip, Fraction(1, 2), "bounce", True))) == 13
     assert len(list(extended(clip, Fraction(1, 2), "bounce", False))) == 25
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "photo.png"])
-def test_a_photo_stands_still_for_the_audio(tmp_path: Path, name: str) -> None:
+def test_a_photo_is_shown_for_the_duration_of_the_audio(tmp_path: Path, name: str) -> None:
     image = cv2.GaussianBlur(picture(3, 321, 241), (9, 9), 3)
     cv2.imwrite(str(tmp_path / name), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     photo = VideoFile(tmp_path / name)
@@ -270,7 +270,7 @@ def test_ten_bits_are_converted_with_a_note(tmp_path: Path) -> None:
     assert next(source.frames()).frame.format.name == "yuv420p"
 
 
-def test_odd_sizes_survive(tmp_path: Path) -> None:
+def test_odd_sizes_are_kept(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "in.mkv", [0, 40, 80], codec="ffv1", size=(95, 63), time_base=Fraction(1, 1000))
     source = VideoFile(clip)
     copy_through(source, AudioFile(write_sound(tmp_path / "a.wav", 0.1)), tmp_path / "out.mp4")
@@ -307,7 +307,7 @@ def test_files_without_audio(tmp_path: Path) -> None:
         AudioFile(write_sound(tmp_path / "nan.wav", 0.1, level=float("nan")))
 
 
-def test_damaged_packets_are_skipped_and_counted(tmp_path: Path) -> None:
+def test_damaged_packets_are_skipped(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "in.mp4", [512 * k for k in range(40)], size=(192, 128))
     data = bytearray(clip.read_bytes())
     start = data.index(b"mdat") + 3_000
@@ -325,7 +325,7 @@ def interrupted(writer: VideoWriter, frame: av.VideoFrame) -> None:
         raise KeyboardInterrupt
 
 
-def test_a_failed_job_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
+def test_a_failed_job_leaves_no_file_and_keeps_an_existing_one(tmp_path: Path) -> None:
     clip = VideoFile(write_clip(tmp_path / "in.mp4", [0, 512, 1024]))
     audio = AudioFile(write_sound(tmp_path / "a.wav", 0.2))
     out = tmp_path / "out.mp4"
@@ -339,7 +339,7 @@ def test_a_failed_job_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) ->
     assert out.read_text() == "an earlier result"
 
 
-def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
+def test_invalid_outputs(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "in.mp4", [0, 512])
     for out, kind, text in (
         (tmp_path / "out.gif", UnwritableMedia, r"extension is '\.gif'; it must be one of \.mp4"),

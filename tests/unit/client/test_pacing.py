@@ -1,4 +1,4 @@
-"""Pacing of requests to an overloaded server, in virtual time."""
+"""The rate at which streams send to an overloaded server, with a simulated clock."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ from insync.client.streaming.frame_dropping import FrameDropper
 from insync.client.transport.pacing import Pacer
 
 
-def test_the_pacer_is_free_until_refused_and_finds_the_rate() -> None:
+def test_the_pacer_does_not_limit_until_refused_and_finds_the_rate() -> None:
     pacer, now_s = Pacer(), 50.0
     assert [pacer.slot(now_s) for _ in range(5)] == [now_s] * 5
     # A server that processes 10 frames/s, one at a time.
-    free_s, taken, refused = now_s, 0, 0
+    room_s, taken, refused = now_s, 0, 0
     while now_s < 150:
         now_s = pacer.slot(now_s)
-        if now_s >= free_s:
-            free_s = max(free_s, now_s - 0.1) + 0.1
+        if now_s >= room_s:
+            room_s = max(room_s, now_s - 0.1) + 0.1
             taken += 1
             pacer.passed()
         else:
             refused += 1
-            pacer.refused(now_s, free_s - now_s)
+            pacer.refused(now_s, room_s - now_s)
     assert taken > 850
     assert refused < taken
 
 
 def live(streams: int, fps: float, deadline_s: float, served_fps: float, dropping: bool) -> int:
-    """Count the frames in time in 100 s of virtual time, on a server with two steps and first-in-first-out queues.
+    """Return the number of frames in time in 100 simulated seconds of a server with two steps, first come first served.
 
-    It drops a frame whose client has cancelled it, but only between the steps.
+    The server drops a frame whose client has given up, but only between the steps.
     """
     step_s, ends_s = 1 / served_fps / 2, 100.0
     droppers = [FrameDropper(fps, deadline_s) for _ in range(streams)]
     cameras = sorted((k / fps + n / fps / streams, n) for n in range(streams) for k in range(int(ends_s * fps)))
     steps: list[list[tuple[float, int]]] = [[], []]
-    now_s, in_time = 0.0, 0
+    now_s, in_time_count = 0.0, 0
     while now_s < ends_s:
         while cameras and cameras[0][0] <= now_s:
             ready_s, stream = cameras.pop(0)
@@ -50,16 +50,16 @@ def live(streams: int, fps: float, deadline_s: float, served_fps: float, droppin
             if work == 0:
                 steps[1].append((ready_s, stream))
             elif now_s - ready_s <= deadline_s:
-                in_time += 1
+                in_time_count += 1
                 droppers[stream].in_time()
             else:
                 droppers[stream].late(now_s)
-    return in_time
+    return in_time_count
 
 
-def test_a_live_stream_sends_what_comes_back_in_time() -> None:
+def test_a_live_stream_sends_only_frames_that_return_in_time() -> None:
     enough = live(4, 5, 0.5, served_fps=30, dropping=True)
     assert enough == live(4, 5, 0.5, served_fps=30, dropping=False) >= 1990
-    # Other work takes half of the capacity: of 20 requested frames/s, the server processes 10.
+    # Other work uses half of the capacity: of 20 frames/s requested, the server processes 10.
     assert live(4, 5, 0.5, served_fps=10, dropping=True) > 600
     assert live(4, 5, 0.5, served_fps=10, dropping=False) < 100

@@ -1,4 +1,4 @@
-"""The marks of a dubbed file as synthetic: manifest, tag, certificate; and no file is lost if signing fails."""
+"""Marks of a dubbed file as synthetic: manifest, tag, certificate; and that no file is lost because of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COMPOSITE = "compositeWithTrainedAlgorithmicMedia"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder that certificate and key will be in."""
+    """Return the folder where certificate and key will be."""
     folder = tmp_path / "data" / "signing"
     monkeypatch.setenv(SIGNING_VARIABLE, str(folder))
     return folder
@@ -58,7 +58,7 @@ def written(out: Path, video: Path, audio: Path, provenance: bool = True) -> Vid
 
 
 def content(path: Path) -> tuple[list[Fraction], list[NDArray[np.uint8]], NDArray[Any]]:
-    """Return times and planes of the frames, and the audio."""
+    """Return times and planes of the pictures, and the sound."""
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
         planes = [frame.to_ndarray() for frame in frames]
@@ -67,7 +67,7 @@ def content(path: Path) -> tuple[list[Fraction], list[NDArray[np.uint8]], NDArra
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".m4v", ".mov"])
-def test_signing_changes_no_picture_and_no_sound(
+def test_signing_does_not_change_pictures_or_sound(
     folder: Path, clip: Path, sample_speech: Path, tmp_path: Path, suffix: str
 ) -> None:
     signed, plain = tmp_path / f"signed{suffix}", tmp_path / f"plain{suffix}"
@@ -82,7 +82,7 @@ def test_signing_changes_no_picture_and_no_sound(
     )
     assert read_mark(plain) == Verdict(State.UNMARKED)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", plain.name, signed.name]
-    # Playback can start before the whole file has arrived, as without a manifest.
+    # Players can start before the whole file is loaded, as without a manifest.
     head = signed.read_bytes()
     assert head.index(b"moov") < head.index(b"mdat")
 
@@ -125,7 +125,7 @@ def test_a_file_that_cannot_be_signed_is_kept(
     folder: Path, clip: Path, sample_speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.parent.mkdir()
-    folder.touch()  # a file where the folder should be
+    folder.touch()  # in the way
     writer = written(tmp_path / "out.mp4", clip, sample_speech)
     assert writer.mark is Mark.TAGGED
     assert writer.unsigned.startswith("signing failed: ")
@@ -146,16 +146,16 @@ def test_verify_on_the_command_line(
     signed, tagged = tmp_path / "out.mp4", tmp_path / "out.mkv"
     for out in (signed, tagged):
         written(out, clip, sample_speech)
-    plain = tmp_path / "text.mp4"
-    plain.write_text("no video")
-    for path, code, text in (
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    for path, code, message in (
         (signed, 0, "signed by InSync dub, trusted on this machine"),
         (tagged, EXIT_TAGGED, "synthetic according to its metadata tag"),
         (clip, EXIT_UNMARKED, "not marked as synthetic"),
     ):
         assert main(["verify", str(path)]) == code
-        assert text in capsys.readouterr().out
-    for path in (plain, tmp_path / "none.mp4"):
+        assert message in capsys.readouterr().out
+    for path in (text, tmp_path / "none.mp4"):
         assert main(["verify", str(path)]) == 1
         assert "cannot be read as a media file" in capsys.readouterr().err
     own = local_authority(folder)
@@ -171,7 +171,7 @@ def test_verify_on_the_command_line(
         file.write(b"!")
     assert main(["verify", str(signed)]) == EXIT_ALTERED
     assert main(["verify", str(signed), "--ca", str(tmp_path / "none.pem")]) == 1
-    assert not folder.exists()  # reading creates nothing
+    assert not folder.exists()  # reading creates no file
 
 
 def test_only_the_owner_can_read_the_key(folder: Path) -> None:
@@ -189,22 +189,22 @@ def test_only_the_owner_can_read_the_key(folder: Path) -> None:
         assert private.encode() not in names
 
 
-def test_invalid_and_expiring_certificates(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_certificates(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = local_identity(folder)
     monkeypatch.setattr("insync.client.provenance.certificates.RENEW_DAYS", 10**4)
     monkeypatch.setattr("insync.client.provenance.certificates.VALID_DAYS", 2 * 10**4)
-    assert local_identity(folder).certificates != first.certificates  # InSync's own are renewed
+    assert local_identity(folder).certificates != first.certificates  # those that we created are replaced
     monkeypatch.undo()
     short = authority(tmp_path, "ca").sign("given")
     (folder / "certificates.pem").write_bytes(short.cert.read_bytes())
     with pytest.raises(InsyncError, match=r"expires on [\d-]+: renew it"):
-        local_identity(folder)  # the user's are not replaced
+        local_identity(folder)  # those of others are not replaced
     (folder / KEY).write_text("no key")
     with pytest.raises(InsyncError, match=r"holds no certificates\.pem and key\.pem"):
         local_identity(folder)
 
 
-def test_many_jobs_make_one_identity(folder: Path) -> None:
+def test_concurrent_jobs_create_one_identity(folder: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         made = set(pool.map(local_identity, [folder] * 8))
     assert made == {local_identity(folder)}

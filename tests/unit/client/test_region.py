@@ -1,4 +1,4 @@
-"""The mapping between a frame and its sent region is exact, and regions follow the face."""
+"""The mapping between a frame and its sent region is exact, and regions move with the face."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def apply(matrix: np.ndarray[Any, Any], points: np.ndarray[Any, Any]) -> np.ndar
 
 @pytest.mark.parametrize("region", REGIONS)
 def test_a_sent_pixel_lies_in_the_middle_of_the_pixels_that_it_averages(region: Region) -> None:
-    # On a ramp, area averaging gives every sent pixel the mean coordinate of what it covers.
+    # On a ramp, area averaging gives every sent pixel the mean coordinate of the area that it covers.
     ys, xs = np.mgrid[0:480, 0:640].astype(np.float64)
     size = (region.width, region.height)
     box = np.s_[region.y0 : region.y1, region.x0 : region.x1]
@@ -35,7 +35,7 @@ def test_a_sent_pixel_lies_in_the_middle_of_the_pixels_that_it_averages(region: 
 
 
 @pytest.mark.parametrize("region", REGIONS)
-def test_transforms_and_boxes_come_back_exactly(region: Region) -> None:
+def test_transforms_and_boxes_are_mapped_back_exactly(region: Region) -> None:
     rng = np.random.default_rng(1)
     transform = np.array([[0.8, -0.1, 12.5], [0.1, 0.8, -30.25]])
     points = rng.uniform(0, 400, (50, 2))
@@ -69,7 +69,7 @@ def face_at(x: float, y: float, side: float) -> tuple[np.ndarray[Any, Any], np.n
     return box, np.array([[scale, 0, 127.5 - scale * x], [0, scale, 127.5 - scale * y]])
 
 
-def test_first_whole_then_the_face_and_never_enlarged() -> None:
+def test_the_first_region_is_the_whole_frame_then_the_face_and_never_enlarged() -> None:
     tracker = RegionTracker()
     first = tracker.propose(1920, 1080)
     assert first.whole
@@ -104,7 +104,7 @@ def test_a_region_stays_while_the_face_stays_and_moves_with_it() -> None:
     assert tracker.propose(1280, 720).x1 < moved.x1
 
 
-def test_a_lost_face_is_searched_for_in_whole_frames() -> None:
+def test_a_lost_face_is_searched_in_whole_frames() -> None:
     tracker = RegionTracker()
     tracker.propose(1280, 720)
     tracker.observe(*face_at(600, 300, 200), 0.9)
@@ -114,14 +114,14 @@ def test_a_lost_face_is_searched_for_in_whole_frames() -> None:
     assert not tracker.hint.any()
 
 
-def test_another_frame_size_resets_the_tracker() -> None:
+def test_a_new_frame_size_resets_the_tracker() -> None:
     tracker = RegionTracker()
     tracker.propose(1280, 720)
     tracker.observe(*face_at(600, 300, 200), 0.9)
     assert tracker.propose(640, 360).whole
 
 
-def test_responses_that_the_region_may_have_impaired() -> None:
+def test_responses_that_may_be_wrong_because_of_the_region() -> None:
     tracker = RegionTracker()
     tracker.propose(1280, 720)
     face, transform = face_at(600, 300, 200)
@@ -153,7 +153,7 @@ def test_wide_pixels_are_sent_square() -> None:
     assert (region.width, region.height) == (720, 405)
 
 
-def test_disabled_sends_whole_frames_at_their_own_size() -> None:
+def test_without_regions_whole_frames_are_sent_at_their_own_size() -> None:
     tracker = RegionTracker(enabled=False)
     assert tracker.propose(5000, 4000) == Region(0, 0, 5000, 4000, 5000, 4000, whole=True)
     tracker.observe(*face_at(600, 300, 200), 0.9)

@@ -1,4 +1,4 @@
-"""The stream against a local gRPC server that speaks Triton's protocol and detects a bright square as the face."""
+"""The stream against a gRPC server on this machine with Triton's protocol, which takes a bright square for a face."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def address(speaker: Speaker) -> Iterator[str]:
 
 
 def green(image: np.ndarray[Any, Any]) -> tuple[float, float, int]:
-    """Return the centre and number of the patch's pixels."""
+    """Return centre and number of the patch's pixels."""
     rows, columns = np.nonzero(np.abs(image.astype(int) - GREEN).max(axis=2) < 40)
     return float(columns.mean()), float(rows.mean()), len(rows)
 
 
 @pytest.mark.parametrize("region", [True, False])
-def test_patches_land_where_the_face_is_and_nothing_else_changes(address: str, speaker: Speaker, region: bool) -> None:
+def test_patches_are_pasted_on_the_face_and_nothing_else_changes(address: str, speaker: Speaker, region: bool) -> None:
     frames = [scene(100 + 4 * k) for k in range(12)]
     synced = asyncio.run(collect(address, frames, region=region))
     assert [s.index for s in synced] == list(range(12))
@@ -60,7 +60,7 @@ def test_patches_land_where_the_face_is_and_nothing_else_changes(address: str, s
     assert (sizes == {(360, 640, 3)}) is not region
 
 
-def test_large_faces_are_sent_small_and_still_land_exactly(address: str, speaker: Speaker) -> None:
+def test_large_faces_are_sent_small_and_still_pasted_exactly(address: str, speaker: Speaker) -> None:
     frames = [scene(700, 300, 500, (1920, 1080)) for _ in range(4)]
     synced = asyncio.run(collect(address, frames))
     for one in synced:
@@ -87,7 +87,7 @@ def test_a_face_that_jumps_out_of_its_region_is_found_again_in_order(address: st
     assert len(speaker.requests) > 12
 
 
-def test_frames_without_a_face_pass_untouched(address: str) -> None:
+def test_frames_without_a_face_are_not_changed(address: str) -> None:
     frames = [scene(100), scene(0, side=0), scene(100)]
     synced = asyncio.run(collect(address, frames))
     assert [s.changed for s in synced] == [True, False, True]
@@ -127,7 +127,7 @@ def test_any_iterable_and_any_frame(address: str, kind: str) -> None:
     assert [s.time_s for s in synced] == pytest.approx([(0.1 if kind == "timed" else 0.04) * k for k in range(4)])
 
 
-def test_every_frame_gets_its_own_window_and_silence_after_the_end(address: str) -> None:
+def test_every_frame_has_its_own_audio_window_and_silence_after_the_end(address: str) -> None:
     audio = np.linspace(-1, 1, 16_000, dtype=np.float32)
 
     async def pieces() -> AsyncIterator[np.ndarray[Any, Any]]:
@@ -141,7 +141,7 @@ def test_every_frame_gets_its_own_window_and_silence_after_the_end(address: str)
     assert synced[-1].mouth[0] == 0
 
 
-def test_frames_in_flight_are_bounded_and_a_slow_consumer_stops_the_reading(address: str, speaker: Speaker) -> None:
+def test_frames_in_flight_are_bounded_and_a_slow_consumer_pauses_the_reading(address: str, speaker: Speaker) -> None:
     read = 0
 
     def frames() -> Iterator[np.ndarray[Any, Any]]:
@@ -177,7 +177,7 @@ def test_a_live_source_gets_each_frame_as_soon_as_it_is_ready(address: str) -> N
         async def camera() -> AsyncIterator[np.ndarray[Any, Any]]:
             for _ in range(10):
                 yield scene(100)
-                # The next frame is not captured before this one is synced: a client that waits for more frames hangs here.
+                # The next frame is only filmed after this one is returned: a client that waits for more frames hangs here.
                 await asyncio.wait_for(shown.acquire(), 60)
 
         count = 0
@@ -190,7 +190,7 @@ def test_a_live_source_gets_each_frame_as_soon_as_it_is_ready(address: str) -> N
     assert asyncio.run(run()) == 10
 
 
-def test_leaving_early_cancels_the_requests_in_flight(address: str, speaker: Speaker) -> None:
+def test_leaving_early_cancels_requests_in_flight(address: str, speaker: Speaker) -> None:
     closed = threading.Event()
     speaker.before = lambda number: time.sleep(0.5 if number > 2 else 0)
 
@@ -238,7 +238,7 @@ def test_cancelling_the_consumer_ends_the_stream(address: str, speaker: Speaker)
     assert len(speaker.requests) < 30
 
 
-def test_a_server_that_dies_is_an_error_and_no_hang() -> None:
+def test_a_server_that_dies_is_an_error_and_does_not_hang() -> None:
     speaker = Speaker()
     with serving(speaker) as (address, server):
 
@@ -276,7 +276,7 @@ def test_a_server_that_hangs_is_a_timeout(address: str, speaker: Speaker) -> Non
     release.set()
 
 
-def test_frames_before_a_failing_one_are_yielded_first(address: str) -> None:
+def test_frames_before_a_failing_one_are_returned_first(address: str) -> None:
     seen = []
 
     async def run() -> None:
@@ -325,7 +325,7 @@ def test_audio_that_is_not_finite(address: str) -> None:
         ({"audio_rate_hz": 5}, "audio rate is 5 Hz"),
     ],
 )
-def test_options_that_are_not_allowed(address: str, options: dict[str, Any], text: str) -> None:
+def test_invalid_options(address: str, options: dict[str, Any], text: str) -> None:
     with pytest.raises(BadInput, match=text):
         asyncio.run(collect(address, [], **options))
 
@@ -418,7 +418,7 @@ def test_closing_the_client_ends_its_streams(address: str) -> None:
     asyncio.run(run())
 
 
-def test_the_client_sends_every_input_of_the_model() -> None:
+def test_the_client_sends_the_inputs_of_the_models() -> None:
     assert {tensor.name for tensor in spec.MODELS["lipsync_patch"].inputs} == {
         *("FRAME", "AUDIO", "TWIN", "FACE_HINT", "STREAM", "RATE")
     }

@@ -1,4 +1,4 @@
-"""The connection's messages are Triton's, and a malformed response is a clear error."""
+"""The connection's messages equal Triton's, and a malformed response is a clear error."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def subset(ours: descriptor_pb2.DescriptorProto, theirs: descriptor_pb2.Descript
         subset(message, nested[message.name])
 
 
-def test_every_message_is_tritons() -> None:
-    """Names, numbers, types and labels of all fields match tritonclient's descriptor."""
+def test_every_message_equals_tritons() -> None:
+    """Compare names, numbers, types and labels of all fields with tritonclient's descriptor."""
     ours, theirs = open_inference_pb2.DESCRIPTOR, service_pb2.DESCRIPTOR
     assert len(ours.message_types_by_name) == 4
     for name, message in ours.message_types_by_name.items():
@@ -43,7 +43,7 @@ def test_every_message_is_tritons() -> None:
 
 
 class Echo(Speaker):
-    """Responds with the tensors of the request, and records each one's name, type and shape."""
+    """Responses with the inputs as outputs; each tensor's name, type and shape is recorded."""
 
     def ModelInfer(self, request: Any, context: Any) -> Any:
         response = service_pb2.ModelInferResponse(model_name=request.model_name)
@@ -63,7 +63,7 @@ async def call(address: str, arrays: dict[str, Any], tensors: tuple[Tensor, ...]
         await connection.close()
 
 
-def test_tensors_survive_a_round_trip() -> None:
+def test_tensors_make_a_round_trip() -> None:
     sent: dict[str, Any] = {
         "NUMBERS": np.array([[0.5, -1e30, np.inf]], np.float32),
         "OCTETS": np.arange(256, dtype=np.uint8)[None],

@@ -1,4 +1,4 @@
-"""Cutting from and pasting into the planes of a YUV frame."""
+"""Cutting from and pasting into a frame's own planes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def a_patch(x0: int, y0: int, x1: int, y1: int, colour: tuple[int, int, int] = (
 
 @pytest.mark.parametrize("colorspace", [1, 2, 5, 9])
 @pytest.mark.parametrize("full", [False, True])
-def test_the_matrices_map_black_white_and_grey_and_invert(colorspace: int, full: bool) -> None:
+def test_the_matrices_map_black_white_and_grey_exactly_and_are_inverse(colorspace: int, full: bool) -> None:
     forward, inverse = rgb_to_yuv(colorspace, full, 720), yuv_to_rgb(colorspace, full, 720)
     low, high = (0, 255) if full else (16, 235)
     for grey, luma in ((0, low), (255, high), (127.5, (low + high) / 2)):
@@ -50,7 +50,7 @@ def test_the_matrices_map_black_white_and_grey_and_invert(colorspace: int, full:
     np.testing.assert_allclose(inverse @ [*(forward @ [*colour, 1]), 1], colour, atol=1e-9)
 
 
-def test_primaries_match_the_standards() -> None:
+def test_primaries_are_those_of_the_standards() -> None:
     # ITU-R BT.601 and BT.709, 8 bits: luma of pure red, green and blue.
     for colorspace, lumas in ((5, (81, 145, 41)), (1, (63, 173, 32))):
         for channel, luma in enumerate(lumas):
@@ -59,7 +59,7 @@ def test_primaries_match_the_standards() -> None:
             assert round((rgb_to_yuv(colorspace, False, 480) @ colour)[0]) == luma
 
 
-def test_unspecified_matrix_depends_on_the_size_like_in_players() -> None:
+def test_an_unspecified_matrix_depends_on_the_size_as_in_players() -> None:
     np.testing.assert_array_equal(rgb_to_yuv(2, False, 1080), rgb_to_yuv(1, False, 1080))
     np.testing.assert_array_equal(rgb_to_yuv(2, False, 576), rgb_to_yuv(5, False, 576))
 
@@ -82,7 +82,7 @@ def test_colours_agree_with_swscale(pixel_format: str, colorspace: int) -> None:
 
 @pytest.mark.parametrize("pixel_format", NATIVE_FORMATS)
 @pytest.mark.parametrize("box", [(20, 10, 60, 50), (21, 11, 60, 49), (0, 0, 33, 27), (60, 40, 96, 64)])
-def test_pasting_touches_nothing_outside_the_patch(pixel_format: str, box: tuple[int, int, int, int]) -> None:
+def test_pasting_changes_nothing_outside_the_patch(pixel_format: str, box: tuple[int, int, int, int]) -> None:
     frame = noise(pixel_format)
     before = [plane.copy() for plane in plane_views(frame)]
     placed = a_patch(*box)
@@ -112,7 +112,7 @@ def test_an_opaque_patch_reads_back_as_its_colour() -> None:
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
-def test_a_rotated_frame_behaves_like_its_upright_picture(turns: int) -> None:
+def test_a_turned_frame_behaves_as_its_upright_picture(turns: int) -> None:
     straight, turned = YuvPicture(noise("yuv444p")), YuvPicture(noise("yuv444p"), turns)
     upright = np.rot90(straight.rgb(), turns)
     assert (turned.height, turned.width) == upright.shape[:2]
@@ -135,7 +135,7 @@ def test_odd_sizes_and_shrinking() -> None:
     assert picture.rgb().shape == (63, 95, 3)
 
 
-def test_a_shared_frame_is_copied_before_it_is_changed() -> None:
+def test_a_frame_that_the_decoder_still_reads_is_copied_before_it_is_changed() -> None:
     frame = noise("yuv420p")
     copy = copy_frame(frame)
     YuvPicture(copy).paste(a_patch(20, 10, 60, 50))

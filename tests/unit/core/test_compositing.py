@@ -1,4 +1,4 @@
-"""Compositing: the patch's position, the untouched pixels, and refused inputs."""
+"""Compositing: where the patch is placed, which pixels it does not change, which input it refuses."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def disc(radius: float) -> NDArray[np.uint8]:
 
 @pytest.fixture(params=["OpenCV", "NumPy"], autouse=True)
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run every test with OpenCV and without it."""
+    """Run every test with OpenCV, and as if it were not installed."""
     if request.param == "NumPy":
         monkeypatch.setattr(compositing, "opencv", lambda: None)
         monkeypatch.setattr(images, "opencv", lambda: None)
@@ -58,7 +58,7 @@ def test_visibility_is_a_monotone_ramp() -> None:
 
 @pytest.mark.parametrize("scale", [0.5, 0.8, 1.0, 1.7, 3.0])
 @pytest.mark.parametrize("angle", [0.0, 0.4])
-def test_the_patch_lands_where_the_transform_maps_it(image: NDArray[np.uint8], scale: float, angle: float) -> None:
+def test_the_patch_is_placed_by_the_transform(image: NDArray[np.uint8], scale: float, angle: float) -> None:
     source = image.copy()
     placed = place(patch_of(disc(80)), similarity(scale, angle, 230.25, 170.75), 1.0, 480, 360)
     assert placed is not None
@@ -94,7 +94,7 @@ def test_equals_a_whole_frame_warp_and_a_float_blend(image: NDArray[np.uint8]) -
 def test_pixels_with_alpha_zero_are_the_sources(image: NDArray[np.uint8]) -> None:
     source = image.copy()
     alpha = np.zeros((CROP_SIZE, CROP_SIZE), np.uint8)
-    alpha[10:20, 10:20] = alpha[200:240, 90:200] = 255  # two separate areas: the box holds many pixels that must stay
+    alpha[10:20, 10:20] = alpha[200:240, 90:200] = 255  # two islands: most of the box must not change
     placed = place(patch_of(alpha), similarity(1.0, 0.0, 240, 180), 0.6, 480, 360)
     assert placed is not None
     blend(image, placed)
@@ -104,7 +104,7 @@ def test_pixels_with_alpha_zero_are_the_sources(image: NDArray[np.uint8]) -> Non
     assert (image[~stays] != source[~stays]).any()
 
 
-def test_half_visible_is_half_way() -> None:
+def test_half_visibility_blends_half() -> None:
     image = np.zeros((256, 256, 3), np.uint8)
     placed = place(patch_of(np.full((256, 256), 255, np.uint8), (200, 100, 50)), np.eye(2, 3), 0.5, 256, 256)
     assert placed is not None
@@ -117,7 +117,7 @@ def test_half_visible_is_half_way() -> None:
     [(0, 1.0, 240.0), (255, 0.0, 240.0), (255, 0.3, 240.0), (255, math.nan, 240.0), (255, 1.0, 5000.0)],
     ids=["transparent", "no face", "hidden", "nan", "outside"],
 )
-def test_nothing_shows(alpha: int, confidence: float, x: float) -> None:
+def test_no_patch_is_placed(alpha: int, confidence: float, x: float) -> None:
     patch = patch_of(np.full((CROP_SIZE, CROP_SIZE), alpha, np.uint8))
     assert place(patch, similarity(1.0, 0.0, x, 180), confidence, 480, 360) is None
 
@@ -157,7 +157,7 @@ def test_bad_patches_and_images_are_refused(image: NDArray[np.uint8]) -> None:
 def test_numpy_blends_as_opencv_does(
     image: NDArray[np.uint8], library: str, scale: float, angle: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within one level of 255, on a patch of noise: a real one has less contrast from pixel to pixel."""
+    """They agree within one level of 255 on a patch of noise; a real patch has less contrast from pixel to pixel."""
     patch = np.random.default_rng(3).integers(0, 256, (CROP_SIZE, CROP_SIZE, 4), np.uint8)
     patch[..., 3] = disc(110)
     results = []

@@ -1,4 +1,4 @@
-"""Positions of landmarks, for the source's mouth shape and for any other."""
+"""Places of landmarks, and of the same landmarks with another mouth."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 
 from insync.core import spec
 from insync.core.head import PLACED, head_of, in_window, places, places_of
 from insync.core.mouth import POINTS, MouthBasis
-from insync.ensemble.models.face import FaceFinder
 
 
 def _basis(repository: Path) -> MouthBasis:
     return MouthBasis.load(repository / "lipsync_twin" / "1" / "mouth_basis.npz")
 
 
-def test_the_window_has_its_outer_edges_at_one() -> None:
+def test_the_outer_edges_of_the_window_are_at_one() -> None:
     corners = np.array([[spec.WINDOW_COLUMNS[0], spec.WINDOW_ROWS[0]], [spec.WINDOW_COLUMNS[1], spec.WINDOW_ROWS[1]]])
     np.testing.assert_allclose(in_window(corners.astype(np.float32) - 0.5), [[-1, -1], [1, 1]], atol=1e-6)
 
 
-def test_the_sources_mouth_shape_gives_the_sources_places(sample_clip: Path, repository: Path) -> None:
+def test_the_same_mouth_has_the_places_that_were_found(sample_clip: Path, repository: Path) -> None:
+    pytest.importorskip("ai_edge_litert", reason="the face finder comes with insync[serve]")
+    from insync.ensemble.models.face import FaceFinder
+
     with av.open(str(sample_clip)) as container:
         image = next(container.decode(video=0)).to_ndarray(format="rgb24")
     face = FaceFinder(repository / "lipsync_face" / "1").find(image)
@@ -41,5 +44,5 @@ def test_the_sources_mouth_shape_gives_the_sources_places(sample_clip: Path, rep
     assert np.abs(np.delete(moved, lower, 0)).max() < 2e-3
 
 
-def test_the_face_step_knows_the_same_skull(repository: Path) -> None:
+def test_the_face_step_has_the_same_rigid_points(repository: Path) -> None:
     np.testing.assert_array_equal(np.load(repository / "lipsync_face" / "1" / "rigid.npy"), _basis(repository).rigid)

@@ -65,7 +65,7 @@ def test_first_component_opens_the_mouth(basis: MouthBasis) -> None:
     assert aperture(basis.decode(code, basis.rest)) > aperture(basis.rest) + 0.08
 
 
-def test_neutral_is_the_resting_mouth_of_a_speaker(basis: MouthBasis) -> None:
+def test_neutral_is_the_resting_mouth_of_a_speaking_person(basis: MouthBasis) -> None:
     code, rng = np.zeros(MOUTH, np.float32), np.random.default_rng(2)
     shapes = []
     for amount in rng.permutation(np.concatenate([np.zeros(40), rng.uniform(0.5, 3, 100)])):
@@ -74,7 +74,7 @@ def test_neutral_is_the_resting_mouth_of_a_speaker(basis: MouthBasis) -> None:
     np.testing.assert_allclose(basis.neutral(np.stack(shapes)), basis.rest, atol=1e-3)
 
 
-def test_neutral_of_one_open_photo_is_closed(basis: MouthBasis) -> None:
+def test_neutral_of_one_photo_with_an_open_mouth_is_closed(basis: MouthBasis) -> None:
     code = np.zeros(MOUTH, np.float32)
     code[0] = 2.5
     photo = basis.decode(code, basis.rest)

@@ -1,4 +1,4 @@
-"""Every config.pbtxt of the model repository matches the typed specification."""
+"""Every config.pbtxt of the model repository against the typed specification."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SINGLE = [model for model in MODELS.values() if model.backend != "ensemble"]
 
 
 def config(name: str) -> Any:
-    """Parse a config; as in Triton, an unknown field or a wrong type fails."""
+    """Return the parsed config; an unknown field or a wrong type does not parse, as in Triton."""
     return text_format.Parse((REPOSITORY / name / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
 
 
@@ -40,7 +40,7 @@ def test_the_repository_holds_exactly_the_specified_models() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_config_matches_the_specification(name: str) -> None:
+def test_config_agrees_with_the_specification(name: str) -> None:
     model, parsed = MODELS[name], config(name)
     assert parsed.name == name
     assert (parsed.platform or parsed.backend) == model.backend
@@ -50,16 +50,16 @@ def test_config_matches_the_specification(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [model.name for model in SINGLE])
-def test_instances_are_counted_and_bound_to_no_device(name: str) -> None:
+def test_instances_have_a_count_and_no_device(name: str) -> None:
     groups = config(name).instance_group
     assert len(groups) == 1
     assert groups[0].count >= 1
-    assert groups[0].kind == model_config_pb2.ModelInstanceGroup.KIND_AUTO  # the default
+    assert groups[0].kind == model_config_pb2.ModelInstanceGroup.KIND_AUTO  # the default, so that no device is set
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_nothing_stalls_the_batcher(name: str) -> None:
-    """A queue size, timeout or priority on a dynamic batcher stalls Triton's (seen in 2.51 and later)."""
+def test_no_option_stalls_the_batcher(name: str) -> None:
+    """A queue size, timeout or priority on a dynamic batcher stalls Triton's batcher (seen in 2.51 and later)."""
     parsed = config(name)
     assert parsed.dynamic_batching.priority_levels == 0
     assert not parsed.dynamic_batching.HasField("default_queue_policy")
@@ -69,16 +69,16 @@ def test_nothing_stalls_the_batcher(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_no_output_is_a_string(name: str) -> None:
-    """If a request asks to classify one, Triton divides by its elements' size, 0, and dies with all streams."""
+    """If a request has Triton classify one, Triton divides by the size of its elements, which is 0, and dies with all streams."""
     assert all(tensor.dtype != "STRING" for tensor in MODELS[name].outputs)
 
 
-def test_one_bad_frame_cannot_fail_others() -> None:
+def test_one_malformed_frame_cannot_fail_others() -> None:
     assert not config("lipsync_preprocess").HasField("dynamic_batching")
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_no_config_holds_settings_of_the_embedded_server(name: str) -> None:
+def test_no_config_depends_on_the_embedded_server(name: str) -> None:
     text = (REPOSITORY / name / "config.pbtxt").read_text()
     assert not re.search(r"\.\./|\"/|insync|EXECUTION_ENV|kind:", text)
     assert (REPOSITORY / name / "1").is_dir()
@@ -86,7 +86,7 @@ def test_no_config_holds_settings_of_the_embedded_server(name: str) -> None:
 
 @pytest.mark.parametrize("model", ENSEMBLES, ids=lambda model: model.name)
 def test_ensemble_steps_fit_together(model: Any) -> None:
-    """Every step gets all its inputs from earlier tensors of the same type, and every tensor is used."""
+    """Every step gets all its inputs, from tensors that exist by then and have the same type, and no input is unused."""
     parsed = config(model.name)
     steps = parsed.ensemble_scheduling.step
     assert tuple(step.model_name for step in steps) == model.steps
@@ -114,7 +114,7 @@ def test_ensemble_steps_fit_together(model: Any) -> None:
 @pytest.mark.parametrize("model", ENSEMBLES, ids=lambda model: model.name)
 def test_every_frame_is_checked_before_anything_else(model: Any) -> None:
     steps = {step.model_name: step for step in config(model.name).ensemble_scheduling.step}
-    # Only one step may be ready at the start, or its early error can deadlock the server (see the specification).
+    # Only one step may be ready at the start: a quick error of one of several can block the server (see the specification).
     ready = [name for name, step in steps.items() if set(step.input_map.values()) <= {t.name for t in model.inputs}]
     assert ready == ["lipsync_guard"]
     assert dict(steps["lipsync_preprocess"].input_map) == {"FRAME": "CHECKED_FRAME", "AUDIO": "CHECKED_AUDIO"}
@@ -128,7 +128,7 @@ def test_every_frame_is_checked_before_anything_else(model: Any) -> None:
         ('name: "AUDIO"', 'name: "SOUND"', "SOUND"),
     ],
 )
-def test_a_wrong_config_would_be_noticed(good: str, bad: str, message: str) -> None:
+def test_a_wrong_config_is_detected(good: str, bad: str, message: str) -> None:
     text = (REPOSITORY / "lipsync_guard" / "config.pbtxt").read_text()
     assert good in text
     parsed = text_format.Parse(text.replace(good, bad, 1), model_config_pb2.ModelConfig())

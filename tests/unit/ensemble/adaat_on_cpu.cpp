@@ -1,6 +1,6 @@
-// Runs the CUDA kernel's own source on the CPU: CUDA's words are defined as what they mean here, and each thread of a block is
-// a thread. Blocks come one after the other, with not-a-number all over shared memory and beyond its end at each start: what
-// a block reads without having written it shows in the result, and what it writes beyond its share is reported.
+// Runs the CUDA kernel's own source on the CPU: CUDA's keywords are defined as C++ equivalents, and each thread of a block is a
+// CPU thread. Blocks run one after the other. Before each, shared memory and a guard area after it are filled with not-a-number:
+// values read without having been written show in the result, and writes beyond the block's share are reported.
 #include <barrier>
 #include <cmath>
 #include <cstddef>
@@ -31,7 +31,7 @@ inline unsigned int __umulhi(unsigned int a, unsigned int b) {
     return static_cast<unsigned int>((static_cast<std::uint64_t>(a) * b) >> 32);
 }
 
-constexpr int SHARED = 48 * 1024 / 16;  // float4: as much as a block may ask for
+constexpr int SHARED = 48 * 1024 / 16;  // float4: the most that a block may have
 constexpr int GUARD = 64;
 float4 adaat_shared[SHARED + GUARD];
 thread_local Index threadIdx, blockIdx;
@@ -41,7 +41,7 @@ inline void __syncthreads() { all_threads->arrive_and_wait(); }
 
 #include "adaat.cu"
 
-// Grid [channels, samples], `threads` to a block, `shared_bytes` of shared memory. Returns how many blocks wrote beyond it.
+// Grid [channels, samples], `threads` per block, `shared_bytes` of shared memory. Returns how many blocks wrote beyond it.
 extern "C" int launch(const AdaatSamples* samples, int channels, int count, int height, int width, int* not_finite, int threads,
                       int shared_bytes) {
     const float nothing = std::numeric_limits<float>::quiet_NaN();

@@ -1,4 +1,4 @@
-"""The AdaAT kernel against the plain PyTorch reference, and against values known by heart."""
+"""The AdaAT kernel against the plain PyTorch reference, and against known values."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_identity_changes_nothing() -> None:
 
 def test_a_shift_by_whole_pixels_moves_and_fills_with_zeros() -> None:
     reference = features(1, 1, 8, 8)
-    moved = adaat(reference, constant(1, 1, 1, 0, 2 * 3 / 8, 0))  # three pixels: the output looks to its right
+    moved = adaat(reference, constant(1, 1, 1, 0, 2 * 3 / 8, 0))  # three pixels: the output samples to its right
     np.testing.assert_allclose(moved[..., :5], reference[..., 3:], atol=1e-4)
     np.testing.assert_array_equal(moved[..., 5:], 0)
 

@@ -1,7 +1,7 @@
-"""The CUDA kernel: its own source run on the CPU and held to PyTorch, compiled for the GPUs that serve, and run where one is.
+"""The CUDA kernel: its source run on the CPU and compared with PyTorch, compiled for the supported GPUs, and run on a GPU.
 
-What runs on the CPU is `kernels/adaat.cu` itself with its header, compiled by g++ (see `adaat_on_cpu.cpp`), and
-`AdaatKernel` over a stand-in for CuPy: all but the GPU.
+On the CPU, `kernels/adaat.cu` itself is compiled by g++ (see `adaat_on_cpu.cpp`) and called by `AdaatKernel` with a fake
+CuPy: everything but the GPU is real.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from insync.ensemble.models.adaat_cuda import SAMPLES, SOURCE, AdaatKernel, load
 
 Floats = NDArray[np.float32]
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90")  # A100, L40S, H100
-SHAPES = (  # the served one, widths that are no multiple of four, odd channels, the least
+SHAPES = (  # the served one, widths that are no multiple of four, odd channel counts, the smallest
     (1, CHANNELS, FEATURE_HEIGHT, FEATURE_WIDTH),
     (2, 7, 9, 16),
     (2, 5, 7, 13),
@@ -42,7 +42,7 @@ SHAPES = (  # the served one, widths that are no multiple of four, odd channels,
 
 
 class HostArray(np.ndarray):  # type: ignore[type-arg]
-    """A NumPy array that answers as a CuPy array does where the kernel's wrapper asks."""
+    """A NumPy array with the part of CuPy's array interface that the kernel's wrapper uses."""
 
     @property
     def data(self) -> Any:
@@ -50,7 +50,7 @@ class HostArray(np.ndarray):  # type: ignore[type-arg]
 
 
 class HostCupy:
-    """What `AdaatKernel` uses of CuPy, over the CPU's memory and the kernel that g++ compiled."""
+    """The part of CuPy that `AdaatKernel` uses, with CPU memory and the kernel compiled by g++."""
 
     ndarray = HostArray
 
@@ -132,9 +132,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.fixture(params=[1, 4], ids=["one thread", "four threads"])
 def cupy(request: pytest.FixtureRequest, library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> HostCupy:
-    stand_in = HostCupy(library, request.param)
-    monkeypatch.setattr(adaat_cuda, "_cupy", lambda: stand_in)
-    return stand_in
+    fake = HostCupy(library, request.param)
+    monkeypatch.setattr(adaat_cuda, "_cupy", lambda: fake)
+    return fake
 
 
 def features(*shape: int) -> Floats:
@@ -144,8 +144,8 @@ def features(*shape: int) -> Floats:
 def similarities(batch: int, channels: int) -> Floats:
     rng = np.random.default_rng(1)
     parts = [rng.uniform(-bound, bound, (batch, channels, count)) for bound, count in ((1.8, 1), (4, 1), (1.5, 2))]
-    joined: Floats = np.concatenate(parts, axis=-1).astype(np.float32)
-    return joined
+    affine: Floats = np.concatenate(parts, axis=-1).astype(np.float32)
+    return affine
 
 
 def constant(batch: int, channels: int, *values: float) -> Floats:
@@ -179,8 +179,8 @@ def test_equals_the_cpu_kernel(cupy: HostCupy) -> None:
     np.testing.assert_allclose(one(reference, affine), adaat(reference, affine), atol=2e-4)
 
 
-def test_a_plane_that_begins_anywhere(cupy: HostCupy) -> None:
-    """Off the 16 bytes that a load of four floats needs: slower, and the same."""
+def test_a_plane_at_an_unaligned_address(cupy: HostCupy) -> None:
+    """Not on the 16 bytes that a load of four floats needs: slower, with the same result."""
     memory = np.zeros(2 * 3 * 8 * 8 + 1, np.float32)
     reference = memory[1:].reshape(2, 3, 8, 8)
     reference[:] = features(2, 3, 8, 8)
@@ -204,7 +204,7 @@ def test_far_outside_is_zero(cupy: HostCupy) -> None:
     for affine in ((1, 0, 2.2, 0), (1, 0, 0, -2.2), (1e30, 0.3, 0, 0), (3e38, 0.5, 3e38, -3e38), (1, 1e30, 50, 0)):
         aligned = one(features(1, 2, 8, 8), constant(1, 2, *affine))
         assert np.isfinite(aligned).all()
-        # A scale of 1e30 still looks at the plane's middle, which lies between pixels here: nothing is left of it.
+        # A scale of 1e30 still samples the plane's centre, which is between pixels here: its weight vanishes.
         np.testing.assert_allclose(aligned, 0, atol=1e-6)
 
 
@@ -222,7 +222,7 @@ def test_numbers_that_are_not_finite_are_refused_and_others_are_served(cupy: Hos
 
 
 def test_requests_of_all_sizes_share_a_launch(cupy: HostCupy) -> None:
-    """40 samples in five requests: two launches, each request its own answer."""
+    """40 samples in five requests: two launches, and a separate result for each request."""
     requests = [(features(b, 3, 6, 8) + b, similarities(b, 3) / (b + 1)) for b in (1, 8, 7, 16, 8)]
     results = AdaatKernel()(requests)
     assert cupy.launches == math.ceil(40 / SAMPLES)
@@ -244,10 +244,10 @@ def test_shapes_that_do_not_fit_are_refused_alone(cupy: HostCupy) -> None:
     assert "[1, 2, 8, 8] and AFFINE [1, 3, 4]" in str(results[0])
 
 
-def test_one_model_file_answers_on_the_device_of_its_input(
+def test_one_model_file_responds_on_the_device_of_its_input(
     cupy: HostCupy, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The shell over a stand-in for Triton's Python backend: requests on the CPU, on a GPU, and on both, in one batch."""
+    """The model wrapper with a fake Triton Python backend: requests on the CPU, on a GPU, and on both, in one batch."""
     backend = types.ModuleType("triton_python_backend_utils")
 
     class Tensor:
@@ -281,12 +281,12 @@ def test_one_model_file_answers_on_the_device_of_its_input(
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
     monkeypatch.delitem(sys.modules, "insync.ensemble.triton.python_backend", raising=False)
     monkeypatch.setattr(HostCupy, "from_dlpack", staticmethod(lambda tensor: tensor.value), raising=False)
-    spec = importlib.util.spec_from_file_location("shell", repository / "lipsync_adaat" / "1" / "model.py")
+    spec = importlib.util.spec_from_file_location("wrapper", repository / "lipsync_adaat" / "1" / "model.py")
     assert spec is not None
     assert spec.loader is not None
-    shell = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(shell)
-    model = shell.TritonPythonModel()
+    wrapper = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(wrapper)
+    model = wrapper.TritonPythonModel()
     parameters = {"threads": {"string_value": "1"}, "FORCE_CPU_ONLY_INPUT_TENSORS": {"string_value": "no"}}
     config = json.dumps({"parameters": parameters})
     model.initialize({"model_config": config, "model_instance_kind": "GPU", "model_instance_device_id": "0"})
@@ -297,21 +297,21 @@ def test_one_model_file_answers_on_the_device_of_its_input(
         reference, affine = features(1, 3, 8, 8) + len(requests), similarities(1, 3)
         affine = bad if len(requests) == 3 else affine
         requests.append((Tensor("REFERENCE", reference, devices[0]), Tensor("AFFINE", affine, devices[1])))
-    replies = model.execute(requests)
-    assert [reply.error is None for reply in replies] == [True, True, True, False]
-    assert "AFFINE" in replies[3].error.text
+    responses = model.execute(requests)
+    assert [each.error is None for each in responses] == [True, True, True, False]
+    assert "AFFINE" in responses[3].error.text
     assert cupy.launches == 1
-    for request, reply, device in zip(requests[:3], replies, ("cpu", "gpu", "gpu"), strict=False):
-        (tensor,) = reply.tensors
+    for request, received, device in zip(requests[:3], responses, ("cpu", "gpu", "gpu"), strict=False):
+        (tensor,) = received.tensors
         assert tensor.device == device
         expected = exact(*(part.value for part in request))
         np.testing.assert_allclose(np.asarray(tensor.value), expected, atol=2e-4)
 
 
-def test_shared_memory_is_what_the_source_says(library: ctypes.CDLL) -> None:
+def test_shared_memory_matches_the_source(library: ctypes.CDLL) -> None:
     for height, width in ((36, 40), (7, 13), (1, 1), (64, 64), (97, 100)):
         assert shared_bytes(height, width) == 4 * (library.floats(height, width) + 4)
-    with pytest.raises(BadInput, match="120 × 120"):
+    with pytest.raises(BadInput, match=r"120 × 120.*must be at most 49152"):
         shared_bytes(120, 120)
 
 
@@ -325,7 +325,7 @@ def test_the_source_needs_no_header_that_nvrtc_lacks() -> None:
     assert [line for line in SOURCE.read_text().splitlines() if line.startswith("#include")] == ['#include "adaat.h"']
 
 
-def test_without_a_gpu_it_says_so() -> None:
+def test_without_a_gpu_there_is_an_error() -> None:
     if shutil.which("nvidia-smi"):
         pytest.skip("there may be a GPU")
     adaat_cuda._cupy.cache_clear()
@@ -334,7 +334,7 @@ def test_without_a_gpu_it_says_so() -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_compiles_for_the_gpus_that_serve(architecture: str, tmp_path: Path) -> None:
+def test_compiles_for_the_supported_gpus(architecture: str, tmp_path: Path) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc")

@@ -10,7 +10,7 @@ from insync.ensemble.models.admission import LEASE_S, Admission
 
 
 class Clock:
-    """Seconds that pass only when a test says so."""
+    """Seconds that pass only when a test advances them."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -25,7 +25,7 @@ def clock() -> Clock:
 
 
 def wait_s(error: Overloaded) -> float:
-    """The hint that every refusal of a server has."""
+    """Return the retry hint, which every refusal must have."""
     assert error.retry_after_s is not None
     return error.retry_after_s
 
@@ -38,30 +38,30 @@ def passes(admission: Admission, stream: str | None, rate: float | None) -> bool
     return True
 
 
-def test_streams_get_in_until_the_capacity_is_promised(clock: Clock) -> None:
+def test_streams_are_admitted_until_the_capacity_is_used(clock: Clock) -> None:
     admission = Admission(50, clock)
     admission.admit("a", 25)
     admission.admit("b", 25)
-    with pytest.raises(Overloaded, match=r"2 streams hold 50 of its 50 frames/s, this one asks for 25") as caught:
+    with pytest.raises(Overloaded, match=r"2 streams use 50 of its 50 frames/s, this one needs 25") as caught:
         admission.admit("c", 25)
     hints = {wait_s(caught.value)}
     for _ in range(20):
         with pytest.raises(Overloaded) as caught:
             admission.admit("c", 25)
         hints.add(wait_s(caught.value))
-    assert len(hints) > 10  # they do not come back together
+    assert len(hints) > 10  # refused streams do not all retry at once
     assert LEASE_S / 2 <= min(hints) <= max(hints) <= LEASE_S
-    assert passes(admission, "a", 25)  # who is in stays in
+    assert passes(admission, "a", 25)  # an admitted stream stays admitted
     assert admission.leased_fps == 50
 
 
-def test_the_text_is_one_that_the_client_reads(clock: Clock) -> None:
+def test_the_client_can_read_the_hint_in_the_text(clock: Clock) -> None:
     error = overload_text(Overloaded("full", 1.25))
     assert retry_hint_s(f"in ensemble 'lipsync', {error}") == 1.25
     assert retry_hint_s("Stub process is not healthy") is None
 
 
-def test_a_place_is_free_after_the_end_or_after_silence(clock: Clock) -> None:
+def test_capacity_is_released_after_the_end_or_after_silence(clock: Clock) -> None:
     admission = Admission(25, clock)
     admission.admit("a", 25)
     assert not passes(admission, "b", 25)
@@ -71,10 +71,10 @@ def test_a_place_is_free_after_the_end_or_after_silence(clock: Clock) -> None:
     assert not passes(admission, "c", 25)
     clock.now_s += 0.2
     assert passes(admission, "c", 25)
-    assert not passes(admission, "b", 25)  # it was silent for too long, and has to ask like anybody
+    assert not passes(admission, "b", 25)  # it was silent for too long, and must request admission again
 
 
-def test_each_frame_renews_the_place(clock: Clock) -> None:
+def test_each_frame_renews_the_lease(clock: Clock) -> None:
     admission = Admission(25, clock)
     for _ in range(20):
         admission.admit("a", 25)
@@ -82,13 +82,13 @@ def test_each_frame_renews_the_place(clock: Clock) -> None:
         assert not passes(admission, "b", 25)
 
 
-def test_an_empty_server_takes_anybody_but_no_second(clock: Clock) -> None:
+def test_an_empty_server_admits_any_one_stream(clock: Clock) -> None:
     admission = Admission(10, clock)
     admission.admit("large", 60)
     assert not passes(admission, "small", 1)
 
 
-def test_a_rate_is_raised_only_into_free_room(clock: Clock) -> None:
+def test_a_rate_is_raised_only_into_free_capacity(clock: Clock) -> None:
     admission = Admission(50, clock)
     admission.admit("a", 20)
     admission.admit("b", 20)
@@ -100,15 +100,15 @@ def test_a_rate_is_raised_only_into_free_room(clock: Clock) -> None:
     assert admission.leased_fps == 50
 
 
-def test_a_stream_that_sends_too_fast_is_held_to_its_rate(clock: Clock) -> None:
+def test_a_stream_that_sends_too_fast_is_limited_to_its_rate(clock: Clock) -> None:
     admission = Admission(100, clock)
-    sent = let_in = 0
+    sent = admitted = 0
     for _ in range(1000):
         sent += 1
-        let_in += passes(admission, "a", 10)
+        admitted += passes(admission, "a", 10)
         clock.now_s += 0.01
     assert sent == 1000
-    assert 10 * 10 <= let_in <= 1.5 * 10 * 10 + 11
+    assert 10 * 10 <= admitted <= 1.5 * 10 * 10 + 11
     while passes(admission, "a", 10):
         pass
     with pytest.raises(Overloaded, match="faster than the 10 frames/s") as caught:
@@ -122,31 +122,31 @@ def test_a_paced_stream_is_never_refused(clock: Clock) -> None:
     for k in range(2000):
         admission.admit("a", 30)
         if k % 10 == 0:
-            admission.admit("a", 30)  # a face that was looked for again
+            admission.admit("a", 30)  # the face was searched for again
         clock.now_s += 1 / 30
 
 
 def test_unpaced_requests_get_what_is_left(clock: Clock) -> None:
     admission = Admission(50, clock)
-    assert all(passes(admission, None, None) for _ in range(500))  # nobody else is there
-    let_in = 0
+    assert all(passes(admission, None, None) for _ in range(500))  # there are no live streams
+    admitted = 0
     for k in range(2000):
         if k % 4 == 0:
             admission.admit("a", 25)
-        let_in += passes(admission, None, None)
+        admitted += passes(admission, None, None)
         clock.now_s += 0.01
-    assert let_in == pytest.approx(25 * 20, abs=4)
+    assert admitted == pytest.approx(25 * 20, abs=4)
 
 
 def test_unpaced_requests_are_not_starved(clock: Clock) -> None:
     admission = Admission(40, clock)
-    let_in = 0
+    admitted = 0
     for _ in range(1000):
         admission.admit("a", 20)
         admission.admit("b", 20)
-        let_in += passes(admission, None, None)
+        admitted += passes(admission, None, None)
         clock.now_s += 0.05
-    assert let_in == pytest.approx(2 * 50, abs=4)
+    assert admitted == pytest.approx(2 * 50, abs=4)
 
 
 def test_the_hint_of_an_unpaced_request_is_right(clock: Clock) -> None:
@@ -160,7 +160,7 @@ def test_the_hint_of_an_unpaced_request_is_right(clock: Clock) -> None:
     assert passes(admission, None, None)
 
 
-def test_probes_get_through_a_full_server_but_are_no_way_around(clock: Clock) -> None:
+def test_probes_get_through_a_full_server_but_cannot_bypass_admission(clock: Clock) -> None:
     admission = Admission(25, clock)
     admission.admit("a", 25)
     assert passes(admission, CANARY, 1)
@@ -179,7 +179,7 @@ def test_without_a_limit_nothing_is_refused_or_kept(clock: Clock) -> None:
 @pytest.mark.parametrize(
     ("stream", "rate", "text"),
     [
-        (None, 25.0, "RATE comes without STREAM"),
+        (None, 25.0, "RATE was sent without STREAM"),
         ("", 25.0, "STREAM has 0 characters"),
         ("x" * 65, 25.0, "STREAM has 65 characters"),
         ("a", None, "RATE is missing"),
@@ -197,14 +197,14 @@ def test_what_is_not_allowed(clock: Clock, stream: str | None, rate: float | Non
 
 @pytest.mark.parametrize("capacity", [-1.0, float("nan"), float("inf")])
 def test_a_capacity_that_is_none(capacity: float) -> None:
-    with pytest.raises(BadInput, match="capacity_fps is"):
+    with pytest.raises(BadInput, match="capacity_fps must be a number of at least 0"):
         Admission(capacity)
 
 
-def test_a_request_gets_in_whole_or_leaves_nothing_claimed(clock: Clock) -> None:
+def test_a_request_is_admitted_whole_or_not_at_all(clock: Clock) -> None:
     admission = Admission(50, clock)
     admission.admit("a", 10)
-    with pytest.raises(Overloaded, match="this one asks for 30"):
+    with pytest.raises(Overloaded, match="this one needs 30"):
         admission.admit_all([("b", 20), ("c", 30)])
     with pytest.raises(BadInput, match="RATE is missing"):
         admission.admit_all([("b", 40), ("c", None)])
@@ -213,4 +213,4 @@ def test_a_request_gets_in_whole_or_leaves_nothing_claimed(clock: Clock) -> None
     assert admission.leased_fps == 50
     with pytest.raises(Overloaded):
         admission.admit_all([("a", 10), ("b", 20), ("d", 1)])
-    assert admission.leased_fps == 50  # who was in stays in
+    assert admission.leased_fps == 50  # admitted streams stay admitted

@@ -1,4 +1,4 @@
-"""Finding a face: on the shipped sample, on nothing, turned, and by a hint."""
+"""Face detection: on the shipped sample, without a face, rotated, and with a hint."""
 
 from __future__ import annotations
 
@@ -146,14 +146,16 @@ def test_invert_and_centred_transform() -> None:
     np.testing.assert_allclose(both, np.eye(3), atol=1e-4)
 
 
-@pytest.mark.parametrize(("size", "message"), [((0, 9), "has no pixels"), ((9, 32_001), "sides up to 32,000")])
+@pytest.mark.parametrize(
+    ("size", "message"), [((0, 9), "has no pixels"), ((9, 32_001), "sides must be at most 32,000 pixels")]
+)
 def test_no_picture_to_find_a_face_in(size: tuple[int, int], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         centred_transform(*size)
 
 
 def test_a_face_is_looked_for_in_the_longest_picture(repository: Path) -> None:
-    """OpenCV samples no longer one."""
+    """OpenCV cannot sample a longer one."""
     finder = FaceFinder(repository / "lipsync_face" / "1")
     assert finder.find(np.full((16, 32_000, 3), 90, np.uint8)) is None
 

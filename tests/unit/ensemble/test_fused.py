@@ -1,4 +1,4 @@
-"""The repository of the embedded server on a CPU, whose steps are joined."""
+"""The model repository of the fused pipeline."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tensors(entries: Any) -> list[Tensor]:
     ]
 
 
-def test_the_frame_model_is_what_the_specification_says(written: Path) -> None:
+def test_the_frame_model_matches_the_specification(written: Path) -> None:
     made = config(written, FRAME_MODEL.name)
     assert (made.name, made.backend, made.max_batch_size) == (FRAME_MODEL.name, "fused", FRAME_MODEL.max_batch_size)
     assert tensors(made.input) == list(FRAME_MODEL.inputs)
@@ -60,7 +60,7 @@ def test_ensembles_look_the_same_from_outside(written: Path, repository: Path, n
     assert made == original
 
 
-def test_steps_are_fed_by_what_comes_before(repository: Path) -> None:
+def test_steps_get_their_inputs_from_earlier_steps(repository: Path) -> None:
     steps = fused.read_steps(repository)
     assert ("lipsync_guard", *(step.model for step in steps)) == MODELS["lipsync"].steps
     known = {tensor.name for tensor in FRAME_MODEL.inputs}
@@ -71,7 +71,7 @@ def test_steps_are_fed_by_what_comes_before(repository: Path) -> None:
     assert known >= {tensor.name for tensor in FRAME_MODEL.outputs}
 
 
-def test_only_what_is_asked_for_is_run(repository: Path) -> None:
+def test_only_needed_steps_are_run(repository: Path) -> None:
     steps = fused.read_steps(repository)
 
     def run(*wanted: str) -> list[str]:
@@ -91,10 +91,10 @@ def test_steps_reach_their_process_whole(written: Path, repository: Path) -> Non
 
 def test_a_step_finds_its_neighbours_files(written: Path) -> None:
     assert (written / "lipsync_twin" / "1" / "model.py").is_file()
-    assert (written / "lipsync_face" / "1" / "face_landmark.tflite").is_file()  # which registration reads, too
+    assert (written / "lipsync_face" / "1" / "face_landmark.tflite").is_file()  # registration reads it too
 
 
-def test_what_else_a_repository_has_is_served(repository: Path, tmp_path: Path) -> None:
+def test_other_models_of_a_repository_are_served(repository: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for model in repository.iterdir():

@@ -1,4 +1,4 @@
-"""`insync serve --gpu`: PyTorch's network answers as the graphs do, and a machine that cannot do it says so before anything starts."""
+"""`insync serve --gpu`: PyTorch's network gives the graphs' outputs, and a machine without a GPU runtime is refused before the start."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def check(model: str, repository: Path, device: str, options: ort.SessionOptions
     given: list[tuple[list[NDArray[Any]], list[NDArray[Any]]]] = []
     for batch in (1, 2, 1):
         inputs = feed(model, batch)
-        inputs[there.inputs[0]] += len(given)  # each batch another one
+        inputs[there.inputs[0]] += len(given)  # different values in each batch
         for value in inputs.values():
             value.flags.writeable = False  # as Triton's are
         given.append((there.run(there.outputs, inputs), here.run(here.outputs, inputs)))
-    # Only now: an answer is not written over by the next one.
-    for answers, expected in given:
-        for got, want in zip(answers, expected, strict=True):
+    # Compared only now: a run must not overwrite the outputs of an earlier one.
+    for outputs, expected in given:
+        for got, want in zip(outputs, expected, strict=True):
             assert (got.dtype, got.shape) == (want.dtype, want.shape)
             allowed = 1 if want.dtype == np.uint8 else 1e-3 * max(1.0, float(np.abs(want).max()))
             np.testing.assert_allclose(got.astype(float), want.astype(float), atol=allowed)
@@ -76,13 +76,13 @@ def check(model: str, repository: Path, device: str, options: ort.SessionOptions
 
 
 @pytest.mark.parametrize("model", GRAPHS)
-def test_pytorch_answers_as_the_graph_does(model: str, repository: Path, one_thread: ort.SessionOptions) -> None:
+def test_pytorch_gives_the_graphs_outputs(model: str, repository: Path, one_thread: ort.SessionOptions) -> None:
     check(model, repository, "cpu", one_thread)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("model", GRAPHS)
-def test_cuda_graphs_answer_as_the_graph_does(model: str, repository: Path, one_thread: ort.SessionOptions) -> None:
+def test_cuda_graphs_give_the_graphs_outputs(model: str, repository: Path, one_thread: ort.SessionOptions) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     if not torch.cuda.is_available():
         pytest.skip("this PyTorch has no CUDA")
@@ -91,7 +91,7 @@ def test_cuda_graphs_answer_as_the_graph_does(model: str, repository: Path, one_
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("model", GRAPHS)
-def test_onnx_runtime_on_the_gpu_answers_as_on_the_cpu(model: str, repository: Path) -> None:
+def test_onnx_runtime_gives_the_same_outputs_on_gpu_and_cpu(model: str, repository: Path) -> None:
     if onnx_session.CUDA not in ort.get_available_providers():
         pytest.skip("this ONNX Runtime has no CUDA")
     path = repository / model / "1" / "model.onnx"
@@ -104,23 +104,23 @@ def test_onnx_runtime_on_the_gpu_answers_as_on_the_cpu(model: str, repository: P
 
 @pytest.mark.triton
 @pytest.mark.gpu
-def test_the_server_answers_frames_on_the_gpu(tmp_path: Path) -> None:
-    """Its start asks both ensembles."""
+def test_the_server_serves_frames_on_the_gpu(tmp_path: Path) -> None:
+    """Its start sends a frame through both ensembles."""
     with embedded.EmbeddedServer(twin_store=tmp_path / "twins", gpu=True) as running:
         running.check()
 
 
-def test_without_a_gpu_it_says_so_and_starts_nothing(
+def test_without_a_gpu_there_is_an_error_and_nothing_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(runtime, "find_gpu", lambda: None)
     monkeypatch.setattr(embedded.EmbeddedServer, "_launch", lambda *a: pytest.fail("something was started"))
     ports = [word for kind in ("grpc", "http", "metrics") for word in (f"--{kind}-port", "0")]
     assert main(["serve", "--gpu", "--twins", str(tmp_path / "twins"), *ports]) == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("insync serve: --gpu needs an NVIDIA GPU and its driver, and nvidia-smi finds none")
-    assert said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("insync serve: --gpu needs an NVIDIA GPU and its driver, but nvidia-smi finds none")
+    assert printed.err.count("\n") == 1
     assert not (tmp_path / "twins").exists()
 
 
@@ -133,12 +133,12 @@ def test_onnx_runtime_first_and_then_pytorch(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ServerError, match=r"no CUDAExecutionProvider, and PyTorch 2\.13\.0\+cpu sees no GPU; install"):
         find_runtime()
     cuda.is_available = lambda: True
-    assert str(find_runtime()) == "NVIDIA H100 80GB HBM3, by PyTorch with CUDA graphs"
+    assert str(find_runtime()) == "NVIDIA H100 80GB HBM3 with PyTorch and CUDA graphs"
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [onnx_session.CUDA, "CPUExecutionProvider"])
-    assert str(find_runtime()) == "NVIDIA H100 80GB HBM3, by ONNX Runtime"
+    assert str(find_runtime()) == "NVIDIA H100 80GB HBM3 with ONNX Runtime"
 
 
-def test_a_provider_that_cannot_be_loaded_is_not_the_cpu_in_silence(
+def test_a_provider_that_cannot_be_loaded_is_an_error_not_the_cpu(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = types.SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
@@ -168,7 +168,7 @@ def test_the_environment_tells_the_models(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def fallback_backend(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The backend's class, over as much of Triton's Python backend as it needs: requests are arrays by name."""
+    """The backend's class, with the part of Triton's Python backend that it needs: requests are arrays by name."""
     backend: Any = types.ModuleType("triton_python_backend_utils")
     backend.get_input_tensor_by_name = lambda request, name: types.SimpleNamespace(as_numpy=lambda: request[name])
     backend.Tensor = lambda name, value: (name, value)
@@ -185,10 +185,10 @@ def fallback_backend(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("on_gpu", [False, True], ids=["CPU", "GPU"])
-def test_the_backend_takes_the_path_that_the_environment_names(
+def test_the_backend_uses_the_device_set_in_the_environment(
     on_gpu: bool, repository: Path, one_thread: ort.SessionOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With PyTorch on the CPU in the GPU's place; instance 3 of a server with several."""
+    """With PyTorch on the CPU instead of a GPU; instance on the fourth GPU."""
     devices: list[str] = []
 
     def on_cpu(path: Path, model: str, device: str) -> TorchSession:
@@ -210,10 +210,10 @@ def test_the_backend_takes_the_path_that_the_environment_names(
     assert devices == (["cuda:3"] if on_gpu else [])
     requests = [feed(name, 1), feed(name, 2), feed(name, 1)]
     exact = CpuSession(repository / name / "1" / "model.onnx", one_thread)
-    for request, reply in zip(requests, model.execute(requests), strict=True):
-        assert reply.error is None
+    for request, response in zip(requests, model.execute(requests), strict=True):
+        assert response.error is None
         for output, want in zip(exact.outputs, exact.run(exact.outputs, request), strict=True):
-            np.testing.assert_allclose(reply.tensors[output], want, atol=1e-4)
+            np.testing.assert_allclose(response.tensors[output], want, atol=1e-4)
     config["input"].append({"name": "NOSUCH"})
-    with pytest.raises(ValueError, match=r"model\.onnx has no input \['NOSUCH'\], it has \['POSE'"):
+    with pytest.raises(ValueError, match=r"model\.onnx has no input \['NOSUCH'\]: it must be one of \['POSE'"):
         model.initialize({**arguments, "model_config": json.dumps(config), "model_instance_kind": "CPU"})

@@ -1,4 +1,4 @@
-"""What the guard lets through and what it stops, with the error's text."""
+"""The frames and audio that the guard accepts and refuses, with the error messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def encoded(kind: str, width: int = 64, height: int = 48, *options: int) -> byte
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims any size and holds no pixel."""
+    """A PNG that declares any size and has no pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -31,13 +31,13 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def with_chunk(png: bytes, kind: bytes, data: bytes, times: int = 1) -> bytes:
-    """A PNG with more chunks after its header."""
+    """A PNG with extra chunks after its header."""
     chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     return png[:33] + chunk * times + png[33:]
 
 
 def many_scans(count: int) -> bytes:
-    """A progressive JPEG whose first scan comes again and again: each costs three bytes and a walk over all pixels."""
+    """A progressive JPEG whose first scan is repeated: each copy costs three bytes and a pass over all pixels."""
     whole = encoded(".jpg", 64, 48, cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
     start = whole.index(b"\xff\xda")
     end = whole.index(b"\xff", start + 2)
@@ -74,27 +74,27 @@ def test_every_cut_is_noticed(kind: str) -> None:
     ("data", "message"),
     [
         (b"", r"FRAME is empty \(0 bytes\)"),
-        (b"GIF89a" + bytes(100), "neither JPEG nor PNG: it begins with bytes 47 49 46 38"),
-        (b"hello, world", "neither JPEG nor PNG"),
+        (b"GIF89a" + bytes(100), "FRAME must be a JPEG or PNG picture: it begins with bytes 47 49 46 38"),
+        (b"hello, world", "FRAME must be a JPEG or PNG picture"),
         (b"\xff\xd8\xff" + bytes(200), "damaged JPEG|truncated"),
         (b"\xff\xd8\xff\xd9", "without a frame header"),
         (encoded(".jpg")[:-2], "truncated: its .* bytes have no end marker"),
         (encoded(".png")[:-5], "truncated: its .* bytes have no end marker"),
-        (png_header(5000, 4000), r"5000×4000 \(20\.0 megapixels\), allowed are up to 16\.8 megapixels"),
+        (png_header(5000, 4000), r"5000×4000 \(20\.0 megapixels\): it must have at most 16\.8 megapixels"),
         (png_header(2**31 - 1, 2**31 - 1), "megapixels"),
-        (png_header(8, 400), "8×400, allowed are sides from 16"),
-        (png_header(40_000, 100), "40000×100, allowed are sides from 16 to 32,000 pixels"),
+        (png_header(8, 400), "8×400: its sides must be 16 to"),
+        (png_header(40_000, 100), "40000×100: its sides must be 16 to 32,000 pixels"),
         (png_header(0, 0), "0×0"),
-        (encoded(".jpg") + bytes(MAX_FRAME_BYTES), "allowed are up to"),
+        (encoded(".jpg") + bytes(MAX_FRAME_BYTES), f"bytes: it must have at most {MAX_FRAME_BYTES:,}"),
         (png_header(64, 48), "a PNG without pixels"),
-        (encoded(".png")[:33] + encoded(".png"), "truncated: a PNG whose chunks go on|several pictures"),
+        (encoded(".png")[:33] + encoded(".png"), "truncated: a PNG whose chunks do not end|several pictures"),
         (with_chunk(encoded(".png"), b"acTL", bytes(8)), "a PNG of several pictures"),
         (with_chunk(encoded(".png"), b"IHDR", bytes(13)), "a PNG of several pictures"),
-        (with_chunk(encoded(".png"), b"tEXt", b"", 201), "more than 200 chunks beside its pixels"),
+        (with_chunk(encoded(".png"), b"tEXt", b"", 201), "more than 200 chunks other than pixels"),
         (with_chunk(encoded(".png"), b"IDAT", b"", 20_001), "more than 20,000 chunks"),
         (encoded(".png")[:24] + b"\x07" + encoded(".png")[25:], "colour type 2 with 7 bits"),
         (b"\xff\xd8" + b"\xff" * 40_000 + b"\xd9", "more than 20,000 segments"),
-        (many_scans(65), "a JPEG of 65 scans, allowed are up to 64"),
+        (many_scans(65), "a JPEG of 65 scans: it must have at most 64"),
     ],
 )
 def test_bad_frames(data: bytes, message: str) -> None:
@@ -121,7 +121,7 @@ def test_a_registration_is_checked_as_a_whole_before_anything_is_decoded(monkeyp
     with pytest.raises(BadInput, match=r"FRAMES\[1\] is empty"):
         check_registration([good, b""])
     large = good[:-2] + bytes(30 * 2**20) + good[-2:]
-    with pytest.raises(BadInput, match=r"FRAMES have .* bytes together, allowed are up to 268,435,456"):
+    with pytest.raises(BadInput, match=r"FRAMES have .* bytes together, must have at most 268,435,456"):
         check_registration([large] * 9)
     monkeypatch.setattr("insync.ensemble.models.guard.MAX_REGISTRATION_PIXELS", 64 * 48 * 10)
     check_registration([good] * 10)
@@ -144,7 +144,7 @@ def test_audio_passes(value: float) -> None:
         (np.nan, "1 samples that are not finite"),
         (np.inf, "not finite"),
         (-np.inf, "not finite"),
-        (3000.0, r"reaches 3000, expected float samples in \[-1, 1\]"),
+        (3000.0, r"reaches 3000, must be float samples in \[-1, 1\]"),
     ],
 )
 def test_bad_samples(value: float, message: str) -> None:
@@ -155,5 +155,5 @@ def test_bad_samples(value: float, message: str) -> None:
 
 
 def test_another_length() -> None:
-    with pytest.raises(BadInput, match=r"\[6399\], expected \[6400\]"):
+    with pytest.raises(BadInput, match=r"\[6399\], must be \[6400\]"):
         check_audio(window()[:-1])

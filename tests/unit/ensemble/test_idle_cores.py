@@ -1,4 +1,4 @@
-"""How much processor time is left over, and that a graph computes the same on as many threads as there are."""
+"""Idle CPU time, the choice of cores, and equal outputs of a graph on one and several threads."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def counts(tmp_path: Path) -> Path:
     return tmp_path / "stat"
 
 
-def write(counts: Path, busy: int, waiting: int, at_rest: int) -> None:
-    counts.write_text(f"cpu  {busy} 0 0 {at_rest} {waiting} 0 0 0 500 0\ncpu0 1 2 3 4 5 6 7 8 9 0\nintr 1 2 3\n")
+def write(counts: Path, busy: int, iowait: int, idle: int) -> None:
+    counts.write_text(f"cpu  {busy} 0 0 {idle} {iowait} 0 0 0 500 0\ncpu0 1 2 3 4 5 6 7 8 9 0\nintr 1 2 3\n")
 
 
-def test_the_share_is_that_between_two_looks(counts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_share_is_that_between_two_readings(counts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idle_cores, "SPAN_S", 0.0)
     write(counts, 1000, 100, 5000)
     share = IdleShare(counts)
     write(counts, 1006, 101, 5003)
     assert share() == 0.4
-    assert share() == 0.4  # nothing was counted since
+    assert share() == 0.4  # the counters have not changed
     write(counts, 1016, 101, 5003)
     assert share() == 0.0
 

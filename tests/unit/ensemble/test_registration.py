@@ -1,4 +1,4 @@
-"""Registration of a person, on frames of the sample clip and on made-up faces."""
+"""Registration of a person, on frames of the sample clip and on synthetic faces."""
 
 from __future__ import annotations
 
@@ -62,12 +62,10 @@ def test_a_clip_gives_a_whole_record(
     sheet = contact_sheet(store.load(store.save(record)))
     assert sheet.dtype == np.uint8
     np.testing.assert_array_equal(sheet[:CROP_SIZE, CROP_SIZE : 2 * CROP_SIZE], record.crops[1])
-    assert sheet[CROP_SIZE:].max() > 200  # what is written under them
+    assert sheet[CROP_SIZE:].max() > 200  # the text below the crops
 
 
-def test_one_photo_is_enough_and_says_what_is_missing(
-    images: list[Image], finder: FaceFinder, basis: MouthBasis
-) -> None:
+def test_one_photo_is_enough_but_warned_of(images: list[Image], finder: FaceFinder, basis: MouthBasis) -> None:
     record = register([jpeg(images[0])], finder, basis)
     assert [note["frame"] for note in record.report["references"]] == [0] * REFERENCES
     for crop in record.crops[1:]:
@@ -113,7 +111,7 @@ def test_a_small_face_is_warned_of(images: list[Image], finder: FaceFinder, basi
 
 @pytest.mark.parametrize("count", [0, MAX_REGISTRATION_FRAMES + 1])
 def test_too_few_and_too_many_frames(finder: FaceFinder, basis: MouthBasis, count: int) -> None:
-    with pytest.raises(BadInput, match=rf"holds {count} frames, allowed are 1 to {MAX_REGISTRATION_FRAMES}"):
+    with pytest.raises(BadInput, match=rf"holds {count} frames, must hold 1 to {MAX_REGISTRATION_FRAMES}"):
         register([b""] * count, finder, basis)
 
 
@@ -138,16 +136,16 @@ def test_the_bad_frame_is_named(images: list[Image], finder: FaceFinder, basis: 
         register([bytes(png)], finder, basis)
 
 
-def seen(frame: int, opening: float, yaw: float, sharpness: float) -> _Seen:
+def seen(frame: int, mouth_aperture: float, yaw: float, sharpness: float) -> _Seen:
     """A frame whose mouth is one number: every lip point moves down by it."""
-    shape = np.full((44, 2), opening, np.float32)
+    shape = np.full((44, 2), mouth_aperture, np.float32)
     crop = np.zeros((CROP_SIZE, CROP_SIZE, 3), np.uint8)
     places = np.zeros(PLACES.shape, np.float32)
     return _Seen(frame, crop, shape, places, np.array([yaw, 0, 0], np.float32), sharpness, 200.0)
 
 
 def test_the_sampler_takes_the_extremes_first_and_the_resting_face_as_a_start() -> None:
-    frames = [seen(k, opening, 0.0, 100.0) for k, opening in enumerate(np.linspace(0, 0.2, 41))]
+    frames = [seen(k, mouth_aperture, 0.0, 100.0) for k, mouth_aperture in enumerate(np.linspace(0, 0.2, 41))]
     chosen, distinct = _choose(frames, np.zeros((44, 2), np.float32))
     assert distinct == REFERENCES
     assert chosen[0].frame == 0
@@ -162,7 +160,7 @@ def test_the_sampler_takes_other_poses_of_a_mouth_that_does_not_move() -> None:
 
 
 def test_the_sampler_leaves_blurred_frames_out() -> None:
-    frames = [seen(k, opening, 0.0, 100.0) for k, opening in enumerate(np.linspace(0, 0.1, 20))]
+    frames = [seen(k, mouth_aperture, 0.0, 100.0) for k, mouth_aperture in enumerate(np.linspace(0, 0.1, 20))]
     blurred = [seen(100 + k, 0.3, 0.0, 5.0) for k in range(5)]
     chosen, _ = _choose(frames + blurred, np.zeros((44, 2), np.float32))
     assert max(one.frame for one in chosen) < 100

@@ -1,4 +1,4 @@
-"""TensorRT plans: NVIDIA's own parser and builder take every graph, and a plan that the server cannot load is refused before."""
+"""TensorRT plans: NVIDIA's parser and builder accept every graph, and a plan that the server cannot load is refused."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def rtx_plans(rtx: Any, repository: Path, tmp_path_factory: pytest.TempPathFacto
     return out, build_plans(repository, out, RTX)
 
 
-def test_nvidias_parser_and_builder_take_every_graph(repository: Path, rtx_plans: tuple[Path, PlanManifest]) -> None:
+def test_nvidias_parser_and_builder_accept_every_graph(repository: Path, rtx_plans: tuple[Path, PlanManifest]) -> None:
     out, manifest = rtx_plans
     assert set(manifest.graphs) == set(GRAPHS) == {p.parents[1].name for p in repository.glob("*/1/model.onnx")}
     for name, record in manifest.graphs.items():
         assert record.plan_sha256 == sha256(out / name / "1" / PLAN)
         assert record.onnx_sha256 == sha256(repository / name / "1" / "model.onnx")
         assert record.megabytes > 0.1
-        assert record.largest_error is None  # nobody ran it
+        assert record.largest_error is None  # it was not run
         for tensor in MODELS[name].inputs:
             least, _, largest = record.profile[tensor.name]
             assert (least, largest) == ([1, *tensor.shape], [MODELS[name].max_batch_size, *tensor.shape])
@@ -85,14 +85,14 @@ def test_a_graph_that_the_parser_refuses_is_named(
     broken = shutil.copytree(repository, tmp_path / "repository", ignore=shutil.ignore_patterns("*.tflite"))
     path = broken / "lipsync_encoder" / "1" / "model.onnx"
     proto = onnx.load(str(path))
-    proto.graph.node[-1].op_type = "Unheard"
+    proto.graph.node[-1].op_type = "Unknown"
     path.write_bytes(proto.SerializeToString())
-    with pytest.raises(PlanError, match=r"lipsync_encoder: TensorRT 1\.[\d.]+ cannot read the graph: .*Unheard"):
+    with pytest.raises(PlanError, match=r"lipsync_encoder: TensorRT 1\.[\d.]+ cannot read the graph: .*Unknown"):
         build_plans(broken, tmp_path / "out", RTX, rtx)
     assert not (tmp_path / "out").exists()  # all plans or none
 
 
-def test_profiles_follow_the_config_that_serves(tmp_path: Path) -> None:
+def test_profiles_use_the_batch_limit_of_the_served_config(tmp_path: Path) -> None:
     assert max_batch(tmp_path, "lipsync_decoder") == MODELS["lipsync_decoder"].max_batch_size
     config = tmp_path / "lipsync_decoder" / "configs" / "h100.pbtxt"
     config.parent.mkdir(parents=True)
@@ -103,7 +103,7 @@ def test_profiles_follow_the_config_that_serves(tmp_path: Path) -> None:
 
 
 class Fake:
-    """As much of TensorRT's module as building needs, and what was asked of it. `typed`: TensorRT 10, which has to be told."""
+    """The part of TensorRT's module that building needs; it records the calls. `typed`: TensorRT 10, which needs a flag."""
 
     def __init__(self, typed: bool) -> None:
         self.__version__ = VERSION
@@ -116,9 +116,9 @@ class Fake:
         self.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
         network = types.SimpleNamespace()
 
-        def noted(where: list[Any], asked: Any, answer: Any) -> Any:
-            where.append(asked)
-            return answer
+        def noted(record: list[Any], received: Any, result: Any) -> Any:
+            record.append(received)
+            return result
 
         parser = types.SimpleNamespace(parse=lambda data: bool(data), num_errors=0)
         self.OnnxParser = lambda network, logger: parser
@@ -142,7 +142,7 @@ class Fake:
 
 @pytest.fixture
 def h100(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An H100 on which nothing can be run."""
+    """An H100 that cannot run anything."""
     monkeypatch.setattr(tensorrt, "find_gpu", lambda: H100)
     monkeypatch.setattr(tensorrt, "largest_error", lambda trt, name, plan, onnx: {"PATCH": 1.0})
 
@@ -166,15 +166,15 @@ def test_strongly_typed_and_without_tf32(h100: None, repository: Path, tmp_path:
     assert (manifest.version, manifest.gpu, manifest.capability) == (VERSION, H100.name, "9.0")
     again = Fake(typed)
     build_plans(repository, tmp_path, trt=again)
-    assert (trt.caches[0], again.caches[0]) == (b"", b"measured")  # what was measured is not measured again
+    assert (trt.caches[0], again.caches[0]) == (b"", b"measured")  # timings are measured only once
 
 
 def test_less_than_fp32_needs_evidence_about_these_graphs(h100: None, repository: Path, tmp_path: Path) -> None:
     evidence = tmp_path / "precision.json"
     options = PlanOptions("tf32", evidence)
-    with pytest.raises(PlanError, match="needs the evidence of insync export precision"):
+    with pytest.raises(PlanError, match="needs the report of insync export precision"):
         build_plans(repository, tmp_path, PlanOptions("tf32"), Fake(True))
-    with pytest.raises(PlanError, match="is no precision report"):
+    with pytest.raises(PlanError, match="is not a precision report"):
         build_plans(repository, tmp_path, options, Fake(True))
     hashes = {name: sha256(repository / name / "1" / "model.onnx") for name in GRAPHS}
     for passed, graphs, text in ((False, hashes, "has not passed"), (True, {**hashes, GRAPHS[0]: "0"}, "other graphs")):
@@ -185,11 +185,11 @@ def test_less_than_fp32_needs_evidence_about_these_graphs(h100: None, repository
     trt = Fake(True)
     assert {record.precision for record in build_plans(repository, tmp_path, options, trt).graphs.values()} == {"tf32"}
     assert trt.set == ["tf32"] * len(GRAPHS)
-    with pytest.raises(PlanError, match="'int8', allowed are"):
+    with pytest.raises(PlanError, match="the precision must be one of fp32, tf32, got 'int8'"):
         build_plans(repository, tmp_path, PlanOptions("int8"), Fake(True))
 
 
-def test_plans_that_fit_are_let_through(served: Path) -> None:
+def test_matching_plans_are_accepted(served: Path) -> None:
     assert check_plans(served, VERSION, H100).gpu == H100.name
     assert set(check_plans(served, VERSION, Gpu("another H100", "9.0")).graphs) == set(GRAPHS)
 
@@ -197,10 +197,10 @@ def test_plans_that_fit_are_let_through(served: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "text"),
     [
-        (lambda folder: None, r"built by TensorRT 10\.14\.1\.48, the server has 11\.0\.0\.1"),
+        (lambda folder: None, r"built by TensorRT 10\.14\.1\.48, but the server has 11\.0\.0\.1"),
         (lambda folder: (folder / MANIFEST).unlink(), "has no plans.json"),
-        (lambda folder: (folder / MANIFEST).write_text("{}"), "is not a manifest of plans"),
-        (lambda folder: (folder / MANIFEST).write_text('{"graphs": []}'), "is not a manifest of plans"),
+        (lambda folder: (folder / MANIFEST).write_text("{}"), "is not a valid manifest of plans"),
+        (lambda folder: (folder / MANIFEST).write_text('{"graphs": []}'), "is not a valid manifest of plans"),
         (lambda folder: (folder / GRAPHS[0] / "1" / PLAN).unlink(), f"{GRAPHS[0]}: model.plan is missing"),
     ],
     ids=["another TensorRT", "no manifest", "empty manifest", "wrong manifest", "no plan"],
@@ -214,7 +214,7 @@ def test_foreign_plans_are_refused_with_the_remedy(served: Path, spoil: Any, tex
 
 
 def test_changed_plans_graphs_and_gpus_are_refused(served: Path, repository: Path) -> None:
-    with pytest.raises(ServerError, match=r"capability 9\.0, here is NVIDIA A100-SXM4-80GB of 8\.0"):
+    with pytest.raises(ServerError, match=r"capability 9\.0, but NVIDIA A100-SXM4-80GB has 8\.0"):
         check_plans(served, VERSION, A100)
     plan, graph = (served / GRAPHS[0] / "1" / file for file in (PLAN, "model.onnx"))
     kept = plan.read_bytes()
@@ -224,17 +224,17 @@ def test_changed_plans_graphs_and_gpus_are_refused(served: Path, repository: Pat
     plan.write_bytes(kept)
     graph.unlink()
     shutil.copy(repository / GRAPHS[1] / "1" / "model.onnx", graph)
-    with pytest.raises(ServerError, match=r"built from another model\.onnx"):
+    with pytest.raises(ServerError, match=r"built from a different model\.onnx"):
         check_plans(served, VERSION, H100)
 
 
 def test_plans_of_tensorrt_for_rtx_are_not_for_triton(served: Path) -> None:
     dataclasses.replace(PlanManifest.read(served), builder="TensorRT for RTX").write(served)
-    with pytest.raises(ServerError, match="TensorRT for RTX, which Triton does not load"):
+    with pytest.raises(ServerError, match="TensorRT for RTX, whose plans Triton cannot load"):
         check_plans(served, VERSION, H100)
 
 
-def test_the_library_itself_says_its_version(tmp_path: Path) -> None:
+def test_the_version_is_read_from_the_library(tmp_path: Path) -> None:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("no C++ compiler")
@@ -244,11 +244,11 @@ def test_the_library_itself_says_its_version(tmp_path: Path) -> None:
     library = tmp_path / "libnvinfer.so"
     subprocess.run([compiler, "-shared", "-fPIC", str(tmp_path / "nvinfer.cpp"), "-o", str(library)], check=True)
     assert device.library_version(str(library)) == VERSION
-    with pytest.raises(ServerError, match="TensorRT is not on this machine"):
+    with pytest.raises(ServerError, match="TensorRT is not installed on this machine"):
         device.library_version("libnosuch.so")
 
 
-def test_the_gpu_is_what_the_driver_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_is_the_one_that_the_driver_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert device.find_gpu() is None
     program = tmp_path / "nvidia-smi"
@@ -259,7 +259,7 @@ def test_the_gpu_is_what_the_driver_says(tmp_path: Path, monkeypatch: pytest.Mon
     assert device.find_gpu() is None
 
 
-def test_the_command_says_why_it_cannot(
+def test_the_command_reports_why_it_fails(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tensorrt, "find_gpu", lambda: None)
@@ -269,23 +269,23 @@ def test_the_command_says_why_it_cannot(
         monkeypatch.setitem(sys.modules, name, None)
     for arguments, text in (
         (["tensorrt"], "TensorRT's Python package is not installed: use NVIDIA's TensorRT container"),
-        (["tensorrt", "--check"], "TensorRT is not on this machine"),
-        (["tensorrt", "--rtx", "8.9"], "name a folder outside the model repository"),
-        (["tensorrt", "--precision", "tf32"], "name its JSON file"),
+        (["tensorrt", "--check"], "TensorRT is not installed on this machine"),
+        (["tensorrt", "--rtx", "8.9"], "set --out to a folder outside the model repository"),
+        (["tensorrt", "--precision", "tf32"], "pass its JSON with --evidence"),
     ):
         assert main(["export", "--repository", str(repository), *arguments]) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("insync export: ")
-        assert text in said
-        assert said.count("\n") == 1
+        printed = capsys.readouterr().err
+        assert printed.startswith("insync export: ")
+        assert text in printed
+        assert printed.count("\n") == 1
     assert not (repository / MANIFEST).exists()
 
 
-def test_what_is_not_there_is_said(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_requirements_are_reported(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt, "find_gpu", lambda: None)
-    with pytest.raises(PlanError, match="TensorRT builds on the GPU alone"):
+    with pytest.raises(PlanError, match="TensorRT builds only on a GPU"):
         build_plans(repository, tmp_path, trt=Fake(True))
-    with pytest.raises(PlanError, match="name a compute capability"):
+    with pytest.raises(PlanError, match="set a compute capability"):
         build_plans(repository, tmp_path, PlanOptions(rtx=True), Fake(True))
     for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -293,6 +293,6 @@ def test_what_is_not_there_is_said(repository: Path, tmp_path: Path, monkeypatch
         load_builder(rtx=True)
 
 
-def test_a_capability_that_cannot_be_built_for_is_refused(rtx: Any, repository: Path, tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match=r"does not build for '9\.0', it does for 7\.5, 8\.0"):
+def test_an_unsupported_capability_is_refused(rtx: Any, repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"must be one of 7\.5, 8\.0, .*, got '9\.0'"):
         build_plans(repository, tmp_path, PlanOptions(rtx=True, capability="9.0"), rtx)

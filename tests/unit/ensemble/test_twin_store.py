@@ -53,7 +53,7 @@ def test_ids_are_long_and_never_twice(store: TwinStore) -> None:
 
 
 def test_a_disk_that_takes_no_more(store: TwinStore) -> None:
-    """A limit on the length of files, which the kernel holds us to as it does to a full disk: the first part fits."""
+    """A limit on file sizes, at which writes fail like on a full disk: only the first part fits."""
     kept = store.save(record())
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -92,7 +92,7 @@ def test_list_and_remove(store: TwinStore) -> None:
 @pytest.mark.parametrize(
     "twin", ["", "..", "../../etc/passwd", "A" * 32, "0" * 31, "0" * 33, "0" * 32 + "\n", "ü" * 500]
 )
-def test_what_is_no_id_never_meets_the_file_system(store: TwinStore, twin: str) -> None:
+def test_an_invalid_id_never_reaches_the_file_system(store: TwinStore, twin: str) -> None:
     with pytest.raises(NotFound, match="32 hexadecimal digits"):
         store.load(twin)
     with pytest.raises(NotFound, match="32 hexadecimal digits"):
@@ -108,21 +108,21 @@ def test_an_interrupted_save_leaves_nothing(store: TwinStore) -> None:
 
 
 def test_records_of_a_wrong_shape_are_refused(store: TwinStore) -> None:
-    with pytest.raises(BadInput, match="crops"):
+    with pytest.raises(BadInput, match=r"crops are uint8 \[2, 256, 256, 3\], must be uint8 \[5, 256, 256, 3\]"):
         store.save(dataclasses.replace(record(), crops=record().crops[:2]))
-    with pytest.raises(BadInput, match="codes"):
+    with pytest.raises(BadInput, match=r"codes have shape .*, must be finite \[5,"):
         store.save(dataclasses.replace(record(), codes=np.full((REFERENCES, MOUTH), np.nan, np.float32)))
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", json.dumps({"version": 99}), "{}"])
-def test_a_damaged_twin_says_so(store: TwinStore, damage: str) -> None:
+def test_a_damaged_twin_is_reported(store: TwinStore, damage: str) -> None:
     twin = store.save(record())
     (store.folder / twin / "twin.json").write_text(damage)
     with pytest.raises(NotFound, match="register the person again"):
         store.load(twin)
 
 
-def test_a_twin_without_its_picture_says_so(store: TwinStore) -> None:
+def test_a_twin_without_its_picture_is_reported(store: TwinStore) -> None:
     twin = store.save(record())
     (store.folder / twin / "crops.png").unlink()
     with pytest.raises(NotFound, match=r"crops\.png"):
@@ -156,15 +156,15 @@ def test_readers_never_see_half_a_twin(store: TwinStore) -> None:
     assert errors == []
 
 
-def test_what_is_no_id_is_answered_as_one_that_is_not_there(store: TwinStore) -> None:
+def test_an_invalid_id_gets_the_same_error_as_an_unknown_one(store: TwinStore) -> None:
     store.save(record())
 
-    def said(twin: str) -> str:
+    def message(twin: str) -> str:
         with pytest.raises(NotFound) as caught:
             store.load(twin)
         return str(caught.value).replace(repr(twin), "…")
 
-    assert len({said(twin) for twin in ("0" * 32, "", "..", "twins", "0" * 33, ".")}) == 1
+    assert len({message(twin) for twin in ("0" * 32, "", "..", "twins", "0" * 33, ".")}) == 1
 
 
 def test_a_removed_twins_files_are_overwritten_first(store: TwinStore) -> None:
@@ -183,7 +183,7 @@ def test_a_removed_twins_files_are_overwritten_first(store: TwinStore) -> None:
     assert list(store.folder.iterdir()) == []
 
 
-def test_removals_and_savings_that_were_cut_off_are_finished(store: TwinStore) -> None:
+def test_interrupted_deletions_and_saves_are_cleaned_up(store: TwinStore) -> None:
     kept, gone, half, fresh = (store.save(record(seed)) for seed in range(4))
     (store.folder / gone).rename(store.folder / f".{gone}.gone")
     (store.folder / half).rename(store.folder / f".{half}.tmp")
@@ -213,7 +213,7 @@ def test_features_of_a_removed_twin_are_not_served_and_leave_memory(store: TwinS
     for twin in (second, third, second, store.save(record(4))):
         cache.get(twin)
     assert len(computed) == 4
-    cache.get(second)  # met later than the third: that one went
+    cache.get(second)  # used later than the third, which was dropped
     assert (len(cache), len(computed)) == (2, 4)
     store.remove(second)
     cache.sweep()
@@ -232,7 +232,7 @@ def test_the_canary_is_served_without_a_store(store: TwinStore) -> None:
         store.remove(CANARY)
 
 
-def test_memory_forgets_while_nobody_asks(store: TwinStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deleted_twins_leave_memory_without_look_ups(store: TwinStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("insync.ensemble.models.twin_features.SWEEP_S", 0.01)
     cache = FeatureCache(store, 2, lambda made: {"CODES": made.codes})
     cache.open()

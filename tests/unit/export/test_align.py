@@ -76,7 +76,7 @@ def test_align_by_the_identity_changes_nothing(align: Any) -> None:
 
 @pytest.mark.parametrize("kind", [".jpg", ".png"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_preprocess_decodes_and_listens(preprocess: Any, kind: str, channels: int) -> None:
+def test_preprocess_decodes_and_computes_the_log_mel(preprocess: Any, kind: str, channels: int) -> None:
     source = picture(120, 200)
     stored = source if channels == 3 else source[..., 0]
     data = cv2.imencode(kind, stored)[1]
@@ -90,10 +90,10 @@ def test_preprocess_decodes_and_listens(preprocess: Any, kind: str, channels: in
     np.testing.assert_array_equal(mel, LogMel(batch_size=1)(audio[None])[0])
 
 
-def test_the_committed_pipelines_are_what_the_code_builds(tmp_path: Path) -> None:
+def test_the_committed_pipelines_match_the_code(tmp_path: Path) -> None:
     from insync.export.dali import serialise
 
-    # The text of the files differs between DALI's releases, their operators and arguments do not: so run both.
+    # The files' bytes differ between DALI's releases, their operators and arguments do not: so run both.
     image, matrix = picture(300, 300), np.array([[0.9, 0.1, -20], [-0.1, 0.9, 5]], np.float32)
     inputs: dict[str, dict[str, NDArray[Any]]] = {
         "lipsync_preprocess": {

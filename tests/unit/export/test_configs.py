@@ -1,4 +1,4 @@
-"""configs/h100.pbtxt and configs/onnx_gpu.pbtxt of every model: as the generator writes them, and as the specification says."""
+"""configs/h100.pbtxt and configs/onnx_gpu.pbtxt of every model, against the generator and the specification."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLANS = {name for name, model in MODELS.items() if model.backend == "onnxruntime
 DALI = {name for name, model in MODELS.items() if model.backend == "dali"}
 ENSEMBLES = [name for name, model in MODELS.items() if model.backend == "ensemble"]
 SINGLE = [name for name in MODELS if name not in ENSEMBLES]
-# Fields that an older Triton's protobuf does not know; no other may be unknown.
+# Fields that an older Triton's protobuf does not have; no other may be unknown.
 NEWER = {"max_inflight_requests": model_config_pb2.ModelEnsembling}
 BYTES = {"UINT8": 1, "FP32": 4}
 
@@ -31,7 +31,7 @@ def text_of(name: str, profile: str) -> str:
 
 
 def parse(text: str) -> Any:
-    """As Triton parses it: an unknown field or a wrong type is an error."""
+    """Parse like Triton: an unknown field or a wrong type is an error."""
     for field, message in NEWER.items():
         if field not in message.DESCRIPTOR.fields_by_name:
             text = re.sub(rf"^ *{field}: \d+\n", "", text, flags=re.MULTILINE)
@@ -59,10 +59,8 @@ each_profile = pytest.mark.parametrize("profile", PROFILES)
 
 @each_profile
 @pytest.mark.parametrize("name", MODELS)
-def test_the_committed_file_is_what_the_generator_writes(name: str, profile: str) -> None:
-    assert text_of(name, profile) == render(name, profile, REPOSITORY), (
-        "run `insync export configs`, which writes them anew"
-    )
+def test_the_committed_file_is_that_of_the_generator(name: str, profile: str) -> None:
+    assert text_of(name, profile) == render(name, profile, REPOSITORY), "run `insync export configs` to regenerate it"
 
 
 @each_profile
@@ -79,7 +77,7 @@ def test_it_has_the_specification_s_tensors_and_batch_limit(name: str, profile: 
 
 @each_profile
 @pytest.mark.parametrize("name", SINGLE)
-def test_where_it_runs_is_said(name: str, profile: str) -> None:
+def test_its_device_is_specified(name: str, profile: str) -> None:
     groups = parse(text_of(name, profile)).instance_group
     assert len(groups) == 1
     assert groups[0].count >= 1
@@ -103,11 +101,11 @@ def test_batching_is_as_in_the_default_config_and_never_stalls(name: str, profil
 
 @each_profile
 @pytest.mark.parametrize("name", SINGLE)
-def test_its_artefact_is_there_or_is_a_plan_that_the_target_builds(name: str, profile: str) -> None:
+def test_its_file_exists_or_is_a_plan_that_the_target_builds(name: str, profile: str) -> None:
     file = parse(text_of(name, profile)).default_model_filename
     if name in PLANS and profile == "h100":
         assert file == "model.plan"
-        assert (REPOSITORY / name / "1" / "model.onnx").is_file()  # what it is built from
+        assert (REPOSITORY / name / "1" / "model.onnx").is_file()  # the plan is built from it
     elif name in DALI:
         assert (REPOSITORY / name / "1" / file).is_file()
     else:
@@ -125,7 +123,7 @@ def test_parameters_of_the_default_config_are_kept_for_the_same_backend(name: st
 
 
 @each_profile
-def test_the_kernel_takes_tensors_where_they_lie(profile: str) -> None:
+def test_the_kernel_takes_tensors_on_the_gpu(profile: str) -> None:
     parameters = parse(text_of("lipsync_adaat", profile)).parameters
     assert parameters["FORCE_CPU_ONLY_INPUT_TENSORS"].string_value == "no"
 
@@ -170,7 +168,7 @@ def test_ensembles_are_wired_as_in_the_default_config_and_bounded(name: str, pro
     assert list(parsed.ensemble_scheduling.step) == list(default(name).ensemble_scheduling.step)
     found = re.findall(r"max_inflight_requests: (\d+)", text_of(name, profile))
     assert len(found) == 1
-    assert int(found[0]) >= 100  # live streams that one GPU is to hold
+    assert int(found[0]) >= 100  # live streams that one GPU should serve
 
 
 def test_only_named_fields_are_newer_than_the_embedded_server() -> None:
@@ -186,7 +184,7 @@ def test_it_writes_every_file_into_another_repository(tmp_path: Path) -> None:
     assert {path.name for path in written} == {"h100.pbtxt", "onnx_gpu.pbtxt", "FRAME", "TRANSFORM"}
     assert len(written) == 2 * len(MODELS) + 2
     for path in written:
-        # The picture is this OpenCV's: its length, which the config names, may be another than the committed one's.
+        # The picture's length depends on the OpenCV release, and with it the config that contains it.
         if path.parent.parent.name != "lipsync_preprocess":
             assert path.read_bytes() == (REPOSITORY / path.relative_to(tmp_path)).read_bytes()
 

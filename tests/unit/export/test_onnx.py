@@ -1,4 +1,4 @@
-"""ONNX export: what is written computes what PyTorch does, what differs is refused, and the committed files are what the manifest says."""
+"""ONNX export: graphs match PyTorch, graphs that differ are refused, and the committed files match the manifest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _network() -> LipSync:
     torch.manual_seed(3)
     network = LipSync().eval()
     with torch.no_grad():
-        for parameter in network.parameters():  # no two alike, as after training
+        for parameter in network.parameters():  # all different, as after training
             parameter.add_(0.01 * torch.randn_like(parameter))
         for name, buffer in network.named_buffers():
             if name.endswith("running_var"):
@@ -52,14 +52,14 @@ def test_graphs_have_the_specified_tensors(exported: tuple[LipSync, Path]) -> No
             assert all(value.type.tensor_type.shape.dim[0].dim_param for value in values)  # the batch is free
 
 
-def test_graphs_tell_nothing_of_where_they_were_made(exported: tuple[LipSync, Path]) -> None:
+def test_graphs_contain_no_source_paths(exported: tuple[LipSync, Path]) -> None:
     for name in SERVED_GRAPHS:
         data = (exported[1] / name / "1" / "model.onnx").read_bytes()
         assert b"site-packages" not in data
         assert b".py" not in data
 
 
-def test_weights_come_back(exported: tuple[LipSync, Path]) -> None:
+def test_weights_are_read_back(exported: tuple[LipSync, Path]) -> None:
     network, repository = exported
     again = read_weights(repository)
     mel, crop = torch.rand(2, 80, 40) * 2 - 1, torch.rand(2, 3, 256, 256)
@@ -85,7 +85,7 @@ def test_changed_weight_is_refused(
         SERVED_GRAPHS["lipsync_mixer"](network).eval(),
     )
     assert max(errors.values()) < 1e-4
-    with pytest.raises(ParityError, match=r"STYLE is .* away from PyTorch"):
+    with pytest.raises(ParityError, match=r"STYLE differs from PyTorch by .*, must be at most 0\.001"):
         _check(
             tmp_path / "changed.onnx",
             "lipsync_mixer",
@@ -103,7 +103,7 @@ def test_committed_graphs_are_those_of_the_manifest(repository: Path) -> None:
     read_weights(repository)
 
 
-def test_unfinished_run_is_named(tmp_path: Path, sample_clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unfinished_run_is_reported(tmp_path: Path, sample_clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["onnx", str(tmp_path), "--crops", str(sample_clip)]) == 1
     assert "speech.pt, renderer.pt, occlusion.pt is not in the run's folder" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The precision report: graphs round as a precision does, a change beyond the threshold fails, and the report is whole."""
+"""The precision report: graphs round like a precision, a change beyond the threshold fails, and the report is complete."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_numbers_are_rounded_to_the_nearest() -> None:
     np.testing.assert_array_equal(tf32[:-3], large - (large - values[:-3]))
     np.testing.assert_array_equal(tf32[-3:], values[-3:])
     assert rounded_array(np.array([1e5], np.float32), "fp16")[0] == np.inf
-    with pytest.raises(ValueError, match="'int8', allowed are tf32, bf16, fp16"):
+    with pytest.raises(ValueError, match="must be one of tf32, bf16, fp16, got 'int8'"):
         rounded_array(values, "int8")
 
 
@@ -77,7 +77,7 @@ def test_onnx_runtime_does_not_undo_the_rounding(name: str) -> None:
 
     product = near(x).astype(np.float64) @ near(weight)
     expected = product + bias if name == "tf32" else near(near(product).astype(np.float64) + near(bias))
-    # Sums in another order may fall to the other side of a half: then one step apart.
+    # Sums in another order may round the other way at a tie: then one step apart.
     step = 0 if name == "tf32" else 2.0 ** (1 - BITS[name])
     np.testing.assert_allclose(got.reshape(4, 8), expected, rtol=step + 1e-5, atol=1e-5 + step * 0.05)
     assert _has_bits(got, BITS[name]) == (name != "tf32")
@@ -103,8 +103,8 @@ def test_every_served_graph_can_be_rounded(repository: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["tf32", "fp16"])
-def test_what_leads_to_the_sampled_places_stays_exact(name: str) -> None:
-    """Places are moved and sampled at; what a layer makes of them, and all else, is rounded."""
+def test_the_computation_of_sampled_places_stays_exact(name: str) -> None:
+    """Places are moved and used for sampling; a layer's outputs, and all else, are rounded."""
     rng = np.random.default_rng(2)
     weight = rng.standard_normal((2, 2)).astype(np.float32)
     places = rng.standard_normal((1, 1, 3, 2)).astype(np.float32) / 3
@@ -158,7 +158,7 @@ def exact() -> dict[str, _Drawn]:
     return drawn(crops, rng.random(12))
 
 
-def test_what_changes_nothing_passes(exact: dict[str, _Drawn]) -> None:
+def test_a_precision_that_changes_nothing_passes(exact: dict[str, _Drawn]) -> None:
     change = _change(exact, exact, {}, Threshold())
     assert change.passed
     assert change.worst_ssim == pytest.approx(1)
@@ -177,19 +177,19 @@ def test_one_bad_block_in_one_frame_fails(exact: dict[str, _Drawn]) -> None:
     assert change.worst_pixel == 5
 
 
-def test_a_mouth_that_moves_otherwise_fails(exact: dict[str, _Drawn]) -> None:
+def test_a_mouth_that_moves_differently_fails(exact: dict[str, _Drawn]) -> None:
     one = exact["clip"]
     change = _change(exact, drawn(one.crops, np.roll(one.apertures, 1)), {}, Threshold())
     assert len(change.failed) == 1
-    assert change.failed[0].startswith("apertures agree by")
+    assert change.failed[0].startswith("apertures correlate by")
 
 
 def test_a_mouth_that_cannot_be_read_fails(exact: dict[str, _Drawn]) -> None:
-    """As where numbers overflow and no face is left."""
+    """For example after an overflow, when no face is left."""
     one = exact["clip"]
     change = _change(exact, drawn(np.zeros_like(one.crops), np.full(12, np.nan)), {}, Threshold())
     assert len(change.failed) == 3
-    assert "apertures agree by nan < 0.99" in change.failed
+    assert "apertures correlate by nan < 0.99" in change.failed
 
 
 def test_the_worst_block_lies_inside() -> None:
@@ -203,8 +203,8 @@ def test_the_worst_block_lies_inside() -> None:
 def test_report(
     repository: Path, sample_clip: Path, sample_speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole command on less than a second, in two ways: what FP16 spoils is the landmarks' flow."""
-    monkeypatch.setattr(compare, "WAYS", ("fp16", MIXED))
+    """The whole command on less than a second, in two variants: FP16's largest errors are in the landmarks' flow."""
+    monkeypatch.setattr(compare, "VARIANTS", ("fp16", MIXED))
     arguments = [str(sample_clip), "--speech", str(sample_speech), "--seconds", "0.8", "--threads", "1"]
     code = main(["export", "--repository", str(repository), "precision", *arguments, "-o", str(tmp_path)])
     assert code == 0
@@ -224,15 +224,15 @@ def test_report(
 def test_a_silent_clip_needs_speech(sample_speech: Path) -> None:
     nothing = np.zeros(0, np.float32)
     silent = Footage(np.zeros((0, 256, 256, 3), np.uint8), nothing, nothing, nothing, nothing, nothing, [], 0)
-    with pytest.raises(ValueError, match=r"a\.mp4 has no sound: name a file with speech"):
+    with pytest.raises(ValueError, match=r"a\.mp4 has no sound: give a file with speech \(--speech\)"):
         _sound("a.mp4", silent, None)
     assert len(_sound("a.mp4", silent, sample_speech)) == pytest.approx(7.9 * 16_000, rel=0.01)
     assert _sound("a.mp4", dataclasses.replace(silent, sound=np.ones(5, np.float32)), sample_speech).sum() == 5
 
 
-def test_a_clip_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_clip_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "precision", str(tmp_path / "no.mp4"), "-o", str(tmp_path / "out")]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("insync export: ")
-    assert said.endswith("no.mp4 does not exist\n")
+    printed = capsys.readouterr().err
+    assert printed.startswith("insync export: ")
+    assert printed.endswith("no.mp4 does not exist\n")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The search for the capacity, users over time, what is summed up of events and of Triton's metrics, and what grows."""
+"""Tests of the capacity search, the load shapes, the summaries of events and of Triton's metrics, and the soak's verdict."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ nv_cpu_utilization 0.5
 @pytest.mark.parametrize("first", [1, 5, 300])
 @pytest.mark.parametrize("most", [1, 7, 256])
 @pytest.mark.parametrize("truth", [0, 1, 2, 3, 7, 31, 200, 1000])
-def test_the_search_finds_the_edge(truth: int, most: int, first: int) -> None:
+def test_the_search_finds_the_limit(truth: int, most: int, first: int) -> None:
     search = Search(most, beyond=1, first=first)
     tried = 0
     while (count := search.next()) is not None:
@@ -52,16 +52,16 @@ def test_the_search_finds_the_edge(truth: int, most: int, first: int) -> None:
         assert tried < 30
     found, right = search.held, min(truth, most)
     assert found <= right
-    assert right - found <= max(1, right // 20) - (right < 40)  # to one stream, or to 5 %
+    assert right - found <= max(1, right // 20) - (right < 40)  # exact to one stream, or to 5 %
 
 
-def test_the_search_shows_how_it_breaks() -> None:
+def test_the_search_also_measures_overload() -> None:
     search = Search(256, beyond=1)
     tried = []
     while (count := search.next()) is not None:
         tried.append(count)
         search.tried(count, count <= 5)
-    assert tried == [1, 2, 4, 8, 8, 12, 6, 6, 5]  # 8 and 6 in two rounds; on 12 nothing depends
+    assert tried == [1, 2, 4, 8, 8, 12, 6, 6, 5]  # 8 and 6 are measured twice; 12 is for the plots only
     nothing = Search(256, beyond=1)
     for _ in range(2):
         nothing.tried(cast(int, nothing.next()), False)
@@ -74,7 +74,7 @@ def test_the_search_shows_how_it_breaks() -> None:
     assert some.next() is None
 
 
-def test_one_noisy_round_does_not_end_the_search() -> None:
+def test_one_noisy_measurement_does_not_end_the_search() -> None:
     noisy = {2, 3, 5}
     search = Search(256, beyond=1)
     tried = []
@@ -83,13 +83,13 @@ def test_one_noisy_round_does_not_end_the_search() -> None:
         search.tried(count, count <= 3 and not (count in noisy and tried.count(count) == 1))
     assert tried == [1, 2, 2, 4, 4, 6, 3, 3]
     assert search.held == 3
-    doubted = Search(256)
-    doubted.tried(1, True)
-    doubted.tried(2, False)  # and no time is left for its second round
-    assert doubted.held == 1
+    unfinished = Search(256)
+    unfinished.tried(1, True)
+    unfinished.tried(2, False)  # and no time is left to measure it again
+    assert unfinished.held == 1
 
 
-def test_a_number_held_above_one_that_was_not_does_not_count() -> None:
+def test_a_number_sustained_above_one_that_was_not_does_not_count() -> None:
     search = Search(256)
     for count, held in ((2, True), (4, False), (4, False), (8, True)):
         search.tried(count, held)
@@ -97,16 +97,16 @@ def test_a_number_held_above_one_that_was_not_does_not_count() -> None:
 
 
 def _follow(monkeypatch: pytest.MonkeyPatch, limits: Limits, truth: int, begin: bool = True) -> CapacityShape:
-    """Locust's part: asks every second, and has as many streams as it was told."""
+    """Play Locust's part: call the shape every second, and run as many streams as it returns."""
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(capacity, "time", SimpleNamespace(monotonic=lambda: clock.now))
     tally = Tally(clock.now)
     shape = CapacityShape(limits, tally, resources.Sampler(resources.Watched()))
     for _ in range(2000):
-        told = shape.tick()
-        if told is None:
+        tick = shape.tick()
+        if tick is None:
             return shape
-        users = told[0]
+        users = tick[0]
         tally.streaming = set(range(users)) if begin else set()
         for k in range(users):
             tally.add(
@@ -135,7 +135,7 @@ def test_locust_follows_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
         assert step.summary.miss_rate == (0 if step.held else 1)
 
 
-def test_the_search_keeps_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_keeps_its_run_time(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = Limits(run_time_s=60)
     shape = _follow(monkeypatch, limits, truth=1000)
     assert shape.cut
@@ -143,7 +143,7 @@ def test_the_search_keeps_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shape.search.held == shape.steps[-1].streams
 
 
-def test_streams_that_do_not_begin_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_that_do_not_start_are_not_sustained(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = _follow(monkeypatch, Limits(), truth=1000, begin=False)
     assert [(step.started, step.held) for step in shape.steps] == [(0, False)] * 2
 
@@ -184,7 +184,7 @@ def test_a_window_has_whole_seconds_only() -> None:
     assert [second for second, _ in tally.timeline(4)] == [0, 4, 8]
 
 
-def test_what_is_left_out_repeated_or_refused_counts() -> None:
+def test_skipped_repeated_and_rejected_count() -> None:
     tally = Tally(0.0)
     for k in range(4):
         tally.add(Event(events.FRAME, 1, "live", k / 4, 20.0))
@@ -197,17 +197,17 @@ def test_what_is_left_out_repeated_or_refused_counts() -> None:
     assert (one.frames, one.skipped, one.repeated, one.late, one.miss_rate) == (4, 3, 1, 4, 0.5)
     assert (one.refused, one.hinted, one.hint_p50_ms, one.hint_max_ms) == (2, 1, 3000.0, 3000.0)
     assert one.errors == 0
-    assert one.p99_ms == 20.0  # of those that came
+    assert one.p99_ms == 20.0  # of the frames with a response
     assert not tally.streaming
 
 
-def test_the_tally_knows_who_streams_and_masks_numbers() -> None:
+def test_the_tally_tracks_running_streams_and_masks_digits() -> None:
     tally = Tally(0.0)
     for user in (1, 2, 3):
         tally.add(Event(events.FIRST, user, "live", 0.5, 160.0))
     tally.add(Event(events.ENDED, 1, "live", 1.5, count=2))
     tally.add(Event(events.ERROR, 2, "live", 1.5, text="lost 17 of 250"))
-    tally.left(3)
+    tally.stopped(3)
     assert not tally.streaming
     for k in range(500):
         tally.add(Event(events.ERROR, 2, "dub", 2.5, text="x" * k))
@@ -224,13 +224,20 @@ def test_metrics_between_two_readings() -> None:
     assert (load.requests_per_s, load.failures, load.batch) == (2.0, 2, 2.0)
     assert (load.queue_ms, load.compute_ms, load.request_ms) == (3.0, 6.0, 10.0)
     assert not triton_metrics.between(page, page, 5.0)  # idle
-    again = triton_metrics.parse(PAGE.replace(" 10\n", " 3\n"))  # the server began anew
+    again = triton_metrics.parse(PAGE.replace(" 10\n", " 3\n"))  # the server has restarted
     assert triton_metrics.between(page, again, 1.0)["face"].requests_per_s == 3.0
     assert triton_metrics.scrape("127.0.0.1:9") is None
 
 
+def test_metrics_labels_may_hold_any_text() -> None:
+    page = triton_metrics.parse('nv_inference_count{version="1",model="a } \\"b\\" \\\\ , c"} 8\n')
+    assert page == {'a } "b" \\ , c': triton_metrics.Counters(inferences=8.0)}
+    with pytest.raises(ValueError, match="html"):
+        triton_metrics.parse("<html>not found</html>\n")
+
+
 def samples(values: Sequence[float], **fixed: Any) -> list[Sample]:
-    """A sample a second: the server's memory in MiB."""
+    """Return one sample a second with this much memory of the server, in MiB."""
     return [
         Sample(float(k), Group(1, int(mib * 2**20), handles=50, threads=9), Group(), Group(), 0, 0, 0.5, **fixed)
         for k, mib in enumerate(values)
@@ -247,10 +254,10 @@ def test_growth_is_judged_after_warm_up(grows: Any, flat: bool) -> None:
     verdict = {one.name: one for one in soak.judge(samples(values), 50, 200)}
     assert verdict[soak.SERVER_MEMORY].flat == flat
     assert verdict["server and models, file handles"].flat
-    assert "clients, memory" not in verdict  # there were none
+    assert "clients, memory" not in verdict  # there are no clients
 
 
-def test_few_things_may_come_and_go() -> None:
+def test_counts_may_grow_by_two() -> None:
     few = samples([500.0] * 100)
     more = [
         Sample(s.at_s, Group(1, 500 * 2**20, handles=50 + (s.at_s > 80) * extra), Group(), Group(), 0, 0, 0.5)
@@ -267,7 +274,7 @@ def test_warm_up() -> None:
     assert [soak.warm_up_s(s) for s in (10, 40, 60, 480, 3600, 36_000)] == [5, 20, 20, 120, 600, 600]
 
 
-def test_usage_of_a_stretch() -> None:
+def test_usage_of_an_interval() -> None:
     two = [
         Sample(0.0, Group(cpu_s=1.0), Group(cpu_s=5.0), Group(rss_bytes=7), 0, 0, 0.9),
         Sample(4.0, Group(cpu_s=3.0), Group(cpu_s=6.0), Group(rss_bytes=5), 0, 0, 0.5),
@@ -282,7 +289,7 @@ def test_a_process_is_measured() -> None:
     group = resources.measure(psutil.Process())
     assert group.processes == 1
     assert group.rss_bytes > 10 * 2**20
-    with mmap.mmap(-1, 8 * 2**20) as shared:  # anonymous, for processes that share it
+    with mmap.mmap(-1, 8 * 2**20) as shared:  # anonymous shared memory
         shared.write(bytes(8 * 2**20))
         grown = resources.measure(psutil.Process())
     assert grown.shared_bytes - group.shared_bytes >= 8 * 2**20

@@ -1,4 +1,4 @@
-"""The load test's command line and report, from made-up data; and that Locust and the client never meet in a process."""
+"""Tests of the load test's command line and report with synthetic data, and that no process imports both Locust and the client."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPTIONS = UserOptions("host:8001", "clip.mp4", "speech.wav")
 
 
 def record() -> Record:
-    """Ten seconds of one live user, the last three without a frame."""
+    """Return ten seconds of one live user, the last three without a frame."""
     tally = Tally(0.0)
     for second in range(7):
         for k in range(25):
@@ -45,7 +45,7 @@ def record() -> Record:
 
 
 def data(kind: str) -> page.Data:
-    """What a run of this kind would hand to the report."""
+    """Return the report's data of a run of this kind."""
     made = page.gather(kind, record(), OPTIONS, Target("host:8001", "host:8002"), "insync loadtest")
     if kind == "capacity":
         run = record()
@@ -54,9 +54,9 @@ def data(kind: str) -> page.Data:
         models = {"lipsync_decoder": ModelLoad(25.0, 0, 1.5, 3.0, 20.0, 25.0)}
         for streams, held in ((1, True), (2, False), (3, False)):
             shape.search.tried(streams, held)
-            # Nothing was answered at three streams.
-            what = summary if streams < 3 else run.tally.window(7, 9)
-            shape.steps.append(Step(streams, streams, held, 0, 7, what, models, Usage(0.1, 1.2, 0.3)))
+            # Three streams have no response at all.
+            measured = summary if streams < 3 else run.tally.window(7, 9)
+            shape.steps.append(Step(streams, streams, held, 0, 7, measured, models, Usage(0.1, 1.2, 0.3)))
         page.add_search(made, shape, Limits(), 25)
     if kind == "soak":
         growth = [
@@ -67,28 +67,28 @@ def data(kind: str) -> page.Data:
     return made
 
 
-@pytest.mark.parametrize(("kind", "pictures"), [("capacity", 5), ("soak", 3)])  # of both, a plain load has some
+@pytest.mark.parametrize(("kind", "pictures"), [("capacity", 5), ("soak", 3)])  # a plain load has a subset of these
 def test_report_is_one_page(kind: str, pictures: int, tmp_path: Path) -> None:
     page.write(tmp_path / "new" / "folder", data(kind))
     text = (tmp_path / "new" / "folder" / "report.html").read_text()
     assert text.count("<svg") == text.count("</svg>") == pictures
     assert "&lt;b&gt; &amp; ##" in text
     assert "<b>" not in text
-    assert not re.search(r"""(src|href)=["']?http""", text)  # nothing from anywhere else
+    assert not re.search(r"""(src|href)=["']?http""", text)  # self-contained
     assert "nan" not in re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL).lower()
     read = json.loads((tmp_path / "new" / "folder" / "report.json").read_text(), parse_constant=pytest.fail)
     assert read["summary"]["frames"] == 175
     assert read["summary"]["missed"] == 28
     assert read["timeline"][8]["p99_ms"] is None
     assert read["models"]["lipsync"]["requests_per_s"] == 25.0
-    plots.png(read, str(tmp_path / "plot.png"))  # from what was read back, too
+    plots.png(read, str(tmp_path / "plot.png"))  # also from the data as read back
     assert 10_000 < (tmp_path / "plot.png").stat().st_size < 150_000
 
 
-def test_report_says_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "figures", lambda data: [])  # they take their time
+def test_report_has_capacity_and_growth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "figures", lambda data: [])  # drawing is slow
     found = data("capacity")
-    assert "Live streams held: 1 of 25 frames/s each" in page.page(found)
+    assert "Live streams sustained: 1 of 25 frames/s each" in page.page(found)
     assert page.held({**found["searches"][0], "cut": True}) == "at least 1 of 25 frames/s"
     grew = data("soak")
     grew["ended"] = "grew after warm-up: models' processes, memory of their own"
@@ -99,7 +99,7 @@ def test_report_says_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_progress_is_one_line() -> None:
     run = record()
     line = progress(65.0, 3, run.tally.window(2, 7))
-    assert line == "1:05, 3 users, live 25.0 frames/s, p50 52 ms, p99 64 ms, missed 16.0 %"
+    assert line == "1:05, 3 users, live 25.0 frames/s, p50 52 ms, p99 64 ms, late or missing 16.0 %"
 
 
 @pytest.mark.parametrize(
@@ -124,10 +124,10 @@ def test_users_are_read(text: str, users: dict[str, int]) -> None:
         ["--late", "never"],
     ],
 )
-def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as refused:
+def test_wrong_arguments_are_rejected(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as rejected:
         cli.main(arguments)
-    assert refused.value.code == 2
+    assert rejected.value.code == 2
     assert arguments[0] in capsys.readouterr().err
 
 
@@ -135,10 +135,10 @@ def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.Captur
     ("arguments", "words"),
     [
         (["--metrics", "127.0.0.1:9"], "no metrics page at http://127.0.0.1:9"),
-        (["--height", "-5"], "height is -5"),
-        (["--find-capacity", "--users", "dub=1"], "no other users are allowed"),
-        (["--find-capacity", "--step", "1"], "--step 1 s; allowed"),
-        (["--processes", "0"], "processes is 0; allowed: 1 to 64"),
+        (["--height", "-5"], "height is -5; must be 0 to 4320"),
+        (["--find-capacity", "--users", "dub=1"], "--users is dub; with --find-capacity all users must be live"),
+        (["--find-capacity", "--step", "1"], "--step is 1 s; must be at least 1 and at least 2 s"),
+        (["--processes", "0"], "processes is 0; must be 1 to 64"),
         (["--video", "no-such-clip.mp4"], "no-such-clip.mp4"),
     ],
 )
@@ -146,10 +146,10 @@ def test_failures_are_one_line(
     arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["--host", "127.0.0.1:9", *arguments, "-q", "-o", str(tmp_path / "out")]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("insync loadtest: ")
-    assert said.count("\n") == 1
-    assert words in said
+    message = capsys.readouterr().err
+    assert message.startswith("insync loadtest: ")
+    assert message.count("\n") == 1
+    assert words in message
     assert not (tmp_path / "out").exists()
 
 

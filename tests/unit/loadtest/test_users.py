@@ -1,4 +1,4 @@
-"""Simulated users, under a clock that the test turns: what a paced camera gives, and what its user reports."""
+"""Tests of the simulated users in virtual time: the frames of a paced camera, and the events that its user reports."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import re
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace, TracebackType
 from typing import Any
@@ -25,11 +26,11 @@ from insync.loadtest.users.live_source import CHUNK_SAMPLES, Camera, Microphone,
 FPS = 25
 FRAMES = tuple(np.full((2, 2, 3), k, np.uint8) for k in range(3))
 SPEECH = np.arange(1000, dtype=np.float32)
-TURNS = 20  # of the event loop, after which nothing goes on without the clock
+TURNS = 20  # turns of the event loop, after which every task waits for the clock
 
 
-class HandClock:
-    """Time goes on only in `run`."""
+class VirtualClock:
+    """A clock that advances only in `run`."""
 
     def __init__(self) -> None:
         self._now, self._order = 100.0, itertools.count()
@@ -60,16 +61,16 @@ class HandClock:
 
 
 class Server:
-    """What a client's stream does, one frame after the other: `delay_s` for each, `answer` says which come when."""
+    """A fake client and server: a stream takes `delay_s` for each frame, one after another."""
 
-    def __init__(self, clock: HandClock, delay_s: float = 0.02) -> None:
+    def __init__(self, clock: VirtualClock, delay_s: float = 0.02) -> None:
         self.clock, self.delay_s = clock, delay_s
         self.registered: list[int] = []
         self.failures: list[Exception] = []
         self.swapped = False
-        self.late: tuple[int, ...] = ()  # frames that the client leaves out, or gives the one before for
+        self.late: tuple[int, ...] = ()  # frames that the client skips, or replaces by the previous one
         self.refusals: list[Exception] = []
-        self.asked: list[dict[str, Any]] = []
+        self.requested: list[dict[str, Any]] = []
 
     def client(self, server: str, tls: TlsOptions | None) -> Server:
         assert (server, tls) == ("server:8001", None)
@@ -97,18 +98,18 @@ class Server:
                 await self.clock.sleep_until(self.clock.now() + self.delay_s)
                 yield SimpleNamespace(index=k, latency_s=self.delay_s)
             return
-        self.asked.append(options)
+        self.requested.append(options)
         if self.refusals:
             raise self.refusals.pop(0)
         held: list[Any] = []
-        heard = 0
+        samples = 0
         async for frame in frames:
             late = round(float(frame.time_s) * fps) in self.late
             if late and options["late"] == "skip":
                 options["clock"].skipped += 1
                 continue
-            while heard < (float(frame.time_s) + 0.12) * 16_000 - 1e-6:
-                heard += len(await anext(audio))
+            while samples < (float(frame.time_s) + 0.12) * 16_000 - 1e-6:
+                samples += len(await anext(audio))
             await self.clock.sleep_until(self.clock.now() + self.delay_s)
             held.append(SimpleNamespace(time_s=float(frame.time_s), repeated=late and options["late"] == "repeat"))
             if not self.swapped:
@@ -118,18 +119,18 @@ class Server:
                 yield held.pop()
 
 
-def lived(
+def run_user(
     role: str,
     seconds: float,
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[Server], None] = lambda server: None,
     **options: Any,
 ) -> list[Event]:
-    """Events of one user's life."""
+    """Run one user for some seconds and return its events."""
     happened: list[Event] = []
 
-    async def life() -> None:
-        clock = HandClock()
+    async def run() -> None:
+        clock = VirtualClock()
         server = Server(clock)
         change(server)
         monkeypatch.setattr(simulated, "Client", server.client)
@@ -142,7 +143,7 @@ def lived(
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    asyncio.run(life())
+    asyncio.run(run())
     return happened
 
 
@@ -155,26 +156,26 @@ def test_footage_bounces() -> None:
     assert bounced(5, 1) == 0
 
 
-def test_a_frame_is_due_when_its_look_ahead_has_been_spoken() -> None:
+def test_a_frame_is_ready_when_its_look_ahead_has_been_recorded() -> None:
     assert ready_s(0, 25) == pytest.approx(0.12)
     assert ready_s(1, 25) == pytest.approx(0.16)
-    assert ready_s(1, 30) == pytest.approx(0.16)  # 33.3 + 120 ms, and a microphone gives whole 20 ms
+    assert ready_s(1, 30) == pytest.approx(0.16)  # 33.3 + 120 ms, and a microphone delivers chunks of 20 ms
 
 
 def test_camera_and_microphone_keep_time() -> None:
     async def watch() -> None:
-        clock = HandClock()
+        clock = VirtualClock()
         camera = Camera(FRAMES, FPS, clock, clock.now(), length_s=0.2)
         microphone = Microphone(SPEECH, clock, clock.now(), length_s=0.2)
         start_s = clock.now()
 
-        async def seen() -> list[tuple[float, float]]:
+        async def filmed() -> list[tuple[float, float]]:
             return [(float(frame.time_s), clock.now() - start_s) async for frame in camera]
 
-        async def heard() -> list[tuple[float, float]]:
+        async def recorded() -> list[tuple[float, float]]:
             return [(float(piece[0]), clock.now() - start_s) async for piece in microphone]
 
-        both = asyncio.gather(seen(), heard())
+        both = asyncio.gather(filmed(), recorded())
         await clock.run(2)
         frames, pieces = await both
         assert frames == [pytest.approx((k / FPS, k / FPS)) for k in range(5)]
@@ -186,13 +187,13 @@ def test_camera_and_microphone_keep_time() -> None:
 
 def test_a_camera_drops_what_is_older_than_its_buffer() -> None:
     async def watch() -> None:
-        clock = HandClock()
+        clock = VirtualClock()
         camera = Camera(FRAMES, FPS, clock, clock.now(), buffer_s=0.2)
         assert (await anext(camera)).time_s == 0
         await clock.run(1.0)
         assert float((await anext(camera)).time_s) == pytest.approx(0.8)
         assert camera.dropped == 19
-        assert camera.answered(0.8) == (20, False)  # frame 0 was to come first
+        assert camera.answered(0.8) == (20, False)  # frame 0 is the next one in order
         assert camera.answered(0.0) == (0, True)
         assert not camera.outstanding
 
@@ -200,7 +201,7 @@ def test_a_camera_drops_what_is_older_than_its_buffer() -> None:
 
 
 def test_a_live_stream_is_timed_from_its_complete_audio(monkeypatch: pytest.MonkeyPatch) -> None:
-    happened = lived("live", 3, monkeypatch)
+    happened = run_user("live", 3, monkeypatch)
     (registered,) = of_kind(happened, events.REGISTERED)
     assert registered.ms == pytest.approx(500)
     frames = of_kind(happened, events.FRAME)
@@ -213,20 +214,20 @@ def test_a_live_stream_is_timed_from_its_complete_audio(monkeypatch: pytest.Monk
 
 
 def test_a_server_that_is_too_slow_costs_deadlines_and_then_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    happened = lived("live", 12, monkeypatch, lambda server: setattr(server, "delay_s", 0.08), deadline_ms=100)
+    happened = run_user("live", 12, monkeypatch, lambda server: setattr(server, "delay_s", 0.08), deadline_ms=100)
     frames = of_kind(happened, events.FRAME)
     assert not frames[0].late
     assert frames[-1].late
     dropped = sum(event.count for event in of_kind(happened, events.DROPPED))
-    # Half the frames, but for the buffer's second; each is answered, dropped or in the buffer.
+    # Half of the frames, except those in the buffer of one second; each frame has a response, is dropped or is in the buffer.
     assert 100 < dropped < 150
     assert abs(len(frames) + dropped - 11.4 * FPS) < 30
     assert not of_kind(happened, events.ORDER)
 
 
-def test_frames_that_the_client_leaves_out_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    late = (3, 4, 10, 23, 24)  # of 25: the last ones too
-    happened = lived(
+def test_frames_that_the_client_skips_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = (3, 4, 10, 23, 24)  # of 25, including the last two
+    happened = run_user(
         "live",
         2,
         monkeypatch,
@@ -243,22 +244,24 @@ def test_frames_that_the_client_leaves_out_are_counted(monkeypatch: pytest.Monke
     assert not of_kind(whole, events.ORDER) + of_kind(whole, events.DROPPED)
 
 
-def test_frames_left_out_are_counted_while_none_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    happened = lived("live", 6, monkeypatch, lambda server: setattr(server, "late", tuple(range(1, 1000))), late="skip")
+def test_skipped_frames_are_counted_while_no_responses_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened = run_user(
+        "live", 6, monkeypatch, lambda server: setattr(server, "late", tuple(range(1, 1000))), late="skip"
+    )
     assert len(of_kind(happened, events.FRAME)) == 1
     skipped = of_kind(happened, events.SKIPPED)
     assert len(skipped) > 100
     assert all(event.count == 1 for event in skipped)
 
 
-def test_frames_given_again_are_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    happened = lived("live", 2, monkeypatch, lambda server: setattr(server, "late", (3, 4, 10)), late="repeat")
+def test_repeated_frames_do_not_count_as_responses(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened = run_user("live", 2, monkeypatch, lambda server: setattr(server, "late", (3, 4, 10)), late="repeat")
     assert len(of_kind(happened, events.REPEATED)) == 3
     assert len(of_kind(happened, events.FRAME)) > 20
     assert not of_kind(happened, events.ORDER)
 
 
-def test_a_refused_user_keeps_its_connection_and_asks_when_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rejected_user_keeps_its_connection_and_retries_after_the_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     refusals = [Overloaded("full"), Overloaded("full")]
     refusals[1].retry_after_s = 3.0
     servers: list[Server] = []
@@ -267,7 +270,7 @@ def test_a_refused_user_keeps_its_connection_and_asks_when_it_may(monkeypatch: p
         server.refusals.extend(refusals)
         servers.append(server)
 
-    happened = lived("live", 6, monkeypatch, change, deadline_ms=250, late="repeat")
+    happened = run_user("live", 6, monkeypatch, change, deadline_ms=250, late="repeat")
     assert [(event.ms, event.text) for event in of_kind(happened, events.REFUSED)] == [
         (0.0, "Overloaded: full"),
         (3000.0, "Overloaded: full"),
@@ -276,16 +279,16 @@ def test_a_refused_user_keeps_its_connection_and_asks_when_it_may(monkeypatch: p
     assert len(of_kind(happened, events.REGISTERED)) == 1
     second, first = of_kind(happened, events.REFUSED)[1], of_kind(happened, events.FIRST)[0]
     assert first.at_s - second.at_s == pytest.approx(3.16)
-    assert [(asked["deadline_s"], asked["late"]) for asked in servers[0].asked] == [(0.25, "repeat")] * 3
+    assert [(options["deadline_s"], options["late"]) for options in servers[0].requested] == [(0.25, "repeat")] * 3
 
 
-def test_answers_out_of_order_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    happened = lived("live", 2, monkeypatch, lambda server: setattr(server, "swapped", True))
+def test_responses_out_of_order_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened = run_user("live", 2, monkeypatch, lambda server: setattr(server, "swapped", True))
     assert of_kind(happened, events.ORDER)
 
 
 def test_sessions_end_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    happened = lived("live", 5, monkeypatch, session_s=(1.0, 1.0), new_connection=1.0)
+    happened = run_user("live", 5, monkeypatch, session_s=(1.0, 1.0), new_connection=1.0)
     ended = of_kind(happened, events.ENDED)
     assert len(ended) >= 2
     assert all(event.count == 0 for event in ended)
@@ -293,8 +296,8 @@ def test_sessions_end_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_lost_frame_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of 25 frames the last has no partner to be swapped with: this server never gives it.
-    happened = lived(
+    # The last of 25 frames has no partner to swap with: this server never returns it.
+    happened = run_user(
         "live",
         3,
         monkeypatch,
@@ -306,16 +309,16 @@ def test_a_lost_frame_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_jobs_and_registrations(monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = of_kind(lived("dub", 3, monkeypatch, job_frames=10), events.JOB)
+    jobs = of_kind(run_user("dub", 3, monkeypatch, job_frames=10), events.JOB)
     assert jobs
     assert all(event.count == 10 and event.ms == pytest.approx(200) for event in jobs)
-    assert len(of_kind(lived("twin", 3, monkeypatch), events.REGISTERED)) == 6
+    assert len(of_kind(run_user("twin", 3, monkeypatch), events.REGISTERED)) == 6
 
 
 def test_a_user_reports_an_error_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulated, "_BACK_OFF_S", (0.0, 0.0))
     failures: list[Exception] = [ServerUnavailable("gone"), NotFound("no such twin")]
-    happened = lived("live", 2, monkeypatch, lambda server: server.failures.extend(failures))
+    happened = run_user("live", 2, monkeypatch, lambda server: server.failures.extend(failures))
     assert [event.text for event in of_kind(happened, events.ERROR)] == [
         "ServerUnavailable: gone",
         "NotFound: no such twin",
@@ -323,7 +326,7 @@ def test_a_user_reports_an_error_and_comes_back(monkeypatch: pytest.MonkeyPatch)
     assert of_kind(happened, events.FRAME)
 
 
-def test_events_and_options_travel() -> None:
+def test_events_and_options_survive_encoding() -> None:
     sent = [Event(events.FRAME, 3, "live", 1.5, 20.25, late=True), Event(events.ERROR, 4, "dub", 2.0, text="x\ny")]
     line = events.encode(sent)
     assert line.count(b"\n") == 1
@@ -335,16 +338,16 @@ def test_events_and_options_travel() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "message"),
     [
-        {"fps": 0},
-        {"height": -1},
-        {"late": "never"},
-        {"in_flight": 0},
-        {"new_connection": 1.5},
-        {"session_s": (2.0, 1.0)},
+        ({"fps": 0}, "fps is 0; must be 0.1 to 240"),
+        ({"height": -1}, "height is -1; must be 0 to 4320"),
+        ({"late": "never"}, "late is 'never'; must be one of wait, skip, repeat"),
+        ({"in_flight": 0}, "in-flight is 0; must be 1 to 256"),
+        ({"new_connection": 1.5}, "new-connection is 1.5; must be 0 to 1"),
+        ({"session_s": (2.0, 1.0)}, "session is 2 to 1 s; must be at least 0, and the first not above the second"),
     ],
 )
-def test_wrong_options_are_named(wrong: dict[str, Any]) -> None:
-    with pytest.raises(LoadTestError, match=r"allowed|larger"):
+def test_wrong_options_are_named(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(LoadTestError, match=re.escape(message)):
         UserOptions("s", "v", "a", **wrong)

@@ -1,4 +1,4 @@
-"""The network's components: shapes, what may reach what, and the compute budget."""
+"""The network's components: shapes, hidden inputs, and the compute budget."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _random(tensor: spec.Tensor, batch: int = BATCH) -> Tensor:
 
 @pytest.mark.parametrize("name", GRAPHS)
 @torch.no_grad()
-def test_graphs_keep_the_specification(network: LipSync, name: str) -> None:
+def test_graphs_match_the_specification(network: LipSync, name: str) -> None:
     model = MODELS[name]
     outputs = GRAPHS[name](network)(*(_random(tensor) for tensor in model.inputs))
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -58,9 +58,9 @@ def test_graphs_keep_the_specification(network: LipSync, name: str) -> None:
 
 
 @torch.no_grad()
-def test_what_the_mouth_shows_cannot_reach_the_colours(network: LipSync) -> None:
+def test_the_hidden_mouth_cannot_reach_the_colours(network: LipSync) -> None:
     hidden = torch.zeros(1, 1, 256, 256)
-    hidden[..., :128] = 1  # the left half speaks, the right one is hair, say
+    hidden[..., :128] = 1  # the left half speaks, the right one is, for example, hair
     hole = mask.hole() * hidden
     first = torch.rand(1, 3, 256, 256)
     second = first * (1 - hole) + torch.rand(1, 3, 256, 256) * hole
@@ -98,7 +98,7 @@ def test_identity_begins_with_the_references_codes(network: LipSync) -> None:
 
 
 @torch.no_grad()
-def test_frames_of_a_batch_do_not_touch_each_other(network: LipSync) -> None:
+def test_frames_of_a_batch_are_independent(network: LipSync) -> None:
     crops, mel = torch.rand(3, 3, 256, 256), torch.rand(3, 80, 40)
     together = EncoderGraph(network)(crops, mel)
     alone = EncoderGraph(network)(crops[1:2], mel[1:2])
@@ -127,7 +127,7 @@ def test_compute_and_size_budget(network: LipSync) -> None:
 
 
 @torch.no_grad()
-def test_flow_is_right_where_landmarks_lie_and_turns_with_them() -> None:
+def test_flow_is_exact_at_landmarks_and_rotates_with_them() -> None:
     flow = Flow()
     places = torch.rand(1, *spec.PLACES.shape) * 1.6 - 0.8
     turn, shift = torch.tensor([[0.9, 0.1], [-0.1, 1.1]]), torch.tensor([0.05, -0.1])
@@ -141,7 +141,7 @@ def test_flow_is_right_where_landmarks_lie_and_turns_with_them() -> None:
 
 @torch.no_grad()
 def test_positions_stay_exact_in_mixed_precision(network: LipSync) -> None:
-    """In bfloat16 the flow divides by spreads that round to nothing, and sampling at what comes of it reads beyond the picture."""
+    """In bfloat16 the flow divides by spreads that round to 0, and sampling at the resulting positions reads outside the picture."""
     flow, here = Flow(), _random(spec.PLACES)
     there, values = _random(spec.REFERENCE_PLACES), _random(spec.PIXELS).reshape(BATCH, REFERENCES, -1).float()
     chosen = torch.eye(REFERENCES)[:2].expand(BATCH, -1, -1)
@@ -153,7 +153,7 @@ def test_positions_stay_exact_in_mixed_precision(network: LipSync) -> None:
 
 
 @torch.no_grad()
-def test_what_is_copied_lies_where_the_places_say(network: LipSync) -> None:
+def test_pixels_are_copied_from_the_given_places(network: LipSync) -> None:
     copying = network.inpainter.copying
     merged, each = torch.rand(1, FINE, *spec.ALIGNED.shape[1:]), torch.rand(1, REFERENCES, 32, *spec.ALIGNED.shape[1:])
     _, height, width = spec.PIXELS.shape
@@ -176,7 +176,7 @@ def test_what_is_copied_lies_where_the_places_say(network: LipSync) -> None:
 
 
 def _mouth(aperture: float) -> Tensor:
-    """Places of a mouth 64 pixels wide around the window's centre, its inner lips so many pixels apart in the middle."""
+    """Places of a mouth 64 pixels wide around the window's centre; `aperture`: pixels between its inner lips in the middle."""
     places = torch.zeros(spec.PLACES.shape)
     turn = torch.pi * (1 + 2 * torch.arange(len(INNER_LIPS)) / len(INNER_LIPS))  # from the left corner around below
     half = torch.tensor([spec.PIXELS.shape[2] / 2, spec.PIXELS.shape[1] / 2])
@@ -185,7 +185,7 @@ def _mouth(aperture: float) -> Tensor:
     return places
 
 
-def test_inside_lies_between_the_lips_and_closed_lips_show_none() -> None:
+def test_the_inside_is_between_the_lips_and_closed_lips_have_none() -> None:
     wide, closed, half_open = _mouth(30), _mouth(0.5), _mouth(20)
     inside, from_lips, shown = Inside()(wide[None], torch.stack([closed, half_open])[None])
     height, width = inside.shape[2:]
@@ -209,7 +209,7 @@ def test_inside_lies_between_the_lips_and_closed_lips_show_none() -> None:
 
 
 @torch.no_grad()
-def test_a_mouth_s_inside_that_no_reference_shows_is_painted(network: LipSync) -> None:
+def test_a_mouth_s_inside_that_no_reference_shows_is_generated(network: LipSync) -> None:
     source, aligned, style, pixels, _, _ = (_random(tensor) for tensor in MODELS["lipsync_decoder"].inputs)
     wide = _mouth(30)[None].expand(BATCH, -1, -1)
     kept = [
@@ -239,7 +239,7 @@ def _learns(module: nn.Module, loss: Tensor) -> None:
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in module.parameters())
 
 
-def test_training_networks_take_gradients() -> None:
+def test_training_networks_have_finite_gradients() -> None:
     crop, window = torch.rand(BATCH, 3, 256, 256), torch.rand(BATCH, 3, 144, 160)
     mouth, face = local_view(window), global_view(crop, window)
     assert mouth.shape == (BATCH, 3, 112, 112)
@@ -263,7 +263,7 @@ def test_global_view_puts_the_window_into_the_crop() -> None:
     assert torch.equal(face, inside)
 
 
-def test_syncnet_towers_meet_on_one_sphere() -> None:
+def test_syncnet_towers_give_unit_vectors() -> None:
     syncnet = SyncNet()
     picture, sound = syncnet(torch.rand(4, 3 * MOUTH_FRAMES, 56, 56), torch.rand(4, 80, 40))
     for vector in (picture, sound):
@@ -277,7 +277,7 @@ def test_descriptor_sizes(network: LipSync) -> None:
     assert (pose.shape[1], speech.shape[1]) == (POSE, SPEECH)
 
 
-def test_outside_the_picture_its_edge_goes_on() -> None:
+def test_edge_pixels_repeat_outside_the_picture() -> None:
     torch.manual_seed(0)
     pixels, places = torch.rand(2, 3, 9, 16), 3 * torch.randn(2, 2, 20, 30)
     wanted = F.grid_sample(

@@ -1,4 +1,4 @@
-"""Curation on the shipped sample: nothing stops it, a kill costs one clip, people have the last word, and training uses it."""
+"""Tests of curation on the sample: broken clips are listed, a killed run resumes, manual overrides are kept, and training uses the result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from insync.core.spec import SAMPLE_RATE_HZ
 from insync.training.curation import pipeline as curation
 from insync.training.curation.clip import ABSENT, GOOD, Run, Visibility, _Scenes, pose_degrees
 from insync.training.curation.pipeline import _joined, curate
-from insync.training.curation.report import REPORT, curve_svg, fate
+from insync.training.curation.report import REPORT, curve_svg, outcome, write_report
 from insync.training.data.audio import read_speech
 from insync.training.data.dataset import Dataset
 from insync.training.data.manifest import FILE, Row, overrule, read_manifest, write_manifest
@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def clip(path: Path, source: Path, frames: int, speech: Floats | None, late_s: float = 0.0) -> None:
-    """The first frames of the sample, with speech that begins late."""
+    """Write the first frames of the sample, with speech that starts `late_s` later."""
     with av.open(str(source)) as reader, av.open(str(path), "w") as sink:
         video = sink.add_stream_from_template(reader.streams.video[0])
         sound = None if speech is None else sink.add_stream("pcm_s16le", rate=SAMPLE_RATE_HZ)
@@ -66,7 +66,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory, sample_clip: Path, sample_sp
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, clips: Path, repository: Path, basis: MouthBasis) -> Path:
-    """A data set whose curation was killed at its second clip, and begun again."""
+    """Return a data set whose curation was killed at its second clip, and then resumed."""
     out = tmp_path_factory.mktemp("made") / "set"
     models, calls = repository / "lipsync_face" / "1", []
 
@@ -90,7 +90,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, clips: Path, repository: Path
 
 @pytest.fixture
 def dataset(made: Path, tmp_path: Path) -> Path:
-    """A copy to write into."""
+    """Return a copy that a test may change."""
     return Path(shutil.copytree(made, tmp_path / "set"))
 
 
@@ -109,7 +109,7 @@ def test_every_clip_is_in_the_manifest_with_its_reason(made: Path) -> None:
     assert "shows the same as a.mkv" in rows["again.mkv"].reason
     assert "cannot be read" in rows["broken.mp4"].reason
     assert (rows["broken.mp4"].frames, rows["broken.mp4"].stored) == (0, False)
-    assert 0 < rows["cut_off.mkv"].frames < 60  # what lies before the damage is good footage
+    assert 0 < rows["cut_off.mkv"].frames < 60  # the frames before the damage are usable
 
 
 def test_a_still_mouth_does_not_speak(
@@ -131,7 +131,7 @@ def test_a_still_mouth_does_not_speak(
     row = read_manifest(tmp_path / "set" / FILE)[0]
     assert len(row.curve) == 31
     assert not row.spoken
-    assert "belong together" in row.reason
+    assert "mouth and sound do not match" in row.reason
 
 
 def test_crops_are_compact_and_close(made: Path, sample_clip: Path, repository: Path) -> None:
@@ -140,7 +140,7 @@ def test_crops_are_compact_and_close(made: Path, sample_clip: Path, repository: 
     kept = Dataset(made)
     assert (
         part_path(made, "a.mkv", ".jpgs").stat().st_size < kept.crops[:60].nbytes / 3
-    )  # the sample is sharper than footage is
+    )  # the sample is sharper than usual footage
     with av.open(str(sample_clip)) as container:
         image = next(container.decode(video=0)).to_ndarray(format="rgb24")
     face = FaceFinder(repository / "lipsync_face" / "1", 1).find(image)
@@ -161,14 +161,14 @@ def test_a_finished_clip_is_not_read_again(
     np.testing.assert_allclose([row.lse_c for row in rows], [row.lse_c for row in earlier])
 
 
-def test_people_have_the_last_word(dataset: Path, clips: Path, repository: Path, basis: MouthBasis) -> None:
+def test_manual_overrides_are_used_and_kept(dataset: Path, clips: Path, repository: Path, basis: MouthBasis) -> None:
     first, again = (row.segment for row in read_manifest(dataset / FILE)[:2])
-    heard = Dataset(dataset).mel[:60]
+    mel = Dataset(dataset).mel[:60]
     assert main(["curate", "-o", str(dataset), "--overrule", f"{again}=keep", "--overrule", f"{first}=0.08"]) == 0
     changed = Dataset(dataset)
     assert {segment.clip for segment in changed.segments} >= {"a.mkv", "again.mkv"}
-    # Sound that is read two frames later: what the third frame heard, the first one hears now.
-    np.testing.assert_allclose(changed.mel[:55].astype(np.float32), heard[2:57].astype(np.float32), atol=2e-3)
+    # The audio is read two frames later: the first frame now has the log-mel of the third.
+    np.testing.assert_allclose(changed.mel[:55].astype(np.float32), mel[2:57].astype(np.float32), atol=2e-3)
     assert "overruled: keep" in (dataset / REPORT).read_text()
     rows = curate(clips, dataset, repository / "lipsync_face" / "1", basis.rigid)
     assert [(row.overrule, row.overrule_offset_s) for row in rows[:2]] == [("", 0.08), ("keep", None)]
@@ -177,7 +177,7 @@ def test_people_have_the_last_word(dataset: Path, clips: Path, repository: Path,
     assert "a.mkv" not in {segment.clip for segment in Dataset(dataset).segments}
 
 
-def test_the_report_shows_everything_and_needs_nothing(made: Path) -> None:
+def test_the_report_is_complete_and_self_contained(made: Path) -> None:
     page = (made / REPORT).read_text()
     rows = read_manifest(made / FILE)
     assert page.count("<section") == len(rows)
@@ -189,19 +189,26 @@ def test_the_report_shows_everything_and_needs_nothing(made: Path) -> None:
     assert not [part for part in page.split("src=")[1:] if not part.startswith("'data:")]
 
 
-def test_fates_and_curves() -> None:
+def test_the_report_escapes_names(dataset: Path) -> None:
+    rows = [replace(row, reason="<b> & 'c'") for row in read_manifest(dataset / FILE)]
+    write_report(rows, dataset)
+    page = (dataset / REPORT).read_text()
+    assert page.count("<p class=why>&lt;b&gt; &amp; &#39;c&#39;</p>") == len(rows)
+
+
+def test_outcomes_and_curves() -> None:
     row = Row("a@0", "a", stored=True, keep=True, speaks=True, has_sound=True, curve=(1.4,) * 18 + (1.0,) + (1.4,) * 12)
-    assert fate(row) == "keep"
-    assert fate(replace(row, offset_s=0.12)) == "shifted"
-    assert fate(replace(row, has_sound=False)) == "silent"
-    assert fate(replace(row, overrule="silent")) == "silent"
-    assert fate(replace(row, overrule="drop")) == "dropped"
-    assert fate(replace(row, stored=False, overrule="keep")) == "dropped"
-    assert "best +3, mended +3" in curve_svg(replace(row, offset_s=0.12))
+    assert outcome(row) == "keep"
+    assert outcome(replace(row, offset_s=0.12)) == "shifted"
+    assert outcome(replace(row, has_sound=False)) == "silent"
+    assert outcome(replace(row, overrule="silent")) == "silent"
+    assert outcome(replace(row, overrule="drop")) == "dropped"
+    assert outcome(replace(row, stored=False, overrule="keep")) == "dropped"
+    assert "best +3, corrected +3" in curve_svg(replace(row, offset_s=0.12))
     assert curve_svg(replace(row, curve=())) == ""
 
 
-def test_scenes_end_where_the_picture_changes_at_once() -> None:
+def test_scene_cuts_are_detected_and_fades_are_not() -> None:
     rng = np.random.default_rng(0)
     first, second = (rng.integers(0, 255, (36, 64, 3)).astype(np.uint8).repeat(4, 0).repeat(4, 1) for _ in range(2))
     scenes = _Scenes()
@@ -212,7 +219,7 @@ def test_scenes_end_where_the_picture_changes_at_once() -> None:
     assert not any(scenes.cut(image) for image in fading)
 
 
-def test_flicker_is_joined_within_a_scene_only() -> None:
+def test_flicker_is_merged_within_a_scene_only() -> None:
     runs = [
         Run(ABSENT, 0, 0, 0.0, 0.4, 10, 1),
         Run(GOOD, 0, 3, 0.44, 0.52, 3, 1),
@@ -241,7 +248,7 @@ def test_a_turned_head_is_measured_in_degrees(basis: MouthBasis) -> None:
         assert pose_degrees(landmarks, basis.rigid) == pytest.approx((yaw, pitch), abs=0.1)
 
 
-def test_a_hand_before_the_mouth_is_seen(made: Path, repository: Path) -> None:
+def test_a_covered_mouth_is_detected(made: Path, repository: Path) -> None:
     kept, visible = Dataset(made), Visibility(repository)
     assert visible(kept.crops[0], kept.landmarks[0]) > 0.8
     covered = kept.crops[0].copy()
@@ -249,9 +256,9 @@ def test_a_hand_before_the_mouth_is_seen(made: Path, repository: Path) -> None:
     assert visible(covered, kept.landmarks[0]) < 0.5
 
 
-def test_syncnet_trains_resumes_and_mends(dataset: Path, basis: MouthBasis, tmp_path: Path) -> None:
+def test_syncnet_trains_and_resumes(dataset: Path, basis: MouthBasis, tmp_path: Path) -> None:
     rows = read_manifest(dataset / FILE)
-    with pytest.raises(ValueError, match="at least two segments"):
+    with pytest.raises(ValueError, match="0 segments have a mouth that matches its audio; SyncNet needs at least two"):
         train_syncnet(Dataset(dataset), basis, tmp_path, 0.01)
     write_manifest(overrule(rows, [f"{row.segment}=keep" for row in rows if row.stored]), dataset / FILE)
     train_syncnet(Dataset(dataset), basis, tmp_path, 0.02)
@@ -264,17 +271,17 @@ def test_syncnet_trains_resumes_and_mends(dataset: Path, basis: MouthBasis, tmp_
 def test_errors_are_one_line(tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         ([str(tmp_path / "none"), "-o", str(tmp_path / "out")], "no such folder"),
-        ([str(tmp_path), "-o", str(tmp_path / "out")], "holds no clip"),
-        (["-o", str(tmp_path), "--overrule", "a=keep"], "curate the footage first"),
+        ([str(tmp_path), "-o", str(tmp_path / "out")], "no clip in "),
+        (["-o", str(tmp_path), "--overrule", "a=keep"], "run `insync curate` first"),
         (["-o", str(made), "--overrule", "nobody@1.00=keep"], "there is no segment"),
         (["-o", str(made), "--overrule", "broken.mp4=keep"], "nothing to keep"),
-        (["-o", str(made), "--overrule", "broken.mp4=perhaps"], "expected keep"),
-        (["-o", str(made), "--overrule", "broken.mp4=7"], "allowed are -1.0 to 1.0"),
+        (["-o", str(made), "--overrule", "broken.mp4=perhaps"], "'perhaps' must be keep"),
+        (["-o", str(made), "--overrule", "broken.mp4=7"], "must be -1.0 to 1.0"),
     ):
         assert main(["curate", *arguments]) == 1
-        said = capsys.readouterr().err
-        assert words in said
-        assert said.count("\n") == 1
+        message = capsys.readouterr().err
+        assert words in message
+        assert message.count("\n") == 1
     with pytest.raises(SystemExit):
         main(["curate", "-o", str(tmp_path)])
 
@@ -284,11 +291,11 @@ def test_earlier_data_sets_are_read_too(dataset: Path) -> None:
     with np.load(dataset / "frames.npz") as rows:
         columns = {name: rows[name] for name in ("time_s", "landmarks", "skull", "mel", "segment")}
     count = len(columns["time_s"])
-    (dataset / FILE).unlink()  # they have no manifest, and their crops as bare pixels
+    (dataset / FILE).unlink()  # they have no manifest, and crops as raw pixels
     np.savez(dataset / "frames.npz", **columns)
     np.resize(now.crops, (count, 256, 256, 3)).tofile(dataset / "crops.u8")
     then = Dataset(dataset, "train")
-    assert not then.mended
+    assert not then.has_manifest
     assert len(then.time_s) == count == sum(segment.frames for segment in then.segments)
     np.testing.assert_array_equal(then.crops[:60], now.crops[:60])
     assert then.speaks == [segment.has_sound for segment in then.segments]

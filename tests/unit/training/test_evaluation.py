@@ -1,4 +1,4 @@
-"""`insync evaluate`: its figures are right on results whose quality is known, and its page is whole."""
+"""Tests of `insync evaluate`: its metrics on results of known quality, and its report."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def test_the_filmed_frames_themselves_are_perfect(evaluation: Evaluation, footag
     assert grey.ssim < 0.7
     assert grey.psnr_db < 25
     assert grey.seam < 0.2
-    assert np.isnan(grey.lmd)  # nobody is there
+    assert np.isnan(grey.lmd)  # there is no face
     assert grey.source_bleed == 0
     assert grey.identity < 0.5
 
 
-def test_only_the_mouth_is_drawn_anew(evaluation: Evaluation, footage: Footage) -> None:
+def test_only_the_mouth_is_changed(evaluation: Evaluation, footage: Footage) -> None:
     results, sources, alphas, predicted = evaluation.draw(footage, footage.sound)
     assert len(results) == len(sources) == len(alphas) == len(predicted) == len(footage.crops) - footage.first
     assert (alphas[:, :112] == 0).all()
@@ -74,22 +74,22 @@ def test_only_the_mouth_is_drawn_anew(evaluation: Evaluation, footage: Footage) 
 SILENT_CONDITIONS = ["cross", "silence", "untouched", "darkened", "covered", "moving"]
 
 
-def test_a_folder_is_judged_and_what_cannot_be_is_named(
+def test_a_folder_is_evaluated_and_unusable_clips_are_listed(
     repository: Path, sample_clip: Path, sample_speech: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "good.mp4").write_bytes(sample_clip.read_bytes())
     (tmp_path / "clips" / "text.mp4").write_text("not a video")
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match=r"good\.mp4: it has no sound: give it speech"):
+    with pytest.raises(ValueError, match=r"good\.mp4: it has no audio: give speech"):
         evaluate(clips_of([tmp_path / "clips"]), out, repository, seconds=1.2)
-    figures = evaluate(clips_of([tmp_path / "clips"]), out, repository, seconds=1.2, speech=sample_speech)
-    assert [one.condition for one in figures] == SILENT_CONDITIONS
-    assert [one.condition for one in means(figures)] == ["silence", "cross", *SILENT_CONDITIONS[2:]]
-    # The photograph says nothing that a drawn mouth could be held against, but its person and the sound are known.
-    assert all(np.isnan(getattr(one, name)) for one in figures for name in COMPARED)
-    assert all(0 <= one.source_bleed <= 1 and -1 <= one.identity <= 1 for one in figures)
-    assert figures[0].identity > 0.8
+    metrics = evaluate(clips_of([tmp_path / "clips"]), out, repository, seconds=1.2, speech=sample_speech)
+    assert [one.condition for one in metrics] == SILENT_CONDITIONS
+    assert [one.condition for one in means(metrics)] == ["silence", "cross", *SILENT_CONDITIONS[2:]]
+    # There is no filmed speech to compare with, but the person and the audio are known.
+    assert all(np.isnan(getattr(one, name)) for one in metrics for name in COMPARED)
+    assert all(0 <= one.source_bleed <= 1 and -1 <= one.identity <= 1 for one in metrics)
+    assert metrics[0].identity > 0.8
     document = json.loads((out / "evaluation.json").read_text())
     assert len(document["figures"]) == len(SILENT_CONDITIONS)
     assert list(document["refused"]) == ["text.mp4"]
@@ -102,28 +102,28 @@ def test_a_folder_is_judged_and_what_cannot_be_is_named(
     lines = [line for line in report.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 2 * len(SILENT_CONDITIONS) + 2 + len(published.ROWS) + 1
     for text in (web, report):
-        assert "published feature networks do not come with InSync" in text
-        assert "Measured elsewhere, on other data" in text
+        assert "published feature networks are not included in InSync" in text
+        assert "Measured by others, on other data" in text
 
 
-def test_a_clip_that_speaks_is_held_against_itself(
+def test_a_clip_with_speech_is_compared_with_itself(
     evaluation: Evaluation, repository: Path, sample_clip: Path, sample_speech: Path, tmp_path: Path
 ) -> None:
     talk = tmp_path / "talk.mkv"
     _spoken(repository, sample_clip, sample_speech, talk)
     assert evaluation.read(talk, 2).speaks
     conditions = ["self", "shuffled", "silence", "untouched", "darkened", "covered", "moving"]
-    figures = evaluate([talk], tmp_path / "own", repository, seconds=2)
-    assert [one.condition for one in figures] == conditions
-    assert all(np.isfinite(getattr(one, name)) for one in figures for name in COMPARED)
+    metrics = evaluate([talk], tmp_path / "own", repository, seconds=2)
+    assert [one.condition for one in metrics] == conditions
+    assert all(np.isfinite(getattr(one, name)) for one in metrics for name in COMPARED)
     crossed = evaluate([talk], tmp_path / "crossed", repository, seconds=2, speech=sample_speech)
     assert [one.condition for one in crossed] == [*conditions[:3], "cross", *conditions[3:]]
     assert all(np.isnan(getattr(crossed[3], name)) for name in COMPARED)
-    assert (crossed[0].ssim, crossed[0].identity) == pytest.approx((figures[0].ssim, figures[0].identity))
+    assert (crossed[0].ssim, crossed[0].identity) == pytest.approx((metrics[0].ssim, metrics[0].identity))
 
 
 def _spoken(repository: Path, clip: Path, speech: Path, out: Path) -> None:
-    """The sample speaking, with the speech as its sound, drawn by the served graphs."""
+    """Write the sample dubbed with the speech by the served graphs, with the speech as its audio."""
     drawer = Evaluation(repository)
     footage = drawer.read(clip, 2)
     sound = read_speech(speech)
@@ -143,7 +143,7 @@ def _spoken(repository: Path, clip: Path, speech: Path, out: Path) -> None:
         sink.mux(track.encode())
 
 
-def test_the_table_leaves_out_what_has_no_meaning() -> None:
+def test_the_table_leaves_out_undefined_values() -> None:
     unknown = {
         name: float("nan")
         for name in Metrics.__dataclass_fields__
@@ -157,14 +157,14 @@ def test_the_table_leaves_out_what_has_no_meaning() -> None:
     assert mean[:2] == ["mean", "cross"]
 
 
-def test_what_others_published_stands_apart() -> None:
+def test_published_results_have_their_own_table() -> None:
     head, _, *rows = published.table(published.Published("ours", None, 0.9, 0.3))
-    assert rows[0] == [published.TALK, "–", "–", "–"]  # nobody knows them: no figure is made up
+    assert rows[0] == [published.TALK, "–", "–", "–"]  # unknown values stay empty
     assert rows[-1] == ["ours", "–", "0.90", "0.30"]
     assert all(len(row) == len(head) for row in rows)
 
 
-def test_likeness_knows_its_own(footage: Footage) -> None:
+def test_likeness_is_high_for_the_same_person(footage: Footage) -> None:
     likeness = Likeness()
     first, last = footage.crops[:8], footage.crops[-8:]
     assert likeness.alike(first, first) == pytest.approx(1)
@@ -177,18 +177,18 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["evaluate", str(tmp_path / "none"), "-o", str(tmp_path)]) == 1
     assert "does not exist" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path), "-o", str(tmp_path)]) == 1
-    assert "holds no clip" in capsys.readouterr().err
+    assert "no clip in " in capsys.readouterr().err
     (tmp_path / "a.mp4").write_text("not a video")
     assert main(["evaluate", str(tmp_path), "-o", str(tmp_path)]) == 1
-    assert "no clip could be judged" in capsys.readouterr().err
+    assert "no clip could be evaluated" in capsys.readouterr().err
 
 
-def test_sync_is_measured_where_there_is_sound(evaluation: Evaluation, footage: Footage) -> None:
+def test_sync_is_measured_if_there_is_audio(evaluation: Evaluation, footage: Footage) -> None:
     real = footage.crops[footage.first :]
     noise = np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32)
     filmed = Drawing.untouched(real)
     known = evaluation.measure("a", "untouched", footage, filmed, sound=noise)
-    assert 0 <= known.lse_c < 0.5  # a resting mouth fits no noise
+    assert 0 <= known.lse_c < 0.5  # a resting mouth does not match noise
     assert 0.5 < known.lse_d < 2
     assert abs(known.offset) <= 15
     for nothing in (None, np.zeros_like(noise)):
@@ -206,7 +206,7 @@ def test_frechet_distance_against_the_closed_form() -> None:
 
 
 class Means(torch.nn.Module):
-    """Stands for both published networks: mean colours of each picture, or clip."""
+    """A replacement of both published networks: mean colours of each picture, or clip."""
 
     def forward(
         self, x: torch.Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False
@@ -222,7 +222,7 @@ def test_fid_and_fvd_are_measured_where_their_networks_are_given(tmp_path: Path)
     takes = [rng.integers(0, 255, (40, 16, 16, 3)).astype(np.uint8) for _ in range(2)]
     darker = [np.asarray(take // 2, np.uint8) for take in takes]
     assert networks["fid"].features(takes).shape == (80, 3)
-    assert networks["fvd"].features(takes).shape == (4, 3)  # two whole 16 frames of each
+    assert networks["fvd"].features(takes).shape == (4, 3)  # two complete groups of 16 frames of each
     assert networks["fvd"].features([takes[0][:5]]).shape[0] == 0
     for network in networks.values():
         found = distances({"self": takes, "darker": darker}, takes, network)

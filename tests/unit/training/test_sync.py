@@ -1,4 +1,4 @@
-"""SyncNet's figures against planted embeddings, its loss, and the gates that follow from them."""
+"""Tests of SyncNet's metrics with known embeddings, its loss, and the thresholds of curation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from insync.ensemble.models.log_mel import LogMel
 from insync.network.syncnet import EMBEDDING, FRAME_S, SyncNet
 from insync.training.curation.audio_quality import music_share, silence_share
-from insync.training.curation.identities import Looks, copies, split_of, who_is_who
+from insync.training.curation.identities import Looks, cluster_people, copies, split_of
 from insync.training.curation.quality import Gates, clip_metrics, picture_faults, sound_verdict
 from insync.training.data.audio import windows
 from insync.training.data.manifest import Row, read_manifest, write_manifest
@@ -47,20 +47,20 @@ def unit(seed: int, count: int) -> Floats:
 
 
 def test_curve_against_the_definition() -> None:
-    heard = unit(0, 70)
-    seen = heard[MAX_OFFSET + 4 : MAX_OFFSET + 4 + 36]  # the sound trails by four frames
+    audio = unit(0, 70)
+    seen = audio[MAX_OFFSET + 4 : MAX_OFFSET + 4 + 36]  # the audio trails by four frames
     sounding = np.ones(70, bool)[: 36 + 2 * MAX_OFFSET]
-    curve, frames = curve_of(seen, heard[: 36 + 2 * MAX_OFFSET], sounding)
+    curve, frames = curve_of(seen, audio[: 36 + 2 * MAX_OFFSET], sounding)
     assert frames == 36
     for offset in (-15, -1, 0, 7):
-        pairs = [np.linalg.norm(seen[t] - heard[t + MAX_OFFSET + offset]) for t in range(36)]
+        pairs = [np.linalg.norm(seen[t] - audio[t + MAX_OFFSET + offset]) for t in range(36)]
         assert curve[offset + MAX_OFFSET] == pytest.approx(np.mean(pairs), rel=1e-5)
     found = metrics_of_curve(curve, frames)
     assert found.offset == 4
     assert found.lse_d == pytest.approx(0, abs=1e-6)
     assert found.lse_c == pytest.approx(float(np.median(curve)), rel=1e-5)
-    silent, _ = curve_of(seen, heard[: 36 + 2 * MAX_OFFSET], np.zeros_like(sounding))
-    assert np.all(silent == np.float32(2**0.5))  # where nothing sounds, nothing fits
+    silent, _ = curve_of(seen, audio[: 36 + 2 * MAX_OFFSET], np.zeros_like(sounding))
+    assert np.all(silent == np.float32(2**0.5))  # without audio, all distances are those of random pairs
 
 
 @pytest.mark.parametrize("fps", [15.0, 25.0, 29.97, 60.0])
@@ -75,8 +75,8 @@ def test_any_frame_rate_becomes_25(fps: float) -> None:
         np.testing.assert_allclose(gaps, [np.abs(times - w).min() for w in wanted], atol=1e-6)
 
 
-class Planted(SyncJudge):
-    """Reads the time off the picture's grey and off the loudness of the sound, so that the answer is known."""
+class KnownEmbeddings(SyncJudge):
+    """A judge whose embeddings depend only on the picture's grey value and on the audio's loudness, so that the offset is known."""
 
     def __init__(self) -> None:
         self._mel = LogMel()
@@ -94,11 +94,11 @@ class Planted(SyncJudge):
         )  # 280 ms into the window: the frame's own time
 
 
-def test_offset_of_a_clip_that_is_known() -> None:
-    # Ever louder noise: the rank of a window's loudness is its place in time.
+def test_known_offset_of_a_clip() -> None:
+    # The noise gets louder all the time: the rank of a window's loudness is its position in time.
     rng = np.random.default_rng(0)
     audio = (rng.normal(size=80_000) * np.linspace(0.001, 0.3, 80_000)).astype(np.float32)
-    judge = Planted()
+    judge = KnownEmbeddings()
     times = np.arange(15 + 2, 100).astype(np.float32) * np.float32(FRAME_S)
     reach = np.arange(-15, len(times) - 4 + 15) * FRAME_S + times[2]
     ranks = judge.number(judge._mel(windows(audio, reach.astype(np.float32))))
@@ -109,8 +109,8 @@ def test_offset_of_a_clip_that_is_known() -> None:
         assert found is not None
         assert found.offset == offset
     assert judge.metrics_of_mouths(mouths[:4], times[:4], audio) is None
-    assert judge.metrics_of_mouths(mouths[:18], times[:18], audio) is None  # too short to say anything
-    assert judge.metrics_of_mouths(mouths, times + 90, audio) is None  # no sound there
+    assert judge.metrics_of_mouths(mouths[:18], times[:18], audio) is None  # too short to measure
+    assert judge.metrics_of_mouths(mouths, times + 90, audio) is None  # after the end of the audio
 
 
 def test_shipped_weights_load_and_survive_storing(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_skin_and_light_do_not_matter() -> None:
         np.testing.assert_allclose(model.seen(mouths), model.seen(0.6 * mouths + 0.2), atol=0.05)
 
 
-def test_loss_reaches_the_picture_and_leaves_the_judge_alone() -> None:
+def test_loss_has_gradients_at_the_picture_and_none_at_the_weights() -> None:
     loss = SyncLoss()
     loss.train()
     assert not any(module.training for module in loss.modules())
@@ -157,7 +157,7 @@ def test_mouths_for_curation_and_for_the_loss_are_the_same() -> None:
     np.testing.assert_array_equal(wide[:, 6:-6, 6:-6], mouths)
 
 
-def test_sound_is_shifted_believed_or_silenced() -> None:
+def test_audio_is_used_shifted_or_not_used() -> None:
     gates = Gates()
 
     def verdict(row: Row, *others: Row) -> Row:
@@ -168,18 +168,18 @@ def test_sound_is_shifted_believed_or_silenced() -> None:
     assert (late.speaks, late.offset_s) == (True, 0.12)
     assert "trails by 3 frames" in late.reason
     assert verdict(speaking(curve=bell(-2))).offset_s == -0.08
-    # A short segment takes the offset of its clip, ...
+    # A short segment uses the offset of its clip, ...
     short = speaking(frames=40, curve=bell(-9, 0.35))
-    mended = verdict(
+    corrected = verdict(
         replace(short, curve=tuple(np.minimum(short.curve, bell(2, 0.2)))), speaking(frames=900, curve=bell(2))
     )
-    assert (mended.speaks, mended.offset_s) == (True, 0.08)
-    assert "its clip's" in mended.reason
-    # ... a long one with a clear curve its own.
+    assert (corrected.speaks, corrected.offset_s) == (True, 0.08)
+    assert "the offset of its clip" in corrected.reason
+    # ... a long one with a clear curve uses its own.
     assert verdict(speaking(curve=bell(1)), speaking(frames=900, curve=bell(4))).offset_s == 0.04
     for row, words in (
-        (speaking(curve=bell(0, 0.01)), "do not belong together"),
-        (speaking(frames=40, curve=bell(0, 0.07)), "neither it nor its clip tells the offset"),
+        (speaking(curve=bell(0, 0.01)), "mouth and sound do not match"),
+        (speaking(frames=40, curve=bell(0, 0.07)), "offset uncertain in the segment and in its clip"),
         (speaking(curve=bell(11)), "+11 frames, at most 8"),
         (speaking(silence=0.95), "silent for 95%"),
         (speaking(music=0.9, curve=bell(0, 0.07)), "music for 90%"),
@@ -190,7 +190,7 @@ def test_sound_is_shifted_believed_or_silenced() -> None:
         assert not silenced.speaks
         assert silenced.keep
         assert words in silenced.reason
-    assert verdict(speaking(music=0.9)).speaks  # a clear confidence says that it is speech after all
+    assert verdict(speaking(music=0.9)).speaks  # a high confidence means that it is speech after all
     assert not verdict(speaking(keep=False)).speaks
 
 
@@ -203,7 +203,7 @@ def test_picture_gates() -> None:
     ]  # fmt: skip
 
 
-def test_manifest_round_trip_and_what_it_refuses(tmp_path: Path) -> None:
+def test_manifest_round_trip_and_invalid_manifests(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -217,16 +217,16 @@ def test_manifest_round_trip_and_what_it_refuses(tmp_path: Path) -> None:
     table = pq.read_table(path)
     words = pa.array(["yes", ""])
     pq.write_table(table.set_column(table.column_names.index("overrule"), "overrule", words), path)
-    with pytest.raises(ValueError, match=r"a@0: overrule is 'yes', allowed are \(empty\), keep, silent, drop"):
+    with pytest.raises(ValueError, match=r"a@0: overrule is 'yes', must be one of \(empty\), keep, silent, drop"):
         read_manifest(path)
     pq.write_table(table.drop_columns(["keep"]), path)
     with pytest.raises(ValueError, match="columns keep are missing"):
         read_manifest(path)
-    with pytest.raises(FileNotFoundError, match="curate the footage first"):
+    with pytest.raises(FileNotFoundError, match="run `insync curate` first"):
         read_manifest(tmp_path / "none.parquet")
 
 
-def test_silence_and_music_are_told_from_speech() -> None:
+def test_silence_and_music_are_distinguished_from_speech() -> None:
     rng, time_s = np.random.default_rng(0), np.arange(64_000) / 16_000
     noise = rng.normal(size=64_000)
     syllables = np.clip(np.sin(2 * np.pi * 3 * time_s), 0, 1) ** 2  # three a second, with pauses
@@ -240,7 +240,7 @@ def test_silence_and_music_are_told_from_speech() -> None:
     assert music_share(speech) == 0
     assert music_share(chord) == 1
     assert music_share(speech + chord) > 0.7
-    assert music_share((0.1 * noise).astype(np.float32)) == 0  # noise is no music
+    assert music_share((0.1 * noise).astype(np.float32)) == 0  # noise is not music
     assert music_share(np.zeros(64_000, np.float32)) == music_share(np.zeros(9, np.float32)) == 0
 
 
@@ -259,9 +259,9 @@ def person(seed: int, name: str, frames: int = 40, start: int = 0, moving: bool 
 
 def test_people_and_copies() -> None:
     takes = [person(0, "a"), person(1, "b"), person(0, "c", start=60), person(0, "d", frames=30, start=5)]
-    assert who_is_who(takes) == ["p001", "p002", "p001", "p001"]
-    assert who_is_who([]) == []
-    assert who_is_who(takes[:1]) == ["p001"]
+    assert cluster_people(takes) == ["p001", "p002", "p001", "p001"]
+    assert cluster_people([]) == []
+    assert cluster_people(takes[:1]) == ["p001"]
     assert copies(takes) == {3: 0}  # part of the first; the third is the same person at another time
     assert copies([person(0, "a"), person(1, "b")]) == {}
 

@@ -1,4 +1,4 @@
-"""Training on the shipped sample: every stage runs, resumes and writes what the next one needs; its measures against slow oracles."""
+"""Tests of training on the sample: every stage runs, resumes and writes what the next one needs; its functions against slow oracles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from insync.training.trainers.checkpoint import load_network
 from insync.training.trainers.mouth_reader import train_reader
 from insync.training.trainers.occlusion import train_occlusion
 from insync.training.trainers.renderer import RendererOptions, RendererTraining, train_renderer
-from insync.training.trainers.run import Budget, Log, cosine, follow, load_checkpoint, save_checkpoint
+from insync.training.trainers.run import Budget, Log, cosine, load_checkpoint, save_checkpoint, update_average
 from insync.training.trainers.speech import augment, code_loss, offset_curve, train_speech
 
 
@@ -37,7 +37,7 @@ def basis() -> MouthBasis:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, basis: MouthBasis) -> Path:
-    """The sample with its speech as sound, curated."""
+    """Return a curated data set of the sample with speech as its audio."""
     import av
 
     root = Path(__file__).resolve().parents[3]
@@ -60,14 +60,16 @@ def data(tmp_path_factory: pytest.TempPathFactory, basis: MouthBasis) -> Path:
     return out
 
 
-def test_curation_keeps_the_face_and_passes_over_what_is_broken(data: Path) -> None:
+def test_curation_keeps_the_face_and_skips_a_broken_clip(data: Path) -> None:
     dataset = Dataset(data)
     assert {segment.clip for segment in dataset.segments} == {"talk.mkv"}
     assert sum(segment.frames for segment in dataset.segments) > 120
     assert all(segment.has_sound for segment in dataset.segments)
     assert float(dataset.mel.astype(np.float32).std()) > 0.1
     nose = dataset.landmarks[:, 2]
-    assert np.abs(nose - [127.5, 121.5]).max() < 12  # aligned: the base of the nose stays where the template has it
+    assert (
+        np.abs(nose - [127.5, 121.5]).max() < 12
+    )  # aligned: the base of the nose stays at its position in the template
 
 
 def test_windows_are_slices_of_the_padded_sound() -> None:
@@ -106,7 +108,7 @@ def test_every_stage_runs_and_the_result_loads(data: Path, basis: MouthBasis, tm
     RendererTraining(dataset, basis, tmp_path, options, dataset, tmp_path / "renderer_last.pt")
     assert second["step"] > first["step"] > 0  # resumed, not begun again
     assert (tmp_path / "sheets" / "last.jpg").stat().st_size > 10_000
-    # One segment without other people's speech cannot show an offset; the stage must still end with a model where it does.
+    # The speech stage is not run here, because one segment alone has no reliable offset.
     with pytest.raises(FileNotFoundError, match=r"speech\.pt"):
         load_network(tmp_path)
     torch.save({"model": {**_speech_state()}}, tmp_path / "speech.pt")
@@ -132,7 +134,7 @@ def test_references_avoid_the_targets_and_spread_over_mouth_shapes(data: Path, b
     assert any(torch.equal(batch.codes[0], code) for code in batch.reference_codes[0])
 
 
-def test_random_references_are_those_that_are_not_chosen(data: Path, basis: MouthBasis) -> None:
+def test_selected_references_spread_more_than_random_ones(data: Path, basis: MouthBasis) -> None:
     dataset = Dataset(data)
     spreads = []
     for selective in (True, False):
@@ -145,15 +147,15 @@ def test_random_references_are_those_that_are_not_chosen(data: Path, basis: Mout
 def test_spoken_batches_are_frames_in_a_row_with_their_sound(data: Path, basis: MouthBasis, tmp_path: Path) -> None:
     dataset = Dataset(data)
     dataset.speaks = [False] * len(dataset.segments)
-    with pytest.raises(ValueError, match="nobody in this data set speaks"):
+    with pytest.raises(ValueError, match="no segment of this data set has usable speech"):
         Batches(dataset, basis, 1, 2, seed=0).draw(spoken=True)
     dataset.speaks = [True] * len(dataset.segments)
     for _ in range(3):
         batch = Batches(dataset, basis, 1, 2, seed=0).draw(augmented=False, spoken=True)
         assert batch.codes.shape == (5, MOUTH)
         assert batch.mel.shape == (5, 80, 40)
-        heard = torch.from_numpy(dataset.mel.astype(np.float32))
-        rows = [int((heard - mel).abs().sum((1, 2)).argmin()) for mel in batch.mel]
+        mels = torch.from_numpy(dataset.mel.astype(np.float32))
+        rows = [int((mels - mel).abs().sum((1, 2)).argmin()) for mel in batch.mel]
         assert np.diff(dataset.time_s[rows]) == pytest.approx(0.04, abs=0.005)
         assert torch.equal(batch.real[2].mul(255).round().byte(), _planes(dataset.crops[rows[2]]))
     train_reader(dataset, basis, tmp_path, 0.02)
@@ -169,7 +171,7 @@ def _planes(crop: np.ndarray[Any, np.dtype[np.uint8]]) -> torch.Tensor:
     return torch.from_numpy(crop).permute(2, 0, 1)
 
 
-def test_occluders_cover_what_they_say(data: Path, basis: MouthBasis) -> None:
+def test_occluders_match_their_masks(data: Path, basis: MouthBasis) -> None:
     batches = Batches(Dataset(data), basis, 1, 4, seed=1)
     changed_somewhere = 0
     for _ in range(12):
@@ -196,16 +198,16 @@ def test_offset_curve_finds_a_known_shift() -> None:
     rng = np.random.default_rng(0)
     real = np.convolve(rng.normal(size=200), np.ones(5) / 5, "same").astype(np.float32)
     for shift in (-4, 0, 3):
-        heard = np.roll(real, shift) + rng.normal(0, 0.02, 200).astype(np.float32)
-        assert int(offset_curve(heard, real).argmax()) - 6 == shift
+        predicted = np.roll(real, shift) + rng.normal(0, 0.02, 200).astype(np.float32)
+        assert int(offset_curve(predicted, real).argmax()) - 6 == shift
     assert offset_curve(np.ones(50, np.float32), real[:50]).max() == 0
 
 
-def test_timid_mouths_cost_more_than_lively_ones(basis: MouthBasis) -> None:
+def test_too_little_movement_has_a_higher_loss(basis: MouthBasis) -> None:
     real = torch.randn(256, MOUTH)
     weights, aperture = torch.from_numpy(basis.deviation), torch.from_numpy(basis.aperture_row)
-    exact, timid, shuffled = (float(code_loss(p, real, weights, aperture)) for p in (real, 0.3 * real, real.flip(0)))
-    assert exact < 5e-3 < timid < shuffled
+    exact, small, shuffled = (float(code_loss(p, real, weights, aperture)) for p in (real, 0.3 * real, real.flip(0)))
+    assert exact < 5e-3 < small < shuffled
 
 
 def test_augmented_silence_stays_in_range() -> None:
@@ -214,12 +216,12 @@ def test_augmented_silence_stays_in_range() -> None:
     assert torch.isfinite(mel).all()
 
 
-def test_speech_stage_drops_what_follows_no_offset_and_says_so(
+def test_speech_stage_fails_if_no_segment_matches_its_audio(
     data: Path, basis: MouthBasis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # No correlation reaches 1: every segment is dropped, and the stage must say that instead of training on nothing.
+    # No correlation reaches 1: every segment is dropped, and the stage must report that instead of training without data.
     monkeypatch.setattr("insync.training.trainers.speech.MIN_CORRELATION", 1.0)
-    with pytest.raises(ValueError, match="no segment"):
+    with pytest.raises(ValueError, match="no segment has a mouth that matches its audio"):
         train_speech(Dataset(data), basis, tmp_path, 0.02)
 
 
@@ -252,18 +254,18 @@ def test_settings_are_read_kept_with_the_run_and_named_when_wrong(
     own = tmp_path / "own.toml"
     own.write_text("seed = 3\n[renderer]\npeople = 2\nphotos = 0\ntrained = ['inpainter']\n")
     run = tmp_path / "run"
-    for given in (["--config", str(own)], ["--seed", "4"]):  # the second time the run's own settings go on
+    for given in (["--config", str(own)], ["--seed", "4"]):  # the second call keeps the settings of the run
         assert train_cli.main(["renderer", str(tmp_path / "none"), str(run), "--minutes", "1", *given]) == 1
     kept = config.read(run / config.FILE)
     assert (kept.seed, kept.renderer.people, kept.renderer.photos, kept.renderer.trained) == (4, 2, 0.0, ("inpainter",))
     assert config.differences(config.read(own), kept) == ["seed = 3 → 4"]
     capsys.readouterr()
     for wrong, message in (
-        ("[renderer]\nlearning_rat = 1", "[renderer] learning_rat: no such setting; there are selective, "),
+        ("[renderer]\nlearning_rat = 1", "[renderer] learning_rat: no such setting; must be one of selective, "),
         ("[reader]\nbatch = 0", "[reader] batch is 0; it must be a whole number of at least 1"),
-        ("[speech]\nsilent = -0.1", "[speech] silent is -0.1; it must be a number, 0 or more"),
-        ("[shares]\nspeech = 0.5", "[shares]: they add up to 1.43; they must add up to 1"),
-        ("renderer = 5", "renderer is 5; it is a table: [renderer]"),
+        ("[speech]\nsilent = -0.1", "[speech] silent is -0.1; it must be a number of at least 0"),
+        ("[shares]\nspeech = 0.5", "[shares]: the shares add up to 1.43; must add up to 1"),
+        ("renderer = 5", "renderer is 5; it must be a table: [renderer]"),
         ("[renderer", "own.toml: "),
     ):
         own.write_text(wrong)
@@ -271,10 +273,10 @@ def test_settings_are_read_kept_with_the_run_and_named_when_wrong(
         assert message in capsys.readouterr().err
 
 
-def test_figures_are_drawn_and_others_put_aside(tmp_path: Path) -> None:
+def test_metrics_are_plotted_and_a_log_with_other_columns_is_renamed(tmp_path: Path) -> None:
     path = tmp_path / "stage.csv"
     Log(path).draw()  # nothing yet
-    for first in (0, 3):  # the second log goes on in the file
+    for first in (0, 3):  # the second log appends to the file
         log = Log(path)
         for step in range(first, first + 3):
             log.write({"step": step, "seconds": 2.0 * step, "loss": 1 / (1 + step)})
@@ -289,13 +291,13 @@ def test_figures_are_drawn_and_others_put_aside(tmp_path: Path) -> None:
     assert "loss" in (tmp_path / "stage.1.csv").read_text()
 
 
-def test_averaged_weights_trail_and_counts_do_not() -> None:
+def test_weights_are_averaged_and_counts_are_copied() -> None:
     model, average = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
     torch.nn.init.constant_(model.weight, 3.0)
     model(torch.zeros(2, 2))
-    follow(average, model, step=0, decay=0.9)  # the first step counts nine tenths
+    update_average(average, model, step=0, decay=0.9)  # the first step has a weight of nine tenths
     assert average.weight.tolist() == pytest.approx([2.8, 2.8])
     assert average.state_dict()["num_batches_tracked"].tolist() == 1
     for _ in range(2):
-        follow(average, model, step=1000, decay=0.9)
+        update_average(average, model, step=1000, decay=0.9)
     assert average.weight.tolist() == pytest.approx([3 - 0.2 * 0.81] * 2)

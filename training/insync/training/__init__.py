@@ -1,1 +1,1 @@
-"""InSync training."""
+"""Curation of footage, training of the network, and evaluation of the result."""

@@ -1,4 +1,4 @@
-"""Find the GPU and NVIDIA's libraries on this machine, without loading any of them."""
+"""The GPU and the TensorRT library of this machine."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Gpu:
 
 
 def library_version(library: str | None = None) -> str:
-    """The TensorRT of this machine, with four parts, as the library itself says it: Triton's backend loads the same one.
+    """Return this machine's TensorRT version, with four parts, from the library itself, which Triton's backend loads too.
 
     Args:
-        library: file or name of the library; by default libnvinfer, wherever the linker finds it.
+        library: file or name of the library; by default libnvinfer from the linker's path.
 
     Raises:
         ServerError: there is none.
@@ -39,11 +39,11 @@ def library_version(library: str | None = None) -> str:
         except (OSError, AttributeError):
             continue
         return ".".join(str(part) for part in parts)
-    raise ServerError(f"TensorRT is not on this machine: the linker finds none of {', '.join(names)}")
+    raise ServerError(f"TensorRT is not installed on this machine: the linker finds none of {', '.join(names)}")
 
 
 def find_gpu() -> Gpu | None:
-    """The first GPU of this machine, None where there is none."""
+    """Return the first GPU of this machine, or None."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None

@@ -1,4 +1,4 @@
-"""How much of the machine's processor time is left over, as Linux counts it, and how a run takes several cores of it."""
+"""Idle CPU time of the machine, from Linux's counters, and the choice of cores for a multi-threaded run."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-SPAN_S = 0.1  # at least, over which the share is taken: Linux counts in hundredths of a second
+SPAN_S = 0.1  # shortest interval over which the share is measured: Linux counts in hundredths of a second
 
 
 class IdleShare:
-    """The share of all cores' time that lay idle lately, in [0, 1]; 0 where Linux does not say. Not thread-safe.
+    """The recent idle share of all cores' time, in [0, 1]; 0 if Linux provides no counters. Not thread-safe.
 
-    Unlike the number of threads that wait at one moment, it tells a stream, which leaves the cores idle between its frames,
-    from a job, which does not.
+    Unlike the number of waiting threads at one moment, it distinguishes a stream, which leaves the cores idle between its
+    frames, from a job, which does not.
 
     Args:
-        counts: the file that the kernel counts in.
+        counts: the kernel's file of counters.
     """
 
     def __init__(self, counts: Path = Path("/proc/stat")) -> None:
@@ -28,7 +28,7 @@ class IdleShare:
         self._share = 0.0
 
     def __call__(self) -> float:
-        """The share between the last two looks, which lie `SPAN_S` or more apart."""
+        """Return the share between the last two readings, which are at least `SPAN_S` apart."""
         if time.monotonic() - self._read_s >= SPAN_S:
             idle, everything = self._now()
             if everything > self._all:
@@ -37,10 +37,10 @@ class IdleShare:
         return self._share
 
     def _now(self) -> tuple[int, int]:
-        """Ticks of all cores since the machine was started: idle ones, and all of them."""
+        """Read the ticks of all cores since the machine was started: idle ones, and all of them."""
         try:
             with self._counts.open("rb") as file:
-                # cpu, then: user, nice, system, idle, waiting for a disk, interrupts, soft interrupts, stolen, …
+                # cpu, then: user, nice, system, idle, iowait, irq, softirq, steal, …
                 ticks = [int(field) for field in file.readline().split()[1:9]]
         except OSError:
             return 0, 0
@@ -48,17 +48,17 @@ class IdleShare:
 
 
 def cores_for(threads: int, instance: int) -> tuple[int, ...]:
-    """Different cores for the threads of a run, of those that this process may use.
+    """Choose a different core for each thread of a run, among those that this process may use.
 
-    Left to itself, Linux wakes a helper on the core of the thread that wakes it, and that one does not make way: the two
+    Without this, Linux wakes a worker thread on the core of the thread that wakes it, which stays busy: the two together
     take longer than one alone.
 
     Args:
-        threads: how many.
-        instance: number of the process among its like: neighbours get others, as far as there are any.
+        threads: number of threads.
+        instance: number of the model instance: other instances get other cores, as far as there are any.
 
     Returns:
-        Their numbers; none where there are fewer cores than threads.
+        The core numbers; empty if there are fewer cores than threads.
     """
     allowed = sorted(os.sched_getaffinity(0))
     if len(allowed) < threads:
@@ -68,7 +68,7 @@ def cores_for(threads: int, instance: int) -> tuple[int, ...]:
 
 @contextmanager
 def bound_to(core: int) -> Iterator[None]:
-    """Keeps the calling thread on one core; where it may not go there, it stays where it is."""
+    """Pin the calling thread to one core; if that is not allowed, leave its affinity unchanged."""
     before = os.sched_getaffinity(0)
     with suppress(OSError):
         os.sched_setaffinity(0, {core})

@@ -1,4 +1,4 @@
-"""The served graphs called in one process, without Triton: what evaluation judges, and what the ensemble's speed is held against."""
+"""The served graphs run in one process, without Triton: for evaluation, and as the baseline of the ensemble's latency."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class Twin(NamedTuple):
 
 
 class Chain:
-    """`lipsync_encoder`, `lipsync_mixer`, AdaAT and `lipsync_decoder` as one call, and `lipsync_reference` for registration. Not thread-safe.
+    """`lipsync_encoder`, `lipsync_mixer`, AdaAT and `lipsync_decoder` in one call; `lipsync_reference` for registration.
+
+    Not thread-safe.
 
     Args:
         repository: the model repository.
@@ -55,13 +57,23 @@ class Chain:
         }
 
     def reference(self, record: Record) -> Twin:
-        """A twin's features."""
+        """Compute a twin's features."""
         planes = np.ascontiguousarray(record.crops.transpose(0, 3, 1, 2)[None], np.float32) / np.float32(255)
         reference, identity = self._run("lipsync_reference", planes, record.codes[None])
         return Twin(reference, identity, pixels_of(record.crops)[None], record.places[None], record.neutral[None])
 
     def patch(self, crop: Floats, mel: Floats, head: Floats, twin: Twin) -> tuple[NDArray[np.uint8], Floats]:
-        """One frame: CROP [1, 3, 256, 256] in [0, 1], MEL [1, 80, 40], HEAD [1, 75, 2], a twin's features → PATCH [256, 256, 4], mouth code [12]."""
+        """Compute one frame's patch and mouth code.
+
+        Args:
+            crop: CROP, float32 [1, 3, 256, 256] in [0, 1].
+            mel: MEL, float32 [1, 80, 40].
+            head: HEAD, float32 [1, 75, 2].
+            twin: the person's features.
+
+        Returns:
+            PATCH, uint8 [256, 256, 4]; the mouth code, float32 [12].
+        """
         source, pose, speech = self._run("lipsync_encoder", crop, mel)
         affine, style, code, places = self._run("lipsync_mixer", pose, twin.identity, speech, head, twin.neutral)
         aligned = adaat(twin.reference, affine, self._threads)

@@ -1,4 +1,4 @@
-"""Choose what runs graphs on this machine's GPU."""
+"""The choice of the GPU runtime: ONNX Runtime with CUDA, or PyTorch with CUDA graphs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from insync.ensemble.inference.torch_session import TorchSession
 
 @dataclass(frozen=True)
 class GpuRuntime:
-    """What runs graphs on this machine's GPU.
+    """The runtime that runs graphs on this machine's GPU.
 
     Attributes:
         name: "onnxruntime" or "torch".
@@ -28,19 +28,19 @@ class GpuRuntime:
     gpu: str
 
     def __str__(self) -> str:
-        return f"{self.gpu}, by {'ONNX Runtime' if self.name == 'onnxruntime' else 'PyTorch with CUDA graphs'}"
+        return f"{self.gpu} with {'ONNX Runtime' if self.name == 'onnxruntime' else 'PyTorch and CUDA graphs'}"
 
 
 def find_runtime() -> GpuRuntime:
-    """What would run graphs on this machine's GPU. Loads no graph.
+    """Find the runtime for this machine's GPU, without loading a graph.
 
     Raises:
-        ServerError: there is no GPU, or nothing that can use it. One line, with the remedy.
+        ServerError: there is no GPU, or no runtime that can use it. One line, with the remedy.
     """
     gpu = find_gpu()
     if gpu is None:
         raise ServerError(
-            "--gpu needs an NVIDIA GPU and its driver, and nvidia-smi finds none on this machine; "
+            "--gpu needs an NVIDIA GPU and its driver, but nvidia-smi finds none on this machine; "
             "without --gpu the networks run on the CPU"
         )
     if CUDA in ort.get_available_providers():
@@ -53,22 +53,22 @@ def find_runtime() -> GpuRuntime:
             return GpuRuntime("torch", gpu.name)
         lacking = f"PyTorch {torch.__version__} sees no GPU"
     raise ServerError(
-        f"--gpu finds {gpu.name} and nothing to run the networks on it: ONNX Runtime {ort.__version__} has no {CUDA}, and "
-        f"{lacking}; install onnxruntime-gpu in place of onnxruntime, or 'insync[export]' with a CUDA build of PyTorch"
+        f"--gpu finds {gpu.name} but no runtime for it: ONNX Runtime {ort.__version__} has no {CUDA}, and {lacking}; "
+        "install onnxruntime-gpu instead of onnxruntime, or 'insync[export]' with a CUDA build of PyTorch"
     )
 
 
 def open_session(path: Path, model: str, device: int, options: ort.SessionOptions) -> Session:
-    """Loads a graph onto a GPU.
+    """Load a graph onto a GPU.
 
     Args:
         path: the ONNX file, in its model repository.
         model: name of the model.
         device: number of the GPU.
-        options: of ONNX Runtime.
+        options: ONNX Runtime's options.
 
     Raises:
-        ServerError: there is no GPU, or nothing that can use it.
+        ServerError: there is no GPU, or no runtime that can use it.
     """
     if find_runtime().name == "onnxruntime":
         return CudaSession(path, device, options)

@@ -1,4 +1,4 @@
-"""What every runtime's session has in common."""
+"""The interface of every runtime's session."""
 
 from __future__ import annotations
 
@@ -25,4 +25,4 @@ class Session(Protocol):
     outputs: tuple[str, ...]
 
     def run(self, outputs: Sequence[str], feed: Arrays) -> list[NDArray[Any]]:
-        """Computes these outputs of one batch."""
+        """Compute these outputs of one batch."""

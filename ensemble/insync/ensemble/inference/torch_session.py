@@ -1,4 +1,4 @@
-"""Run a graph by PyTorch with CUDA graphs."""
+"""A session that runs a graph's network in PyTorch with CUDA graphs."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from insync.core.errors import ServerError
 from insync.core.spec import MODELS, Tensor
 from insync.ensemble.inference.session import _DTYPES, Arrays
 
-_WARM_RUNS = 3  # before a capture, so that libraries have chosen their kernels and taken their memory
+_WARM_RUNS = 3  # before a capture, so that libraries have chosen kernels and allocated memory
 
 
 class TorchSession:
-    """A graph's weights in the PyTorch network, one CUDA graph for each batch size, captured when it first comes. Not thread-safe.
+    """A graph's weights in the PyTorch network, with a CUDA graph per batch size, captured on first use. Not thread-safe.
 
     Args:
-        path: the ONNX file, whose repository holds the other graphs too.
-        model: which of them.
-        device: as PyTorch names it; on "cpu" nothing is captured.
+        path: the ONNX file, whose repository has the other graphs too.
+        model: name of the model.
+        device: PyTorch's name of the device; on "cpu" nothing is captured.
 
     Raises:
-        ServerError: the parts that hold the network are not installed.
+        ServerError: the packages that define the network are not installed.
     """
 
     def __init__(self, path: Path, model: str, device: str) -> None:
@@ -35,7 +35,8 @@ class TorchSession:
             from insync.network.served import SERVED_GRAPHS, read_weights
         except ImportError as exc:
             raise ServerError(
-                f"PyTorch's networks need a part that is missing ({exc}): pip install 'insync[export]'"
+                f"running the networks in PyTorch needs a package that is not installed ({exc}): "
+                "pip install 'insync[export]'"
             ) from exc
         self._torch = torch
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -51,7 +52,7 @@ class TorchSession:
         self._captured: dict[int, _Captured] = {}
 
     def run(self, outputs: Sequence[str], feed: Arrays) -> list[NDArray[Any]]:
-        """Computes these outputs of one batch."""
+        """Compute these outputs of one batch."""
         batch = len(feed[self.inputs[0]])
         with self._torch.inference_mode():
             if batch not in self._captured:
@@ -61,7 +62,7 @@ class TorchSession:
 
 
 class _Captured:
-    """One batch size of a module: its tensors at fixed addresses on both sides, and on a GPU the CUDA graph between them."""
+    """One batch size of a module: inputs and outputs at fixed addresses on host and device, and on a GPU its CUDA graph."""
 
     def __init__(self, torch: Any, module: Any, tensors: Sequence[Tensor], batch: int, device: Any) -> None:
         self._torch, self._module, self._on_gpu = torch, module, device.type == "cuda"

@@ -1,6 +1,6 @@
-"""AdaAT on an NVIDIA GPU: the CUDA kernel of `kernels/adaat.cu`, compiled on first use by CuPy (NVRTC): no PyTorch, no nvcc.
+"""AdaAT on an NVIDIA GPU: the CUDA kernel in `kernels/adaat.cu`, compiled on first use by CuPy (NVRTC), without PyTorch or nvcc.
 
-The same meaning as `insync.ensemble.models.adaat`. Arrays are CuPy's and stay on their device.
+Equivalent to `insync.ensemble.models.adaat`. Arrays are CuPy's and stay on their device.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from insync.core.errors import BadInput, ServerError
 
 SOURCE = Path(__file__).resolve().parent / "kernels" / "adaat.cu"
-# As in the source.
+# Must match the constants in the CUDA source.
 THREADS = 128
 SAMPLES = 32
 BORDER = 4
 SAMPLE = np.dtype([("reference", np.uintp), ("affine", np.uintp), ("aligned", np.uintp)])
 TABLE = np.dtype([("sample", SAMPLE, (SAMPLES,))])
-SHARED_BYTES = 48 * 1024  # of one block, on every GPU without asking for more
+SHARED_BYTES = 48 * 1024  # per block, available on every GPU without opting in to more
 
 
 def shared_bytes(height: int, width: int) -> int:
-    """Shared memory of one block: a plane [height, width] with its border, and its similarity.
+    """Return the shared memory of one block, in bytes: a plane [height, width] with its border, and its similarity.
 
     Raises:
         BadInput: more than a GPU has.
@@ -39,23 +39,26 @@ def shared_bytes(height: int, width: int) -> int:
     if needed > SHARED_BYTES:
         raise BadInput(
             f"a plane of REFERENCE is {height} × {width}, which takes {needed} bytes of a GPU's shared memory: "
-            f"allowed are {SHARED_BYTES}"
+            f"it must be at most {SHARED_BYTES}"
         )
     return needed
 
 
 def pack(samples: Sequence[tuple[int, int, int]]) -> NDArray[Any]:
-    """The kernel's table of at most 32 samples: device addresses of reference [C, H, W], affine [C, 4], aligned [C, H, W]."""
+    """Build the kernel's table of at most 32 samples.
+
+    Each has the device addresses of its reference [C, H, W], affine [C, 4] and aligned [C, H, W].
+    """
     table = np.zeros((), TABLE)
     table["sample"][: len(samples)] = np.array(list(samples), SAMPLE)
     return table
 
 
 class AdaatKernel:
-    """The kernel on one GPU. Not thread-safe.
+    """The AdaAT kernel on one GPU. Not thread-safe.
 
     Raises:
-        ServerError: CuPy is not installed, or finds no GPU, or cannot compile.
+        ServerError: CuPy is not installed, finds no GPU, or cannot compile the kernel.
     """
 
     def __init__(self, device: int = 0) -> None:
@@ -63,33 +66,33 @@ class AdaatKernel:
         self._device = self._cupy.cuda.Device(device)
         with self._device:
             try:
-                # Infinities and not-a-number have a meaning here: no fast-math.
+                # No fast-math: the kernel must detect infinities and not-a-number.
                 module = self._cupy.RawModule(
                     code=SOURCE.read_text(), options=(f"-I{SOURCE.parent}", "--std=c++17"), backend="nvrtc"
                 )
                 self._launch = module.get_function("insync_adaat")
             except Exception as exc:
                 raise ServerError(f"the AdaAT kernel could not be compiled for GPU {device}: {exc}") from exc
-            # The host's own memory, which the GPU sees: the kernel writes to it only where something is wrong.
+            # Pinned host memory, mapped to the GPU: the kernel writes to it only when an input is not finite.
             pinned = self._cupy.cuda.alloc_pinned_memory(4 * SAMPLES)
             self._not_finite = np.frombuffer(pinned, np.int32, SAMPLES)
             self._not_finite_address = np.uintp(pinned.ptr)
 
     def __call__(self, requests: Sequence[tuple[Any, Any]]) -> list[Any]:
-        """Warps the features of every request, all in as few launches as there are 32 samples.
+        """Warp the features of all requests, with one kernel launch per 32 samples.
 
         Args:
-            requests: REFERENCE float32 [B, C, H, W] and AFFINE float32 [B, C, 4], as `insync.ensemble.models.adaat.adaat` has
-                them; CuPy arrays of this GPU, anything else on it that speaks DLPack, taken without a copy, or NumPy
-                arrays, which are copied to it. Any B each, the same C, H, W.
+            requests: REFERENCE float32 [B, C, H, W] and AFFINE float32 [B, C, 4], as in `insync.ensemble.models.adaat.adaat`.
+                CuPy arrays on this GPU, other DLPack tensors on it (used without a copy), or NumPy arrays (copied to
+                it). B may differ between requests; C, H, W must be the same.
 
         Returns:
             For each request ALIGNED float32 [B, C, H, W] on this GPU, complete when this returns; or a `BadInput`
-            where its shapes do not fit or its AFFINE holds a number that is not finite.
+            if its shapes do not match or its AFFINE holds a number that is not finite.
         """
         with self._device:
             results: list[Any] = []
-            kept: list[Any] = []  # alive until the GPU is done
+            kept: list[Any] = []  # keeps inputs alive until the GPU has finished
             samples: list[tuple[int, int, int]] = []
             owners: list[int] = []
             shape: tuple[int, ...] = ()
@@ -111,20 +114,20 @@ class AdaatKernel:
                 wrong = self._run(samples[start : start + SAMPLES], shape)
                 for sample in wrong:
                     results[owners[start + sample]] = BadInput(
-                        "AFFINE holds numbers that are not finite, expected scale, rotation, tx, ty for each channel"
+                        "AFFINE holds numbers that are not finite, must be scale, rotation, tx, ty for each channel"
                     )
             return results
 
     def launch(self, table: NDArray[Any], count: int, shape: tuple[int, ...]) -> None:
-        """Starts the kernel on the current stream, and does not wait.
+        """Launch the kernel on the current stream, without waiting.
 
         Args:
-            table: what `pack` made.
-            count: how many samples are in it.
+            table: the table from `pack`.
+            count: number of samples in it.
             shape: C, H, W.
         """
         channels, height, width = shape
-        # CuPy gives an array of one element to a kernel by value.
+        # CuPy passes an array of one element to a kernel by value.
         arguments = (table, np.int32(height), np.int32(width), self._not_finite_address)
         self._launch((channels, count), (THREADS,), arguments, shared_mem=shared_bytes(height, width))
 
@@ -134,10 +137,10 @@ class AdaatKernel:
         return self._cupy.ascontiguousarray(self._cupy.asarray(value, np.float32))
 
     def _run(self, samples: Sequence[tuple[int, int, int]], shape: tuple[int, ...]) -> list[int]:
-        """Launches and waits; returns the samples whose affine is not finite."""
+        """Launch the kernel and wait; return the samples whose affine is not finite."""
         self._not_finite[:] = 0
         self.launch(pack(samples), len(samples), shape)
-        # The next step runs in another process, on a stream of its own: nobody but us can wait for this one.
+        # The next model runs in another process, on its own stream: only this process can wait for the kernel.
         self._cupy.cuda.get_current_stream().synchronize()
         return [int(i) for i in np.flatnonzero(self._not_finite[: len(samples)])]
 
@@ -150,17 +153,19 @@ def _check(reference: Any, affine: Any, shape: tuple[int, ...]) -> None:
     if reference.ndim != 4 or tuple(affine.shape) != (*reference.shape[:2], 4):
         raise BadInput(
             f"REFERENCE has shape {list(reference.shape)} and AFFINE {list(affine.shape)}, "
-            "expected [B, C, H, W] and [B, C, 4]"
+            "must be [B, C, H, W] and [B, C, 4]"
         )
     if shape and tuple(reference.shape[1:]) != shape:
-        raise BadInput(f"REFERENCE is {list(reference.shape[1:])} and another request's is {list(shape)}")
+        raise BadInput(
+            f"REFERENCE is {list(reference.shape[1:])} per sample, must be {list(shape)} as in the batch's first request"
+        )
     shared_bytes(*reference.shape[2:])
 
 
 def load_nvrtc() -> ctypes.CDLL | None:
-    """Loads NVIDIA's run-time compiler from its wheel, which lies where no linker looks; None where it is not installed.
+    """Load NVIDIA's run-time compiler from its wheel, which is not on the linker's path; None if it is not installed.
 
-    CuPy then finds it by its name, as it finds the one of a CUDA installation.
+    CuPy then finds it by name, as it finds that of a CUDA installation.
     """
     spec = importlib.util.find_spec("nvidia")
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
@@ -176,7 +181,7 @@ def _cupy() -> Any:
     try:
         import cupy
     except ImportError as exc:
-        raise ServerError(f"tensors on a GPU need CuPy ({exc}): pip install cupy-cuda13x, or 'insync[gpu]'") from exc
+        raise ServerError(f"tensors on a GPU need CuPy ({exc}): pip install cupy-cuda13x or 'insync[gpu]'") from exc
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as exc:

@@ -1,12 +1,12 @@
-"""Who may send frames while a server is full: what keeps an admitted stream's deadline when three times as many come.
+"""Admission control: keeps admitted streams within their deadline when three times as many arrive as the server can serve.
 
-A **live stream** names itself (STREAM) and its frame rate (RATE) with every frame. Its first frame asks for admission, each
-further one renews it, RATE 0 or a few silent seconds end it. As long as the admitted rates fit the server's capacity it
-gets in; later ones are refused at once, with a hint when to ask again. **Unpaced** requests, as a dubbing job sends them,
-name no stream: they get what the live ones leave over, all of it where there are none.
+A **live stream** sends its name (STREAM) and its frame rate (RATE) with every frame. Its first frame requests admission, each
+further one renews it, and RATE 0 or a few seconds without frames end it. Streams are admitted as long as the sum of their
+rates fits the server's capacity; later ones are refused at once, with a hint when to retry. **Unpaced** requests, as a
+dubbing job sends them, have no STREAM: they get the capacity that live streams leave, all of it if there are none.
 
-The table lives in memory, in the one process of `lipsync_guard`: losing it costs nobody anything, since every frame carries
-what it needs to ask anew. Rates are held by the generic cell rate algorithm (ITU-T I.371, Annex A): one number per stream.
+The table is in memory, in the one process of `lipsync_guard`. Losing it is harmless: every frame carries all that is needed
+to request admission again. Rates are limited by the generic cell rate algorithm (ITU-T I.371, Annex A): one number per stream.
 """
 
 from __future__ import annotations
@@ -19,24 +19,27 @@ from dataclasses import dataclass, field
 from insync.core.errors import BadInput, Overloaded
 from insync.core.spec import CANARY
 
-LEASE_S = 5.0  # without a frame, until a stream's place is given away
+LEASE_S = 5.0  # without a frame, until a stream's capacity is released
 MIN_RATE, MAX_RATE = 1.0, 240.0  # frames/s of one stream
-STREAM_SLACK = 1.5  # times its rate that a stream may send: a frame whose face has moved away is sent twice
-STREAM_BURST_S = 1.0  # of frames that it may send at once, as after a hiccup of its network
-UNPACED_FLOOR = 0.05  # of the capacity: what unpaced requests get when live streams take everything
-UNPACED_BURST = 2  # frames; every one of them stands in the way of all live streams
-CANARY_RATE, CANARY_BURST = 2.0, 8  # frames/s of all probes together, whatever else comes: a full server is no dead one
+STREAM_SLACK = 1.5  # × its rate that a stream may send: a frame whose face has moved out of the region is sent twice
+STREAM_BURST_S = 1.0  # seconds' worth of frames that a stream may send at once, as after a network stall
+UNPACED_FLOOR = 0.05  # share of the capacity that unpaced requests get even when live streams use all of it
+UNPACED_BURST = 2  # frames; each of them delays all live streams
+CANARY_RATE, CANARY_BURST = (
+    2.0,
+    8,
+)  # frames/s, frames of all probes together, at any load: a full server is not a dead one
 MAX_NAME = 64  # characters of STREAM
 
 
 @dataclass
 class _Meter:
-    """The generic cell rate algorithm: `due_s` is when the next frame would come if frames came evenly."""
+    """The generic cell rate algorithm: `due_s` is when the next frame is due at an even rate."""
 
     due_s: float = 0.0
 
     def wait_s(self, now_s: float, rate: float, burst: float) -> float:
-        """Counts a frame and returns 0, or returns the seconds until there is room for it."""
+        """Count a frame and return 0, or return the seconds until one is allowed."""
         early = self.due_s - (burst - 1) / rate - now_s
         if early > 1e-9:
             return early
@@ -55,8 +58,8 @@ class Admission:
     """The table of admitted streams. Not thread-safe.
 
     Args:
-        capacity_fps: frames/s that the server holds, over all streams; 0: no limit, and nothing is counted.
-        clock: seconds that only grow.
+        capacity_fps: frames/s that the server can serve, over all streams; 0: no limit, and nothing is counted.
+        clock: returns monotonic seconds.
 
     Raises:
         BadInput: a capacity below 0 or not a number.
@@ -64,7 +67,7 @@ class Admission:
 
     def __init__(self, capacity_fps: float, clock: Callable[[], float] = time.monotonic) -> None:
         if not 0 <= capacity_fps < float("inf"):
-            raise BadInput(f"capacity_fps is {capacity_fps}, allowed are numbers from 0 (no limit)")
+            raise BadInput(f"capacity_fps must be a number of at least 0 (0: no limit), got {capacity_fps}")
         self.capacity_fps = capacity_fps
         self._clock = clock
         self._leases: dict[str, _Lease] = {}
@@ -73,18 +76,18 @@ class Admission:
 
     @property
     def leased_fps(self) -> float:
-        """Frames/s promised to the streams that are admitted now."""
+        """Sum of the rates of the streams that are admitted now, frames/s."""
         return sum(lease.rate for lease in self._leases.values())
 
-    def admit_all(self, asked: Sequence[tuple[str | None, float | None]]) -> None:
-        """Lets the frames of one request in, each with its stream and rate as in `admit`, or none of them.
+    def admit_all(self, frames: Sequence[tuple[str | None, float | None]]) -> None:
+        """Admit all frames of one request, each given by its stream and rate as in `admit`, or none of them.
 
         Raises:
-            Overloaded, BadInput: as `admit` does; a stream that the request named first has no place then.
+            Overloaded, BadInput: as `admit`; streams that this request introduced are then not admitted.
         """
         before = set(self._leases)
         try:
-            for stream, rate in asked:
+            for stream, rate in frames:
                 self.admit(stream, rate)
         except (Overloaded, BadInput):
             for name in self._leases.keys() - before:
@@ -92,30 +95,30 @@ class Admission:
             raise
 
     def admit(self, stream: str | None, rate: float | None) -> None:
-        """Lets one frame in.
+        """Admit one frame.
 
         Args:
-            stream: the name of its live stream, or None where it belongs to none.
+            stream: the name of its live stream; None for an unpaced request.
             rate: the stream's frames/s; 0 ends the stream.
 
         Raises:
-            Overloaded: there is no room now; says when to ask again.
-            BadInput: a name without a rate, or either outside of what is allowed.
+            Overloaded: there is no capacity now; carries the time to retry after.
+            BadInput: a rate without a name or a name without a rate, or one that is not allowed.
         """
         if stream is None:
             if rate is not None:
-                raise BadInput("RATE comes without STREAM: name the stream that has this rate")
+                raise BadInput("RATE was sent without STREAM: send the name of the stream too")
             self._admit_unpaced()
             return
         if not 0 < len(stream) <= MAX_NAME:
-            raise BadInput(f"STREAM has {len(stream)} characters, allowed are 1 to {MAX_NAME}")
+            raise BadInput(f"STREAM has {len(stream)} characters, must have 1 to {MAX_NAME}")
         if rate is None or not (rate == 0 or MIN_RATE <= rate <= MAX_RATE):
             shown = "missing" if rate is None else f"{rate:g}"
-            raise BadInput(f"RATE is {shown}, allowed are {MIN_RATE:g} to {MAX_RATE:g} frames/s, or 0 at the end")
+            raise BadInput(f"RATE is {shown}, must be {MIN_RATE:g} to {MAX_RATE:g} frames/s, or 0 to end the stream")
         if stream == CANARY:
             wait_s = self._canary.wait_s(self._clock(), CANARY_RATE, CANARY_BURST)
             if wait_s:
-                raise Overloaded(f"more probes come than {CANARY_RATE:g} frames/s", wait_s)
+                raise Overloaded(f"probes must be at most {CANARY_RATE:g} frames/s together", wait_s)
         elif rate == 0:
             self._leases.pop(stream, None)
         elif self.capacity_fps:
@@ -127,19 +130,19 @@ class Admission:
         lease = self._leases.get(stream)
         if lease is None or rate > lease.rate:
             others = self.leased_fps - (lease.rate if lease else 0.0)
-            # An empty server takes anybody: there is nobody whose deadline could suffer.
+            # An empty server admits any stream: there is no other stream whose deadline could suffer.
             if others and others + rate > self.capacity_fps * (1 + 1e-6):
                 raise Overloaded(
-                    f"the server is full: {len(self._leases)} streams hold {self.leased_fps:g} of its "
-                    f"{self.capacity_fps:g} frames/s, this one asks for {rate:g}",
-                    # Spread out: all who were refused together would come back together, in front of admitted frames.
+                    f"the server is full: {len(self._leases)} streams use {self.leased_fps:g} of its "
+                    f"{self.capacity_fps:g} frames/s, this one needs {rate:g}",
+                    # Random, so that streams refused at the same time do not all retry at once and delay admitted frames.
                     random.uniform(LEASE_S / 2, LEASE_S),
                 )
             lease = self._leases.setdefault(stream, _Lease(rate, now_s))
         lease.rate, lease.seen_s = rate, now_s
         wait_s = lease.meter.wait_s(now_s, rate * STREAM_SLACK, max(4.0, rate * STREAM_BURST_S))
         if wait_s:
-            raise Overloaded(f"the stream sends faster than the {rate:g} frames/s that it was admitted with", wait_s)
+            raise Overloaded(f"the stream sends faster than the {rate:g} frames/s that it was admitted for", wait_s)
 
     def _admit_unpaced(self) -> None:
         if not self._leases:

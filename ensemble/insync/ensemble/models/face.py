@@ -1,7 +1,7 @@
-"""Finds a face in a frame, its 468 landmarks, and the similarity that carries the frame to the face-aligned crop.
+"""Face detection: a face in a frame, its 468 landmarks, and the similarity transform from the frame to the face-aligned crop.
 
-Every call stands alone: what tracking needs from the past (where the face was) comes in as a hint, so any replica serves any frame.
-Detector: BlazeFace (Bazarevsky et al., 2019); landmarks: FaceMesh (Kartynnik et al., 2019), both as MediaPipe publishes them.
+Calls are stateless: the face's last position, which tracking needs, comes in as a hint, so any replica serves any frame.
+Detector: BlazeFace (Bazarevsky et al., 2019); landmarks: FaceMesh (Kartynnik et al., 2019), both as published by MediaPipe.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ Floats = npt.NDArray[np.float32]
 
 LANDMARKS = 468
 MESH_SIZE = 192  # pixels, input of the landmark network
-ROI_SCALE = 1.5  # side of the landmark network's region over the face box's longer side
-MAX_LOOKS = 6  # of the landmark network at one face
-# A region is looked at again if the face lies further from its middle, is turned further, or is larger or smaller by more:
-OFF_CENTRE = 0.035  # of the side
+ROI_SCALE = 1.5  # side of the landmark network's region / longer side of the face box
+MAX_RUNS = 6  # runs of the landmark network per face
+# The landmark network runs again if the face differs from its region by more than this:
+OFF_CENTRE = 0.035  # distance of the centres, as a share of the side
 TURNED_RAD = math.radians(12)
-RESIZED = 0.07  # of its logarithm
-MIN_PRESENCE = 0.5  # below, a hinted region is given up and the whole frame searched
+RESIZED = 0.07  # logarithm of the ratio of the sides
+MIN_PRESENCE = 0.5  # below this, a hinted region is dropped and the whole frame is searched
 MIN_SCORE = 0.5  # of a detection
 MIN_FACE_PIXELS = 24
 
-# Landmarks that speech does not move: eye corners, bridge and base of the nose. The base of the nose weighs most, since
-# the patch hangs from it: so the mouth stays at one place of the crop while the head turns.
+# Landmarks that speech does not move: eye corners, bridge and base of the nose. The base of the nose has the largest weight,
+# since the patch is anchored to it: so the mouth stays at the same place of the crop while the head turns.
 STABLE = (33, 133, 362, 263, 168, 6, 197, 195, 5, 98, 327, 2)
 _STABLE_WEIGHTS = np.array([1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 4], np.float32)
-# Where they lie in the crop, in pixels: the mean over the training clips' faces, Procrustes-aligned and made symmetric.
+# Their positions in the crop, in pixels: the mean over the training clips' faces, Procrustes-aligned and made symmetric.
 # fmt: off
 TEMPLATE = np.array([(63.5, 60.0), (102.5, 61.7), (152.5, 61.7), (191.5, 60.0), (127.5, 52.0), (127.5, 62.8), (127.5, 72.3), (127.5, 81.0), (127.5, 90.4), (104.1, 119.5), (150.9, 119.5), (127.5, 121.5)], np.float32)
 # fmt: on
@@ -50,7 +50,7 @@ class Face:
     Attributes:
         landmarks: float32 [468, 3], x and y in pixels of the frame, z in the same scale (smaller is nearer).
         box: float32 [4], x0, y0, x1, y1 in pixels: the landmarks' bounding box, and the hint for the next frame.
-        confidence: in [0, 1], that this is a face.
+        confidence: that this is a face, in [0, 1].
         transform: float32 [2, 3], similarity from frame to crop pixels, pixel centres at integers.
     """
 
@@ -62,7 +62,7 @@ class Face:
 
 @dataclass(frozen=True)
 class _Region:
-    """A square to look at, possibly turned: centre and side in pixels, angle in radians."""
+    """A square region of a frame, possibly rotated: centre and side in pixels, angle in radians."""
 
     x: float
     y: float
@@ -70,7 +70,7 @@ class _Region:
     angle: float = 0.0
 
     def resembles(self, other: _Region) -> bool:
-        """Whether looking at the other region instead would show the landmark network much the same."""
+        """Return whether the landmark network would see nearly the same in the other region."""
         return (
             math.hypot(self.x - other.x, self.y - other.y) <= OFF_CENTRE * other.side
             and abs(_wrap(self.angle - other.angle)) <= TURNED_RAD
@@ -78,7 +78,7 @@ class _Region:
         )
 
     def matrix(self, size: int) -> Floats:
-        """float32 [2, 3], from the frame to a size × size picture of this region."""
+        """Return the transform from the frame to a size × size picture of this region, float32 [2, 3]."""
         scale = size / self.side
         cos, sin = scale * math.cos(self.angle), scale * math.sin(self.angle)
         half = (size - 1) / 2
@@ -89,12 +89,12 @@ class _Region:
 
 
 def similarity(source: Floats, target: Floats, weights: Floats) -> Floats:
-    """The least-squares similarity from source to target points (Umeyama, 1991), without reflection.
+    """Return the least-squares similarity from source to target points (Umeyama, 1991), without reflection.
 
     Args:
         source: float [N, 2].
         target: float [N, 2].
-        weights: float [N], not negative.
+        weights: float [N], at least 0.
 
     Returns:
         float32 [2, 3].
@@ -102,7 +102,7 @@ def similarity(source: Floats, target: Floats, weights: Floats) -> Floats:
     share = (weights / weights.sum()).astype(np.float64)
     source_mean, target_mean = share @ source, share @ target
     a, b = source - source_mean, target - target_mean
-    # In the plane, with points as complex numbers, the best rotation and scale is one complex ratio.
+    # With 2-D points as complex numbers, the best rotation and scale are one complex ratio.
     z, w = a[:, 0] + 1j * a[:, 1], b[:, 0] + 1j * b[:, 1]
     spread = float((share * np.abs(z) ** 2).sum())
     ratio = (share * w * np.conj(z)).sum() / max(spread, 1e-12)
@@ -111,17 +111,17 @@ def similarity(source: Floats, target: Floats, weights: Floats) -> Floats:
 
 
 def invert(transform: Floats) -> Floats:
-    """The inverse of an affine map, float32 [2, 3] → float32 [2, 3]."""
+    """Invert an affine transform, float32 [2, 3] → float32 [2, 3]."""
     return np.asarray(cv2.invertAffineTransform(np.asarray(transform, np.float64)), np.float32)
 
 
 def face_transform(landmarks: Floats) -> Floats:
-    """The similarity from frame to crop for landmarks float32 [468, ≥ 2] in pixels: float32 [2, 3]."""
+    """Return the similarity from frame to crop, float32 [2, 3], for landmarks float32 [468, ≥ 2] in pixels."""
     return similarity(landmarks[list(STABLE), :2], TEMPLATE, _STABLE_WEIGHTS)
 
 
 def centred_transform(width: int, height: int) -> Floats:
-    """The similarity that fits the whole frame into the crop: what a frame without a face gets. float32 [2, 3].
+    """Return the similarity that fits the whole frame into the crop, for frames without a face: float32 [2, 3].
 
     Raises:
         BadInput: the frame has no pixels, or a side that is too long.
@@ -129,19 +129,19 @@ def centred_transform(width: int, height: int) -> Floats:
     if min(width, height) < 1:
         raise BadInput(f"IMAGE is {width}×{height}: it has no pixels")
     if max(width, height) > MAX_SIDE:
-        raise BadInput(f"IMAGE is {width}×{height}, allowed are sides up to {MAX_SIDE:,} pixels")
+        raise BadInput(f"IMAGE is {width}×{height}: its sides must be at most {MAX_SIDE:,} pixels")
     return _Region((width - 1) / 2, (height - 1) / 2, max(width, height)).matrix(CROP_SIZE)
 
 
 def take_crop(image: Image, transform: Floats) -> Image:
-    """The face-aligned crop, uint8 [256, 256, 3], of an image uint8 [H, W, 3]; edge pixels go on outside the frame."""
+    """Return the face-aligned crop, uint8 [256, 256, 3], of an image uint8 [H, W, 3]; edge pixels repeat outside it."""
     size = (CROP_SIZE, CROP_SIZE)
     crop = cv2.warpAffine(image, transform, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(crop, np.uint8)
 
 
 def is_hint(box: Floats | None) -> bool:
-    """Whether a box is worth following: finite and with an area (zeros mean «no face», as FACE gives them)."""
+    """Return whether a box can be used as a hint: finite and with an area (zeros mean "no face", as in FACE)."""
     if box is None or not np.isfinite(box).all():
         return False
     return bool(box[2] - box[0] >= MIN_FACE_PIXELS / 2 and box[3] - box[1] >= MIN_FACE_PIXELS / 2)
@@ -155,7 +155,7 @@ class _Network:
 
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path.name} is missing from {path.parent.name}: the model repository is not whole"
+                f"{path.name} is missing from {path.parent.name}: the model repository is incomplete"
             )
         self._interpreter: Any = Interpreter(str(path), num_threads=threads)
         self._interpreter.allocate_tensors()
@@ -170,7 +170,7 @@ class _Network:
 
 
 class _Detector:
-    """Single-shot detector over fixed anchors; returns the regions of the faces it sees, best first."""
+    """A single-shot face detector over fixed anchors."""
 
     def __init__(self, path: Path, threads: int, grids: tuple[tuple[int, int], ...]) -> None:
         self._network = _Network(path, threads)
@@ -182,7 +182,7 @@ class _Detector:
         self._anchors = np.concatenate(anchors)
 
     def __call__(self, image: Image, where: _Region) -> list[tuple[float, _Region]]:
-        """Looks at one square of the image: (score, region for the landmark network) of each face found there."""
+        """Return (score, region for the landmark network) of each face in one square of the image, best first."""
         size = self._network.size
         matrix = where.matrix(size)
         picture = cv2.warpAffine(image, matrix, (size, size), flags=_flags(where.side / size))
@@ -206,19 +206,20 @@ class _Detector:
 
 
 def _flags(shrink: float) -> int:
-    # Bilinear sampling aliases when it shrinks much; area averaging is not available in a warp, a box blur would cost more.
+    # Bilinear sampling aliases when it shrinks a lot; a warp has no area averaging, and a box blur would cost more.
     return int(cv2.INTER_AREA if shrink > 1 else cv2.INTER_LINEAR)
 
 
 class FaceFinder:
-    """Finds and follows a face. Not thread-safe; one for each process or thread.
+    """Finds and tracks a face. Not thread-safe; use one per process or thread.
 
     Args:
-        folder: holds `face_landmark.tflite`, `face_detection_short_range.tflite`, `face_detection_full_range_sparse.tflite`.
+        folder: folder of `face_landmark.tflite`, `face_detection_short_range.tflite` and
+            `face_detection_full_range_sparse.tflite`.
         threads: CPU threads of each network.
 
     Raises:
-        FileNotFoundError: A network is missing.
+        FileNotFoundError: a network is missing.
     """
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
@@ -227,15 +228,15 @@ class FaceFinder:
         self._far = _Detector(folder / "face_detection_full_range_sparse.tflite", threads, ((48, 1),))
 
     def find(self, image: Image, hint: Floats | None = None) -> Face | None:
-        """Finds one face.
+        """Find one face.
 
         Args:
             image: uint8 [H, W, 3], RGB.
-            hint: float32 [4], a box x0, y0, x1, y1 in pixels near which the face was; follows that face. None, zeros or
-                not-a-number: searches the whole frame and takes the largest face.
+            hint: float32 [4], box x0, y0, x1, y1 in pixels of the face's last position, to track that face. With None,
+                zeros or not-a-number, the whole frame is searched for the largest face.
 
         Returns:
-            The face, or None where there is none.
+            The face, or None if there is none.
         """
         if is_hint(hint):
             assert hint is not None
@@ -261,11 +262,11 @@ class FaceFinder:
         return sorted(found, key=lambda item: -item[0] * item[1].side)
 
     def _look(self, image: Image, region: _Region) -> Face | None:
-        """Runs the landmark network on a region, and again on the region that its landmarks give until that holds still.
+        """Run the landmark network on a region, then on the region of the found landmarks, until it stops changing.
 
-        A region that lies beside the face (a hint from some frames ago, a coarse detection) gives landmarks that lean towards its middle.
+        In an off-centre region (a hint from some frames ago, a coarse detection) landmarks are biased towards its centre.
         """
-        for _ in range(MAX_LOOKS):
+        for _ in range(MAX_RUNS):
             landmarks, presence = self._landmarks(image, region)
             if presence < MIN_PRESENCE:
                 return None
@@ -296,7 +297,7 @@ class FaceFinder:
 def _region_of(landmarks: Floats) -> _Region:
     right, left = landmarks[33, :2], landmarks[263, :2]  # outer eye corners
     angle = math.atan2(left[1] - right[1], left[0] - right[0])
-    # The box is taken upright: turned with the face, so that its size does not change with the angle.
+    # The box is measured in the face's own orientation, so that its size does not depend on the angle.
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]], np.float32)
     turned = landmarks[:, :2] @ turn.T
     low, high = turned.min(0), turned.max(0)

@@ -1,7 +1,7 @@
 """Log-mel spectrograms of audio windows, computed by DALI: one graph for serving and for training.
 
-The serialised `lipsync_preprocess` pipeline and `LogMel` are built from the same `log_mel`, so that a network never
-meets another front end in service than in training. DALI is imported when first used: the thin client has none.
+The serialised `lipsync_preprocess` pipeline and `LogMel` are built from the same `log_mel`, so that the audio front end
+is the same in serving and in training. DALI is imported on first use: the thin client does not install it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ SCALE = 9.8
 
 
 def log_mel(audio: Any) -> Any:
-    """Adds the log-mel graph to the DALI pipeline that is being defined.
+    """Add the log-mel graph to the DALI pipeline that is being defined.
 
-    Windows are centred on multiples of the hop, 0 to 39, with the signal mirrored at both ends. Bands follow Slaney's
+    Windows are centred on multiples of the hop, 0 to 39, with the signal mirrored at both ends. Bands use Slaney's
     formula with unit area, as in librosa. The result is `(ln(max(power, 1e-6)) + 4) / 9.8`.
 
     Args:
@@ -40,7 +40,7 @@ def log_mel(audio: Any) -> Any:
     mel = fn.mel_filter_bank(
         power, nfilter=MEL_BANDS, sample_rate=float(SAMPLE_RATE_HZ), freq_low=0.0, freq_high=HIGHEST_HZ
     )
-    # A centred spectrogram has one window more, around the end: its second half would be the mirror's.
+    # A centred spectrogram has one more window, around the end: its second half would be mirrored signal.
     mel = fn.slice(mel, 0, MEL_FRAMES, axes=[1])
     return (math.log(math.max(mel, FLOOR)) + OFFSET) * (1.0 / SCALE)
 
@@ -49,10 +49,10 @@ class LogMel:
     """Runs `log_mel` on arrays, on the CPU. Not thread-safe."""
 
     def __init__(self, batch_size: int = 64, threads: int = 1) -> None:
-        """Builds the pipeline.
+        """Build the pipeline.
 
         Args:
-            batch_size: the most windows computed in one run; a call may be of any length.
+            batch_size: the most windows computed in one run; a call may have any number.
             threads: CPU threads of DALI.
         """
         from nvidia.dali import Pipeline, fn
@@ -66,7 +66,7 @@ class LogMel:
         self._pipeline.build()
 
     def __call__(self, audio: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Computes log-mel spectrograms.
+        """Compute log-mel spectrograms.
 
         Args:
             audio: float32 [N, 6400], mono at 16 kHz in [-1, 1].
@@ -75,10 +75,10 @@ class LogMel:
             float32 [N, 80, 40], about -1 for silence and rarely above 1.
 
         Raises:
-            ValueError: of another shape.
+            ValueError: wrong shape.
         """
         if audio.ndim != 2 or audio.shape[1] != WINDOW_SAMPLES:
-            raise ValueError(f"audio has shape {list(audio.shape)}, expected [N, {WINDOW_SAMPLES}]")
+            raise ValueError(f"audio has shape {list(audio.shape)}, must be [N, {WINDOW_SAMPLES}]")
         audio = np.ascontiguousarray(audio, np.float32)
         mels = np.empty((len(audio), MEL_BANDS, MEL_FRAMES), np.float32)
         for start in range(0, len(audio), self._batch_size):

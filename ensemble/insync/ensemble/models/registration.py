@@ -1,7 +1,7 @@
-"""Registers a person: finds the face in every frame, and chooses the crops that show most of its mouth and pose.
+"""Registration of a person: finds the face in every frame and selects reference crops that cover its mouth shapes and poses.
 
-The choice is the *selective frame sampler*: farthest-point sampling (Gonzalez, 1985) over mouth shape and head pose, in
-which a blurred frame counts as nearer than it is.
+The *selective frame sampler* is farthest-point sampling (Gonzalez, 1985) over mouth shape and head pose, in which blur
+reduces a frame's distance.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from insync.core.errors import BadInput
 from insync.core.head import places_of
+from insync.core.images import decode as decode_picture
 from insync.core.mouth import MouthBasis, aperture
 from insync.core.spec import CROP_SIZE, REFERENCES, WINDOW_COLUMNS, WINDOW_ROWS
 from insync.ensemble.models.face import FaceFinder, take_crop
@@ -27,21 +28,21 @@ from insync.ensemble.models.twin_store import Record, Twin
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-MOUTH_UNIT = 0.03  # root mean square of lip movement, in eye distances, that counts as much as …
-POSE_UNIT_RAD = math.radians(
-    35
-)  # … this turn of the head: the decoder copies by mouth shape, and a turned head brings its background along
-ASIDE_RAD = math.radians(15)  # frames turned further than this from the usual pose are used only if there are no others
+# Lip movement (root mean square, in eye distances) and head rotation that count as the same distance. Rotation counts for
+# little: the decoder copies by mouth shape, and from a rotated head it would copy background too.
+MOUTH_UNIT = 0.03
+POSE_UNIT_RAD = math.radians(35)
+ASIDE_RAD = math.radians(15)  # frames turned further than this from the median yaw are used only if there are no others
 SHARP_SHARE = 0.3  # of the median sharpness: blurrier frames are used only if there are no others
-SMALL_FACE_PIXELS = 100  # a face narrower than this makes a soft result
-SAME = 0.15  # frames nearer than this to each other, in the units above, are the same reference
-CLOSED = 0.06  # aperture, in eye distances, under which all mouths count as closed
-_MOUTH = (slice(CROP_SIZE // 2, CROP_SIZE), slice(CROP_SIZE // 5, CROP_SIZE - CROP_SIZE // 5))  # of the crop
+SMALL_FACE_PIXELS = 100  # a narrower face gives a blurry result
+SAME = 0.15  # frames closer to each other than this, in the units above, count as the same reference
+CLOSED = 0.06  # mouth aperture, in eye distances, below which a mouth counts as closed
+_MOUTH = (slice(CROP_SIZE // 2, CROP_SIZE), slice(CROP_SIZE // 5, CROP_SIZE - CROP_SIZE // 5))  # region of the crop
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one frame shows."""
+    """One frame in which a face was found."""
 
     frame: int
     crop: Image
@@ -53,15 +54,15 @@ class _Seen:
 
 
 def register(frames: Sequence[bytes], finder: FaceFinder, basis: MouthBasis) -> Record:
-    """Builds what a twin consists of.
+    """Build the record of a twin.
 
     Args:
-        frames: 1 to 300 encoded pictures of one person, in the order of time; the largest face is found and followed.
+        frames: 1 to 300 encoded pictures of one person, in temporal order; the largest face is found and tracked.
         finder: finds the face.
-        basis: makes mouth shapes and codes of landmarks.
+        basis: computes mouth shapes and codes from landmarks.
 
     Returns:
-        The record to store; its report says what was received, found, chosen, and what should be better.
+        The record to store; its report lists what was received, found and selected, and what should be improved.
 
     Raises:
         BadInput: no frames, too many or too large ones, one that is not a picture, or no face in any of them.
@@ -70,7 +71,7 @@ def register(frames: Sequence[bytes], finder: FaceFinder, basis: MouthBasis) -> 
     seen = _look(frames, finder, basis)
     if not seen:
         raise BadInput(
-            f"FRAMES shows no face in any of its {len(frames)} frames: send frames that show one face "
+            f"FRAMES has no face in any of its {len(frames)} frames: send frames that show one face "
             "from the front, at least 100 pixels wide"
         )
     neutral = basis.neutral(np.stack([one.shape for one in seen]))
@@ -81,13 +82,13 @@ def register(frames: Sequence[bytes], finder: FaceFinder, basis: MouthBasis) -> 
 
 
 def pixels_of(crops: Image) -> Image:
-    """PIXELS, uint8 [15, 144, 160], of reference crops uint8 [5, 256, 256, 3]: the patch's window of each, plane by plane."""
+    """Return PIXELS, uint8 [15, 144, 160], of reference crops uint8 [5, 256, 256, 3]: each one's patch window, planar."""
     window = crops[:, slice(*WINDOW_ROWS), slice(*WINDOW_COLUMNS)].transpose(0, 3, 1, 2)
     return np.ascontiguousarray(window).reshape(-1, *window.shape[2:])
 
 
 def contact_sheet(twin: Twin) -> Image:
-    """Draws a twin's references side by side, each with what the report says of it: uint8 [H, W, 3] RGB."""
+    """Draw a twin's reference crops side by side with their values in the report: uint8 [H, W, 3] RGB."""
     label = 40
     crops = twin.record.crops
     sheet = np.full((CROP_SIZE + label, CROP_SIZE * len(crops), 3), 24, np.uint8)
@@ -106,7 +107,7 @@ def contact_sheet(twin: Twin) -> Image:
 
 
 def head_pose(landmarks: Floats) -> Floats:
-    """Yaw, pitch and roll in radians, float32 [3], from landmarks float32 [468, 3] (pixels, z in the same scale).
+    """Return yaw, pitch and roll in radians, float32 [3], of landmarks float32 [468, 3] (pixels, z in the same scale).
 
     Positive yaw turns the face to the picture's right, positive pitch lowers the chin, positive roll leans clockwise.
     """
@@ -128,7 +129,7 @@ def _look(frames: Sequence[bytes], finder: FaceFinder, basis: MouthBasis) -> lis
     for k, image in enumerate(_decoded(frames)):
         face = finder.find(image, box)
         if face is None:
-            continue  # the last box stays: the same person may come back
+            continue  # keep the last box: the same person may reappear
         box = face.box
         crop = take_crop(image, face.transform)
         places = places_of(face.landmarks, face.transform)
@@ -138,31 +139,31 @@ def _look(frames: Sequence[bytes], finder: FaceFinder, basis: MouthBasis) -> lis
 
 
 def _decoded(frames: Sequence[bytes]) -> Iterator[Image]:
-    """The frames' pixels, RGB. While one is looked at, the next is decoded: not more, they may be large."""
+    """Yield the decoded frames, RGB. Only the next frame is decoded ahead: frames may be large."""
 
     def decode(k: int) -> Image:
-        image = cv2.imdecode(np.frombuffer(frames[k], np.uint8), cv2.IMREAD_COLOR)
+        image = decode_picture(frames[k])
         if image is None:
             raise BadInput(f"FRAMES[{k}] cannot be decoded: its {len(frames[k]):,} bytes are a damaged picture")
-        return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+        return image
 
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(decode, 0)
+        upcoming = pool.submit(decode, 0)
         for k in range(1, len(frames) + 1):
-            image = coming.result()
+            image = upcoming.result()
             if k < len(frames):
-                coming = pool.submit(decode, k)
+                upcoming = pool.submit(decode, k)
             yield image
 
 
 def _sharpness(crop: Image) -> float:
-    """Variance of the Laplacian around the mouth (Pech-Pacheco et al., 2000)."""
+    """Return the variance of the Laplacian around the mouth (Pech-Pacheco et al., 2000)."""
     grey = cv2.cvtColor(np.ascontiguousarray(crop[_MOUTH]), cv2.COLOR_RGB2GRAY)
     return float(cv2.Laplacian(grey, cv2.CV_32F).var())
 
 
 def _choose(seen: list[_Seen], neutral: Floats) -> tuple[list[_Seen], int]:
-    """The selective frame sampler: REFERENCES frames, and how many of them are different ones."""
+    """Select REFERENCES frames (the selective frame sampler); also return how many of them are distinct."""
     typical = float(np.median([one.sharpness for one in seen]))
     sharp = [one for one in seen if one.sharpness >= SHARP_SHARE * typical] or seen
     usual = float(np.median([one.pose[0] for one in sharp]))
@@ -171,7 +172,7 @@ def _choose(seen: list[_Seen], neutral: Floats) -> tuple[list[_Seen], int]:
     shapes = np.stack([one.shape.reshape(-1) for one in sharp]) / (MOUTH_UNIT * math.sqrt(neutral.shape[0]))
     places = np.hstack([shapes, np.stack([one.pose for one in sharp]) / POSE_UNIT_RAD])
     quality = np.clip([one.sharpness / max(typical, 1e-6) for one in sharp], 0.0, 1.0)
-    # The first one is at rest and faces forward: what the others are differences from.
+    # The first reference is at rest and faces forward: the others add what differs from it.
     rest = np.concatenate([neutral.reshape(-1) / (MOUTH_UNIT * math.sqrt(neutral.shape[0])), np.zeros(3)])
     first = int(np.argmin(np.linalg.norm(places - rest, axis=1) + (1 - quality)))
     chosen = [first]
@@ -191,13 +192,13 @@ def _report(received: int, seen: list[_Seen], chosen: list[_Seen], distinct: int
         warnings.append(f"no face in {received - len(seen)} of {received} frames")
     if distinct < REFERENCES:
         warnings.append(
-            f"only {distinct} different views of the face: {REFERENCES} make a better mouth, send more footage"
+            f"only {distinct} different views of the face: {REFERENCES} give a better mouth, send more footage"
         )
     if max(aperture(one.shape) for one in seen) < CLOSED:
-        warnings.append("the mouth is closed in all frames: teeth will be invented, send frames of speech")
+        warnings.append("the mouth is closed in all frames: teeth will be made up, send frames of speech")
     width = float(np.median([one.width for one in seen]))
     if width < SMALL_FACE_PIXELS:
-        warnings.append(f"the face is {width:.0f} pixels wide: under {SMALL_FACE_PIXELS} the result is soft")
+        warnings.append(f"the face is {width:.0f} pixels wide: below {SMALL_FACE_PIXELS} the result is blurry")
     return {
         "frames": received,
         "faces": len(seen),

@@ -1,4 +1,4 @@
-"""Twins' features in memory: computed when a twin is first met, gone soon after the twin is."""
+"""A cache of twins' features in memory: computed on first use, dropped soon after the twin is deleted."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from insync.core.spec import CANARY
 from insync.ensemble.models.twin_store import Record, TwinStore, canary_record
 
-SWEEP_S = 2.0  # a removed twin's features stay in memory for no longer
+SWEEP_S = 2.0  # a deleted twin's features stay in memory for no longer than this
 
 Features = dict[str, NDArray[Any]]  # tensors by name, with a batch dimension of 1
 
 
 class FeatureCache:
-    """The features of the twins met last. Thread-safe.
+    """A least-recently-used cache of twins' features. Thread-safe.
 
-    Every look-up asks the store first: a twin that was removed is not served, not even once. While it is open, a thread
-    drops what the store no longer holds, whether anybody asks or not. The canary is always there, and the store not asked.
+    Every look-up checks the store first: a deleted twin is never served, not even once. While the cache is open, a thread
+    drops features of deleted twins, even without look-ups. The canary twin always exists and is not looked up in the store.
 
     Args:
-        store: where twins are.
-        limit: twins kept; of more, those not met for longest go.
-        compute: the features of a record.
+        store: the twin store.
+        limit: number of twins to keep; beyond it, the least recently used are dropped.
+        compute: computes the features of a record.
 
     Attributes:
         hits, misses: look-ups so far, by whether the features were in memory.
@@ -41,12 +41,12 @@ class FeatureCache:
         self._sweeper: threading.Thread | None = None
 
     def open(self) -> None:
-        """Starts the thread."""
+        """Start the thread."""
         self._sweeper = threading.Thread(target=self._sweep_on, name="insync-twins", daemon=True)
         self._sweeper.start()
 
     def close(self) -> None:
-        """Ends the thread, and forgets everything."""
+        """End the thread and drop all features."""
         self._closing.set()
         if self._sweeper is not None:
             self._sweeper.join()
@@ -54,30 +54,30 @@ class FeatureCache:
             self._features.clear()
 
     def get(self, twin: str) -> Features:
-        """A twin's features.
+        """Return a twin's features.
 
         Raises:
             NotFound: there is no such twin.
         """
         if self._exists(twin):
             with self._lock:
-                known = self._features.get(twin)
-                if known is not None:
+                cached = self._features.get(twin)
+                if cached is not None:
                     self._features.move_to_end(twin)
                     self.hits += 1
-                    return known
+                    return cached
         else:
             self._drop(twin)
-        made = self._compute(canary_record() if twin == CANARY else self._store.load(twin).record)
+        features = self._compute(canary_record() if twin == CANARY else self._store.load(twin).record)
         with self._lock:
             self.misses += 1
-            self._features[twin] = made
+            self._features[twin] = features
             while len(self._features) > self._limit:
                 self._features.popitem(last=False)
-        return made
+        return features
 
     def sweep(self) -> None:
-        """Drops what the store no longer holds."""
+        """Drop the features of twins that are no longer in the store."""
         with self._lock:
             twins = list(self._features)
         for twin in twins:

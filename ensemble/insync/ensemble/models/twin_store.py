@@ -1,7 +1,7 @@
-"""The twin store: one folder for each registered identity, readable with any viewer and editor.
+"""The twin store: one folder for each registered person, readable with any image viewer and text editor.
 
 `<store>/<id>/crops.png` holds the reference crops side by side, `<store>/<id>/twin.json` the rest. Features are not
-stored: they belong to the weights of the day, and the server computes them when it first meets a twin.
+stored: they depend on the current weights, and the server computes them when it first uses a twin.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insync.core.errors import BadInput, NotFound, StorageError
+from insync.core.images import encode_png
 from insync.core.spec import CANARY, CROP_SIZE, MOUTH, NEUTRAL, REFERENCE_PLACES, REFERENCES, TWIN_LENGTH
 
 ID_FORM = f"{TWIN_LENGTH} hexadecimal digits, as registration returned them"
 _ID = re.compile(rf"[0-9a-f]{{{TWIN_LENGTH}}}")
-_VERSION = 2  # of the layout of twin.json
-_MADE, _GONE = ".tmp", ".gone"  # folders of twins that are not yet whole, and no longer
-_ABANDONED_S = 600  # making a twin takes less
+_VERSION = 2  # of the format of twin.json
+_MADE, _GONE = ".tmp", ".gone"  # suffixes of folders of twins that are being saved or deleted
+_ABANDONED_S = 600  # age after which an unfinished twin is deleted; saving takes less
 
 
 @dataclass(frozen=True)
 class Record:
-    """What registration found out about a person.
+    """The result of registering a person.
 
     Attributes:
         crops: uint8 [5, 256, 256, 3], RGB reference crops.
         codes: float32 [5, MOUTH], their mouth codes.
-        places: float32 [5, 73, 2], their landmarks in the patch's window; see `head`.
+        places: float32 [5, 73, 2], their landmarks in the patch's window; see `insync.core.head`.
         neutral: float32 [L, 2], the resting mouth shape.
-        report: what was used and why, ready for JSON.
+        report: what was used and why, JSON-serialisable.
     """
 
     crops: NDArray[np.uint8]
@@ -52,7 +53,7 @@ class Record:
 
 
 def canary_record() -> Record:
-    """Of a grey nobody, for probes."""
+    """Return the record of the canary twin: grey crops without a face, for probes."""
     return Record(
         np.full((REFERENCES, CROP_SIZE, CROP_SIZE, 3), 128, np.uint8),
         np.zeros((REFERENCES, MOUTH), np.float32),
@@ -64,7 +65,7 @@ def canary_record() -> Record:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the store's list: `created` is in UTC, ISO 8601."""
+    """One entry of the store's list: `created` is in UTC, ISO 8601."""
 
     id: str
     created: str
@@ -81,33 +82,33 @@ class Twin:
 
 
 class TwinStore:
-    """Twins in a folder. Any number of processes may use one folder: twins appear and vanish whole.
+    """Twins in a folder. Any number of processes may share one folder: twins are saved and deleted atomically.
 
     Args:
-        folder: made when the first twin is saved, readable by its owner alone.
+        folder: created when the first twin is saved, readable only by its owner.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def save(self, record: Record) -> str:
-        """Stores a twin.
+        """Store a twin.
 
         Returns:
-            Its id, 128 random bits: who does not know it cannot guess it.
+            Its id, 128 random bits: it cannot be guessed.
 
         Raises:
-            BadInput: a part of the record has another shape than it must have.
+            BadInput: a part of the record has the wrong shape.
             StorageError: the disk is full, or the folder cannot be written.
         """
         shape = (REFERENCES, CROP_SIZE, CROP_SIZE, 3)
         if record.crops.shape != shape or record.crops.dtype != np.uint8:
-            raise BadInput(f"crops are {record.crops.dtype} {list(record.crops.shape)}, expected uint8 {list(shape)}")
+            raise BadInput(f"crops are {record.crops.dtype} {list(record.crops.shape)}, must be uint8 {list(shape)}")
         if record.codes.shape != (REFERENCES, MOUTH) or not np.isfinite(record.codes).all():
-            raise BadInput(f"codes have shape {list(record.codes.shape)}, expected finite [{REFERENCES}, {MOUTH}]")
+            raise BadInput(f"codes have shape {list(record.codes.shape)}, must be finite [{REFERENCES}, {MOUTH}]")
         if record.places.shape != REFERENCE_PLACES.shape or not np.isfinite(record.places).all():
             raise BadInput(
-                f"places have shape {list(record.places.shape)}, expected finite {list(REFERENCE_PLACES.shape)}"
+                f"places have shape {list(record.places.shape)}, must be finite {list(REFERENCE_PLACES.shape)}"
             )
         twin = secrets.token_hex(TWIN_LENGTH // 2)
         made = self.folder / f".{twin}{_MADE}"
@@ -115,8 +116,7 @@ class TwinStore:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             made.mkdir(mode=0o700)
             strip = np.ascontiguousarray(record.crops.transpose(1, 0, 2, 3).reshape(CROP_SIZE, -1, 3))
-            _, png = cv2.imencode(".png", cv2.cvtColor(strip, cv2.COLOR_RGB2BGR))
-            (made / "crops.png").write_bytes(png.tobytes())
+            (made / "crops.png").write_bytes(encode_png(strip))
             content = {
                 "version": _VERSION,
                 "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -127,7 +127,7 @@ class TwinStore:
             }
             (made / "twin.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
             made.rename(self.folder / twin)
-        except BaseException as exc:  # an interrupt, too, must leave no half twin
+        except BaseException as exc:  # an interrupt must not leave a partial twin either
             shutil.rmtree(made, ignore_errors=True)
             if isinstance(exc, OSError):
                 raise StorageError(f"the twin store cannot be written: {exc.strerror}; nothing was stored") from exc
@@ -135,10 +135,10 @@ class TwinStore:
         return twin
 
     def load(self, twin: str) -> Twin:
-        """Reads a twin.
+        """Read a twin.
 
         Raises:
-            NotFound: there is none of this id, or the text is no id, or its files are damaged.
+            NotFound: there is no twin with this id, the text is not a valid id, or its files are damaged.
         """
         folder = self._folder(twin)
         content = _content(folder, twin)
@@ -161,7 +161,7 @@ class TwinStore:
         )
 
     def list(self) -> list[Entry]:
-        """All whole twins, oldest first."""
+        """List all complete twins, oldest first."""
         if not self.folder.is_dir():
             return []
         entries = []
@@ -172,38 +172,38 @@ class TwinStore:
         return sorted(entries, key=lambda entry: (entry.created, entry.id))
 
     def remove(self, twin: str) -> None:
-        """Deletes a twin: its files are overwritten, then removed. Servers that hold it in memory serve it no more.
+        """Delete a twin: its files are overwritten, then removed. Servers that cache it no longer serve it.
 
-        Overwriting reaches the very blocks on a disk that writes in place. Copies that a file system, a solid-state disk
-        or a backup keeps are beyond it.
+        Overwriting erases the data on disks that write in place. It does not reach copies kept by a file system, a
+        solid-state disk or a backup.
 
         Raises:
-            NotFound: there is none of this id.
+            NotFound: there is no twin with this id.
             OSError: its files cannot be removed.
         """
-        # Renamed first, so that nobody meets half a twin.
+        # Renamed first, so that no reader sees a partial twin.
         gone = self.folder / f".{twin}{_GONE}"
         try:
             self._folder(twin).rename(gone)
-        except FileNotFoundError as exc:  # somebody else was faster
+        except FileNotFoundError as exc:  # another process deleted it first
             raise NotFound(_unknown(twin)) from exc
         _erase(gone)
         self.finish_removals()
 
     def finish_removals(self) -> None:
-        """Removes what is left of twins whose removal, or whose making, was cut off: of a process that was killed."""
+        """Delete the remains of twins that a killed process was saving or deleting."""
         now = time.time()
         for left in (*self.folder.glob(f".*{_GONE}"), *self.folder.glob(f".*{_MADE}")):
-            with contextlib.suppress(OSError):  # another process finishes it at this moment, or made it whole
+            with contextlib.suppress(OSError):  # another process is deleting it now, or has completed it
                 if left.suffix == _GONE or now - left.stat().st_mtime > _ABANDONED_S:
                     _erase(left)
 
     def holds(self, twin: str) -> bool:
-        """Whether there is a twin of this id."""
+        """Return whether there is a twin with this id."""
         return _ID.fullmatch(twin) is not None and (self.folder / twin).is_dir()
 
     def expect(self, twin: str) -> None:
-        """Does nothing where there is a twin of this id; the canary is always there.
+        """Check that there is a twin with this id; the canary twin always exists.
 
         Raises:
             NotFound: there is none.
@@ -212,8 +212,8 @@ class TwinStore:
             self._folder(twin)
 
     def _folder(self, twin: str) -> Path:
-        # The form is checked before the name meets the file system: no «..» and no separator gets there. Who asks for
-        # something that is no id learns no more than who asks for one that is not there.
+        # The id is validated before it is used in a path: no ".." and no separator gets there. An invalid id gets the same
+        # error as an unknown one, so that callers learn nothing more.
         folder = self.folder / twin if _ID.fullmatch(twin) else None
         if folder is None or not folder.is_dir():
             raise NotFound(_unknown(twin))
@@ -221,10 +221,10 @@ class TwinStore:
 
 
 def digits(twin: str) -> NDArray[np.uint8]:
-    """An id, or the canary's name, as it goes from model to model: uint8 [32], ASCII.
+    """Encode an id, or the canary's name, as models exchange it: uint8 [32], ASCII.
 
     Raises:
-        NotFound: it is no id, so there is no twin of it.
+        NotFound: it is not a valid id, so there is no such twin.
     """
     if twin != CANARY and not _ID.fullmatch(twin):
         raise NotFound(_unknown(twin))
@@ -237,7 +237,7 @@ def _unknown(twin: str) -> str:
 
 
 def _erase(folder: Path) -> None:
-    """Overwrites a twin's files and removes them. Another process may be at it too."""
+    """Overwrite a twin's files and remove them. Another process may be deleting the same ones."""
     with contextlib.suppress(FileNotFoundError):
         for file in list(folder.iterdir()):
             with contextlib.suppress(FileNotFoundError):
@@ -256,7 +256,7 @@ def _content(folder: Path, twin: str) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads((folder / "twin.json").read_text(encoding="utf-8"))
         if content["version"] != _VERSION:
-            raise NotFound(f"twin {twin} was written by another release: register the person again")
+            raise NotFound(f"twin {twin} was saved by another release of InSync: register the person again")
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise NotFound(f"twin {twin} is damaged: twin.json is not readable, register the person again") from exc
     return content

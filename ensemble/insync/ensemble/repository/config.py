@@ -1,4 +1,4 @@
-"""Read the model repository's configs."""
+"""Reading of the model repository's configs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from tritonclient.grpc import model_config_pb2
 
 
 def read_config(repository: Path, model: str) -> Any:
-    """A model's `config.pbtxt`, parsed."""
+    """Parse a model's `config.pbtxt`."""
     text = (repository / model / "config.pbtxt").read_text(encoding="utf-8")
     return text_format.Parse(text, model_config_pb2.ModelConfig())

@@ -1,9 +1,9 @@
-"""The embedded server's repository on a CPU: all of a frame's steps behind the guard in one model, `lipsync_frame`.
+"""The model repository of the fused pipeline, for a CPU: all steps of a frame after the guard in one model, `lipsync_frame`.
 
-Between models of their own, each step's tensors are copied out of one process and into the next, and wait there for a core.
-Joined, the steps keep their shells, configs and wiring, and the backend `fused` runs them one after the other in one
-process, of which there is one for each core. In other servers, and on a GPU, where batches count and tensors stay on the
-device, each step is a model of its own.
+Between separate models, each step's tensors are copied from one process to the next, and wait there for a core. In the fused
+pipeline the steps keep their wrappers, configs and wiring, and the backend `fused` runs them one after the other in one
+process; there is one such process per core. In other servers, and on a GPU, where batching matters and tensors stay on the
+device, each step is a separate model.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from insync.core.spec import ENSEMBLES, FRAME_MODEL, MODELS, Tensor
 from insync.ensemble.repository.config import read_config
 from insync.ensemble.triton.steps import Step
 
-GUARD = "lipsync_guard"  # stays by itself: its one instance counts what the server admits
-STEPS = (GUARD, FRAME_MODEL.name)  # of a frame
-# Not loaded as models of their own. Registration asks for a twin's features.
+GUARD = "lipsync_guard"  # stays separate: its one instance counts the admitted streams
+STEPS = (GUARD, FRAME_MODEL.name)  # the models that process a frame
+# Not loaded as separate models. Registration calls `lipsync_twin_features`, so that one is.
 _FUSED = set(MODELS["lipsync"].steps) - {GUARD, "lipsync_twin_features"}
 SERVED = (*(name for name in MODELS if name not in _FUSED), FRAME_MODEL.name)
 
 
 def read_steps(repository: Path) -> list[Step]:
-    """A frame's steps behind the guard, in the order in which `lipsync`, which has all of them, wires them.
+    """Return the steps of a frame after the guard, in the order of `lipsync`, the ensemble that has all of them.
 
     Args:
         repository: a Triton model repository with a model for each step.
@@ -51,15 +51,15 @@ def read_steps(repository: Path) -> list[Step]:
 
 
 def write_repository(source: Path, folder: Path, processes: int) -> list[str]:
-    """Writes a repository that joins the steps of another, and refers to the other's files.
+    """Write a repository with the fused pipeline of another, with links to the other's files.
 
     Args:
         source: a Triton model repository with a model for each step.
-        folder: is made.
-        processes: that take frames.
+        folder: the folder to create.
+        processes: number of processes that run the pipeline.
 
     Returns:
-        The models to be loaded: `SERVED`, and whatever else the source has.
+        The models to load: `SERVED`, and any other models of the source.
     """
     folder.mkdir(parents=True)
     for model in source.iterdir():
@@ -90,7 +90,7 @@ def _described(tensor: Tensor) -> dict[str, Any]:
 
 
 def _ensemble_config(source: Path, name: str) -> Any:
-    """An ensemble of the guard and `lipsync_frame`."""
+    """Return the config of an ensemble of the guard and `lipsync_frame`."""
     config = read_config(source, name)
     (guard,) = (step for step in config.ensemble_scheduling.step if step.model_name == GUARD)
     config.ClearField("ensemble_scheduling")

@@ -1,4 +1,4 @@
-"""Find the model repository that came with this package."""
+"""The location of the model repository that is shipped with this package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from insync.core.errors import ServerError
 
 
 def default_repository() -> Path:
-    """The model repository that came with this package: in the wheel, or in the checkout.
+    """Return the model repository that is shipped with this package: in the wheel, or in the checkout.
 
     Raises:
         ServerError: there is none.
@@ -17,4 +17,4 @@ def default_repository() -> Path:
     for folder in (here.parents[2] / "model_repository", here.parents[4] / "model_repository"):
         if folder.is_dir():
             return folder
-    raise ServerError("the model repository is missing from this installation: say where it is with --repository")
+    raise ServerError("the model repository is missing from this installation: set its folder with --repository")

@@ -1,7 +1,7 @@
-"""TensorRT plans beside the ONNX graphs: what their manifest says, and whether the server of this machine can load them.
+"""TensorRT plans next to the ONNX graphs: their manifest, and a check that this machine's server can load them.
 
-A plan fits the TensorRT build and the kind of GPU that it was built with, and nothing else; Triton finds out late and says
-little. `check_plans` finds out before, without loading one: only the standard library is needed, and no GPU.
+A plan works only with the TensorRT build and the GPU model that it was built with; Triton notices a mismatch late and
+reports little. `check_plans` finds it earlier, without loading a plan: it needs only the standard library, and no GPU.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from insync.ensemble.inference.device import Gpu, find_gpu, library_version
 GRAPHS = tuple(name for name, model in MODELS.items() if model.backend == "onnxruntime")
 MANIFEST = "plans.json"
 PLAN = "model.plan"
-REMEDY = "build the plans anew where they will be served: insync export tensorrt"
-BUILDER = "TensorRT"  # the one that Triton loads plans with; the other is "TensorRT for RTX"
+REMEDY = "rebuild the plans on the machine that will serve them: insync export tensorrt"
+BUILDER = "TensorRT"  # the one whose plans Triton loads; the other is "TensorRT for RTX"
 
 
 @dataclass(frozen=True)
 class PlanRecord:
-    """What the manifest says of one plan.
+    """The manifest's record of one plan.
 
     Attributes:
-        precision: "fp32", or "tf32" where multiplications may round their inputs to 10 bits.
-        profile: the least, the optimal and the largest shape of each input.
-        onnx_sha256, plan_sha256: of the graph that it was built from, and of the plan.
-        largest_error: of each output against the graph in ONNX Runtime, over the output's largest magnitude (PATCH: in
-            levels of 255); None where no GPU was there to run it.
+        precision: "fp32", or "tf32" if multiplications may round their inputs to 10 bits.
+        profile: the minimum, optimal and maximum shape of each input.
+        onnx_sha256, plan_sha256: hashes of the graph that it was built from, and of the plan.
+        largest_error: each output's largest error against the graph in ONNX Runtime, relative to the output's largest
+            magnitude (PATCH: in levels of 255); None if there was no GPU to run the plan.
     """
 
     precision: str
@@ -49,8 +49,8 @@ class PlanManifest:
 
     Attributes:
         builder: "TensorRT" or "TensorRT for RTX".
-        version: of it, with four parts.
-        gpu: that the plans were built for; None where they were built ahead of time for `capability` alone.
+        version: the builder's version, with four parts.
+        gpu: the GPU that the plans were built for; None if they were built ahead of time for `capability` only.
     """
 
     builder: str
@@ -60,17 +60,17 @@ class PlanManifest:
     graphs: dict[str, PlanRecord] = field(default_factory=dict)
 
     def write(self, repository: Path) -> Path:
-        """Writes the manifest into a repository; returns the file."""
+        """Write the manifest into a repository; return the file."""
         path = repository / MANIFEST
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
         return path
 
     @classmethod
     def read(cls, repository: Path) -> PlanManifest:
-        """Reads a repository's manifest.
+        """Read a repository's manifest.
 
         Raises:
-            ServerError: there is none, or it is not one.
+            ServerError: there is none, or it is invalid.
         """
         path = repository / MANIFEST
         try:
@@ -80,25 +80,25 @@ class PlanManifest:
         except FileNotFoundError as exc:
             raise ServerError(f"{repository} has no {MANIFEST}: {REMEDY}") from exc
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise ServerError(f"{path} is not a manifest of plans ({exc}): {REMEDY}") from exc
+            raise ServerError(f"{path} is not a valid manifest of plans ({exc}): {REMEDY}") from exc
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file."""
+    """Return the SHA-256 hash of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_plans(repository: Path, version: str | None = None, gpu: Gpu | None = None) -> PlanManifest:
-    """Returns when every graph has a plan that this machine's server can load.
+    """Check that every graph has a plan that this machine's server can load; return the manifest.
 
     Args:
         repository: the model repository.
-        version: the server's TensorRT, by default this machine's.
-        gpu: that it serves on, by default this machine's; where there is none, its kind is not compared.
+        version: the server's TensorRT version, by default this machine's.
+        gpu: the server's GPU, by default this machine's; if there is none, the GPU is not checked.
 
     Raises:
-        ServerError: a plan is missing, is not what the manifest says, was built from another graph, by another TensorRT or
-            for another GPU. One line, with the remedy.
+        ServerError: a plan is missing, does not match the manifest, or was built from another graph, by another TensorRT
+            or for another GPU. One line, with the remedy.
     """
     version = version or library_version()
     gpu = gpu or find_gpu()
@@ -111,20 +111,20 @@ def check_plans(repository: Path, version: str | None = None, gpu: Gpu | None = 
 
 
 def _problem(repository: Path, name: str, manifest: PlanManifest, version: str, gpu: Gpu | None) -> str | None:
-    """Why a plan cannot be loaded, None where it can."""
+    """Return why a plan cannot be loaded, or None if it can."""
     plan, onnx = (repository / name / "1" / file for file in (PLAN, "model.onnx"))
     record = manifest.graphs.get(name)
     if record is None or not plan.is_file():
-        return f"{PLAN} is missing" if record else f"{MANIFEST} knows no plan of it"
+        return f"{PLAN} is missing" if record else f"{MANIFEST} has no plan for it"
     if manifest.builder != BUILDER:
-        return f"its plan was built by {manifest.builder}, which Triton does not load"
+        return f"its plan was built by {manifest.builder}, whose plans Triton cannot load"
     if manifest.version != version:
-        return f"its plan was built by TensorRT {manifest.version}, the server has {version}"
+        return f"its plan was built by TensorRT {manifest.version}, but the server has {version}"
     if sha256(plan) != record.plan_sha256:
         return f"{PLAN} is not the one that {MANIFEST} describes"
     if not onnx.is_file() or sha256(onnx) != record.onnx_sha256:
-        return "its plan was built from another model.onnx than the one beside it"
+        return "its plan was built from a different model.onnx than the one in its folder"
     if gpu is not None and manifest.capability != gpu.capability:
-        there = f"{gpu.name} of {gpu.capability}"
-        return f"its plan was built for a GPU of compute capability {manifest.capability}, here is {there}"
+        found = f"{gpu.name} has {gpu.capability}"
+        return f"its plan was built for a GPU of compute capability {manifest.capability}, but {found}"
     return None

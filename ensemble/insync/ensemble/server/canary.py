@@ -1,6 +1,6 @@
-"""A real inference through both ensembles: what tells a server that serves from one that only says that it is ready.
+"""A canary: a real inference through both ensembles, which shows that a server really serves.
 
-Triton's ready endpoints stay green when a model's process has died.
+Triton's readiness endpoints keep reporting "ready" after a model's process has died.
 """
 
 from __future__ import annotations
@@ -9,30 +9,31 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
 from insync.core.errors import NotFound, ServerError, StorageError
+from insync.core.images import encode_jpeg
 from insync.core.spec import CANARY, ENSEMBLES, WINDOW_SAMPLES
 from insync.ensemble.models.twin_store import TwinStore, canary_record
-from insync.ensemble.server.security import ask_over_http
+from insync.ensemble.server.security import infer_over_http
 
-Values = dict[str, tuple[str, NDArray[Any]]]  # type and array of each tensor
+Values = dict[str, tuple[str, NDArray[Any]]]  # datatype and array of each tensor
 
 
-def answers_frames(url: str, twin_store: Path | None, timeout_s: float, over_http: bool = False) -> None:
-    """Sends a grey frame and silence, for a twin that exists only meanwhile, through every ensemble.
+def send_canary(url: str, twin_store: Path | None, timeout_s: float, over_http: bool = False) -> None:
+    """Send a grey frame and silence through every ensemble, for a temporary twin.
 
     Args:
         url: the server's gRPC address, HOST:PORT.
-        twin_store: the server's; None leaves it alone, and names the twin that every server knows.
+        twin_store: the server's twin store, to which the temporary twin is written. None leaves the store untouched and
+            uses the built-in canary twin that every server has.
         timeout_s: for each inference.
-        over_http: `url` is the HTTP address: for servers whose gRPC asks for a client's certificate.
+        over_http: `url` is the HTTP address: for servers whose gRPC endpoint requires a client certificate.
 
     Raises:
-        ServerError: an ensemble answers with an error, or not at all; or the twin store cannot be written.
+        ServerError: an ensemble returns an error or does not respond; or the twin store cannot be written.
     """
     store, twin = None if twin_store is None else TwinStore(twin_store), CANARY
     if store is not None:
@@ -48,7 +49,7 @@ def answers_frames(url: str, twin_store: Path | None, timeout_s: float, over_htt
                 for name, (dtype, value) in values.items()
             ]
             for ensemble in ENSEMBLES:
-                ask_over_http(url, ensemble, fields, timeout_s)
+                infer_over_http(url, ensemble, fields, timeout_s)
             return
         with triton.InferenceServerClient(url) as client:
             for ensemble in ENSEMBLES:
@@ -58,13 +59,13 @@ def answers_frames(url: str, twin_store: Path | None, timeout_s: float, over_htt
                     raise ServerError(f"{ensemble} does not serve: {exc.message()}") from exc
     finally:
         if store is not None:
-            with contextlib.suppress(NotFound):  # whoever removed it did what we wanted
+            with contextlib.suppress(NotFound):  # already removed: nothing left to do
                 store.remove(twin)
 
 
 def grey_jpeg(side: int) -> bytes:
-    """A grey square as a JPEG file."""
-    return bytes(cv2.imencode(".jpg", np.full((side, side, 3), 128, np.uint8))[1])
+    """Encode a grey square as a JPEG file."""
+    return encode_jpeg(np.full((side, side, 3), 128, np.uint8), 95)
 
 
 def _values(twin: str) -> Values:
@@ -73,7 +74,7 @@ def _values(twin: str) -> Values:
         "FRAME": ("UINT8", frame),
         "AUDIO": ("FP32", np.zeros((1, WINDOW_SAMPLES), np.float32)),
         "TWIN": ("BYTES", np.array([[twin]], np.object_)),
-        # Lets it in where the server is full.
+        # Probes are admitted even when the server is full.
         "STREAM": ("BYTES", np.array([[CANARY]], np.object_)),
         "RATE": ("FP32", np.ones((1, 1), np.float32)),
     }

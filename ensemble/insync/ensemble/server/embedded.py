@@ -1,7 +1,8 @@
 """The embedded server: a real `tritonserver` on this machine, without a GPU and without Docker.
 
-The binary comes from the `nvidia-pytriton` wheel, or from a system-wide installation. What the model repository asks
-for and the installation lacks (`onnxruntime`, `dali`) is filled in by the stand-ins of `insync.ensemble.triton.backends`.
+The binary comes from the `nvidia-pytriton` wheel, or from a system-wide installation. Backends that the model repository
+needs and the installation lacks (`onnxruntime`, `dali`) are replaced by the fallback backends in
+`insync.ensemble.triton.backends`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from insync.core.spec import MODELS
 from insync.ensemble.repository import fused
 from insync.ensemble.repository.locate import default_repository
 from insync.ensemble.server import reaper
-from insync.ensemble.server.canary import answers_frames
+from insync.ensemble.server.canary import send_canary
+from insync.ensemble.server.command import Endpoint, ServerCommand, server_command
 from insync.ensemble.server.installation import Installation, find_installation
 from insync.ensemble.server.management import Management
 from insync.ensemble.server.security import ServerTls, admin_headers, new_admin_key, restrictions
@@ -38,25 +40,22 @@ from insync.ensemble.server.security import ServerTls, admin_headers, new_admin_
 STOP_TIMEOUT_S = 10.0
 LOOPBACK = "127.0.0.1"
 _POLL_S = 0.05
-# Of each Python model's region, at its start and at each growth: Triton keeps every mapping that a region has outgrown, so
-# one that grows by Triton's own 1 MiB steps shows as many times its size in the server's resident memory.
-_REGION_BYTES = 16 * 2**20
-_SHARED_MEMORY = Path("/dev/shm")
 
 
 class EmbeddedServer:
     """A Triton server as a child process; a context manager.
 
-    `start` returns when every model is ready and both ensembles have answered a real inference; `stop` leaves no
+    `start` returns when every model is ready and both ensembles have served a real inference; `stop` leaves no
     process and no shared memory. Not thread-safe.
 
     Attributes:
         grpc_url, http_url, metrics_url: HOST:PORT, known before `start`.
         repository, twin_store: the folders in use.
-        shared_memory_prefix: of the names of this server's regions under /dev/shm.
-        models: those that it serves.
-        frame_steps: the models that a frame passes, in order.
-        admin_key: opens the management endpoints (`insync.ensemble.server.security.admin_headers`); new for each server.
+        shared_memory_prefix: prefix of the names of this server's regions under /dev/shm.
+        models: the models that it serves.
+        frame_steps: the models that process a frame, in order.
+        admin_key: grants access to the management endpoints (`insync.ensemble.server.security.admin_headers`); new for
+            each server.
     """
 
     def __init__(
@@ -73,22 +72,22 @@ class EmbeddedServer:
         tls: ServerTls | None = None,
         unfused: bool = False,
     ) -> None:
-        """Chooses ports and folders; nothing is started yet.
+        """Choose ports and folders; nothing is started yet.
 
         Args:
-            repository: Triton model repository, by default the one that came with the package.
-            twin_store: folder of the twins, by default what the environment says.
+            repository: Triton model repository, by default the one shipped with the package.
+            twin_store: folder of the twins, by default the one set in the environment.
             grpc_port, http_port, metrics_port: by default free ones.
-            host: address to listen on. Other machines are let in only where this says so.
-            log: file for the server's log, by default one that goes with the server.
+            host: address to listen on. Other machines can connect only if it is not a loopback address.
+            log: file for the server's log, by default a temporary one that is removed with the server.
             start_timeout_s: for `start`.
-            gpu: runs the networks on the GPU; `start` fails where there is none.
-            tls: of the gRPC endpoint. HTTP and metrics, for which Triton has none, then stay on loopback.
-            unfused: each step of a frame is a model of its own, as in other servers and always on a GPU, and not
-                joined with the others (`insync.ensemble.repository.fused`): slower on a CPU.
+            gpu: run the networks on the GPU; `start` fails if there is none.
+            tls: TLS of the gRPC endpoint. HTTP and metrics, for which Triton has no TLS, then stay on loopback.
+            unfused: run each step of a frame as a separate model, as in other servers and always on a GPU, instead of
+                the fused pipeline (`insync.ensemble.repository.fused`): slower on a CPU.
 
         Raises:
-            ServerError: a given port is taken, there is no repository, or the TLS files are not what they should be.
+            ServerError: a given port is in use, there is no repository, or the TLS files are invalid.
         """
         self.repository = (repository or default_repository()).resolve()
         self.twin_store = (twin_store or settings.load().twins).expanduser().absolute()
@@ -109,9 +108,7 @@ class EmbeddedServer:
         self._fused = not (unfused or gpu)
         self.models = fused.SERVED if self._fused else tuple(MODELS)
         self.frame_steps = fused.STEPS if self._fused else MODELS["lipsync"].steps
-        self.shared_memory_prefix = (
-            f"insync_{secrets.token_hex(6)}_"  # of shared memory: cleaning up touches nobody else's
-        )
+        self.shared_memory_prefix = f"insync_{secrets.token_hex(6)}_"  # unique: cleaning up touches no other server's
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._reaper: subprocess.Popen[bytes] | None = None
@@ -119,12 +116,12 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the server, None while it is not running."""
+        """Process id of the server; None while it is not running."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     @property
     def log(self) -> Path | None:
-        """The server's log file, None before `start` and after `stop` of a server that had a temporary one."""
+        """The server's log file; None before `start` and after `stop` if the log is temporary."""
         return self._given_log or (self._folder / "server.log" if self._folder is not None else None)
 
     def __enter__(self) -> EmbeddedServer:
@@ -135,7 +132,7 @@ class EmbeddedServer:
         self.stop()
 
     def start(self) -> None:
-        """Starts the server and waits until it serves.
+        """Start the server and wait until it serves.
 
         Raises:
             ServerError: something is missing or broken, or it takes longer than `start_timeout_s`.
@@ -143,7 +140,7 @@ class EmbeddedServer:
         if self._process is not None:
             raise ServerError("the server is already started")
         if not (self.repository / "lipsync" / "config.pbtxt").is_file():
-            raise ServerError(f"{self.repository} is not InSync's model repository: lipsync/config.pbtxt is not in it")
+            raise ServerError(f"{self.repository} is not InSync's model repository: it has no lipsync/config.pbtxt")
         installation = find_installation()
         if self._gpu:
             _check_gpu(installation)
@@ -154,43 +151,44 @@ class EmbeddedServer:
             self._wait_until_ready(deadline)
             self._send_canary(self.twin_store, max(1.0, deadline - time.monotonic()))
             self._started = True
-        except BaseException:  # an interrupt while it starts must not leave it running either
+        except BaseException:  # an interrupt during the start must not leave it running either
             self.stop()
             raise
 
     def probe(self, timeout_s: float) -> None:
-        """Sends a frame through every ensemble, of a person whom every server knows: the twin store is not asked.
+        """Send a frame through every ensemble, for the built-in canary twin: the twin store is not read.
 
         Args:
             timeout_s: for each inference.
 
         Raises:
-            ServerError: one does not answer, or with an error; or the gRPC endpoint does not speak TLS where it should.
+            ServerError: an ensemble does not respond or returns an error; or the gRPC endpoint does not present the
+                configured TLS certificate.
         """
         self._send_canary(None, timeout_s)
 
     def management(self) -> Management:
-        """The way to Triton's management endpoints."""
+        """Return a client of Triton's management endpoints."""
         return Management(self.http_url, admin_headers(self.admin_key))
 
     def _send_canary(self, twin_store: Path | None, timeout_s: float) -> None:
         if self._tls is None:
-            answers_frames(self.grpc_url, twin_store, timeout_s)
+            send_canary(self.grpc_url, twin_store, timeout_s)
             return
-        # Clients' certificates are clients' own: we ask over HTTP on loopback, and of gRPC that it shows ours.
-        self._tls.is_spoken(self._reachable_host(), self._ports[0], timeout_s)
-        answers_frames(self.http_url, twin_store, timeout_s, over_http=True)
+        # We hold no client certificate: infer over HTTP on loopback, and only check gRPC's server certificate.
+        self._tls.check_endpoint(self._reachable_host(), self._ports[0], timeout_s)
+        send_canary(self.http_url, twin_store, timeout_s, over_http=True)
 
     def _reachable_host(self) -> str:
-        """An address of this machine at which a server on `host` answers."""
+        """Return an address of this machine at which a server that listens on `host` can be reached."""
         return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self._host, self._host)
 
     def stop(self, drain: bool = True) -> None:
-        """Stops the server and removes what it made, except twins and a given log. Safe to repeat.
+        """Stop the server and remove what it created, except twins and a given log. Safe to repeat.
 
         Args:
-            drain: lets requests in flight finish and models unload, which takes seconds. Who knows that nobody waits for
-                an answer any more can do without: models keep nothing.
+            drain: let requests in flight finish and models unload, which takes seconds. Use False when no client waits
+                for a response any more: models keep no state.
         """
         atexit.unregister(self.stop)
         if self._process is not None:
@@ -198,7 +196,7 @@ class EmbeddedServer:
                 self._process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(STOP_TIMEOUT_S)
-            # Models run as its children: none may outlive it, whatever became of the server itself.
+            # Models run as child processes: none may outlive the server, even if it crashed.
             assert self._folder is not None
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -213,10 +211,10 @@ class EmbeddedServer:
             self._folder = None
 
     def check(self) -> None:
-        """Does nothing while the server's process lives.
+        """Check that the server's process is running.
 
         Raises:
-            ServerError: it is gone; the text says what its log says.
+            ServerError: it has ended; the message quotes the reason from its log.
         """
         if self._process is not None and self._process.poll() is not None:
             raise ServerError(f"the server died (exit code {self._process.returncode}): {self._reason()}")
@@ -229,43 +227,38 @@ class EmbeddedServer:
         if self._fused:
             repository = self._folder / "models"
             loaded = fused.write_repository(self.repository, repository, settings.load().processes)
-        grpc, http, metrics = (str(port) for port in self._ports)
-        command = [
-            str(installation.server),
-            f"--model-repository={repository}",
-            f"--backend-directory={backends}",
-            f"--backend-config=python,shm-region-prefix-name={self.shared_memory_prefix}",
-            *_region_options(len(self.models)),
-            "--model-control-mode=explicit",  # a supervisor may load a model anew
-            *(f"--load-model={model}" for model in loaded),
-            "--disable-auto-complete-config",  # our configs are whole, and completing starts every Python model twice
-            f"--grpc-address={self._host}",
-            f"--grpc-port={grpc}",
-            f"--http-address={self._plain_host}",
-            f"--http-port={http}",
-            f"--metrics-address={self._plain_host}",
-            f"--metrics-port={metrics}",
-            "--grpc-infer-allocation-pool-size=0",  # kept for reuse, a request keeps the memory of its largest message
-            "--exit-timeout-secs=5",
-            *restrictions(self.admin_key),
-            *(self._tls.options() if self._tls is not None else ()),
-        ]
+        command = server_command(
+            ServerCommand(
+                executable=installation.server,
+                repository=repository,
+                backends=backends,
+                models=loaded,
+                endpoints=(
+                    Endpoint("grpc", self._host, self._ports[0]),
+                    Endpoint("http", self._plain_host, self._ports[1]),
+                    Endpoint("metrics", self._plain_host, self._ports[2]),
+                ),
+                shared_memory_prefix=self.shared_memory_prefix,
+                regions=len(self.models),
+                security=(*restrictions(self.admin_key), *(self._tls.options() if self._tls is not None else ())),
+            )
+        )
         log = self.log
         assert log is not None
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, **installation.environment(), settings.TWINS_VARIABLE: str(self.twin_store)}
         if self._gpu:
             environment[settings.GPU_VARIABLE] = "1"
-        with log.open("ab" if self._started else "wb") as file:  # what a server that died said last is worth keeping
+        with log.open("ab" if self._started else "wb") as file:  # after a restart, keep the dead server's last lines
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                start_new_session=True,  # a group of its own: Ctrl-C reaches us alone, and we can end all of it
+                start_new_session=True,  # its own process group: Ctrl-C does not reach it, and we can kill all of it
             )
-        # Its standard input ends with us, however we end.
+        # The reaper's standard input closes when this process ends, however it ends.
         end = [str(self._process.pid), str(self._folder), self.shared_memory_prefix]
         self._reaper = subprocess.Popen(
             [sys.executable, "-ISB", reaper.__file__, *end], stdin=subprocess.PIPE, start_new_session=True
@@ -290,19 +283,8 @@ class EmbeddedServer:
     def _reason(self) -> str:
         log = self.log
         if log is None or not log.is_file():
-            return "it left no log"
+            return "it wrote no log"
         return failure_reason(log.read_text(errors="replace"))
-
-
-def _region_options(models: int) -> list[str]:
-    """How large the models' regions of shared memory are; Triton's own choice where this machine has little of it."""
-    try:
-        room = shutil.disk_usage(_SHARED_MEMORY).free
-    except OSError:
-        return []
-    if room < 4 * models * _REGION_BYTES:
-        return []
-    return [f"--backend-config=python,shm-{when}-byte-size={_REGION_BYTES}" for when in ("default", "growth")]
 
 
 def _check_gpu(installation: Installation) -> None:
@@ -311,7 +293,7 @@ def _check_gpu(installation: Installation) -> None:
     find_runtime()
     if (installation.backends / "onnxruntime").exists():
         raise ServerError(
-            f"{installation.server} has an ONNX Runtime of its own, which --gpu does not reach: "
+            f"{installation.server} has its own ONNX Runtime backend, which --gpu cannot configure: "
             "start it with --model-config-name=onnx_gpu or h100"
         )
 
@@ -321,11 +303,11 @@ _ERROR = re.compile(r"^(?:E\d{4} .*?\] |error: )(.+)$", re.MULTILINE)
 
 
 def failure_reason(log: str) -> str:
-    """The one line of a server's log that says why it did not start."""
+    """Return the line of a server's log that explains why it did not start."""
     failures = _LOAD_FAILURE.findall(log)
     if failures:
         return "; ".join(f"{model}: {reason.strip().strip(chr(34))}" for model, reason in failures[:3])
-    # A server without a GPU says so in lines that look like errors, and are none here.
+    # A server without a GPU logs that as errors, which are harmless here.
     errors = [line for line in _ERROR.findall(log) if not re.search("CUDA|Cuda|NVML|DCGM", line)]
     if errors:
         return str(errors[0]).strip().strip('"')
@@ -334,7 +316,7 @@ def failure_reason(log: str) -> str:
 
 
 def _choose_ports(hosts: Sequence[str], wanted: dict[str, int | None]) -> list[int]:
-    """Ports that are free now. All are held until all are chosen, so that none is given twice."""
+    """Return ports that are free now. All stay bound until all are chosen, so that none is returned twice."""
     with contextlib.ExitStack() as stack:
         ports = []
         for host, (name, port) in zip(hosts, wanted.items(), strict=True):
@@ -344,9 +326,9 @@ def _choose_ports(hosts: Sequence[str], wanted: dict[str, int | None]) -> list[i
                 held.bind((host, port or 0))
                 held.listen(1)
             except OverflowError as exc:
-                raise ServerError(f"{name} port {port} is not a port: allowed are 1 to 65535") from exc
+                raise ServerError(f"{name} port must be from 1 to 65535, got {port}") from exc
             except OSError as exc:
-                reason = "is taken, choose another" if port else "cannot be opened"
+                reason = "is in use, choose another" if port else "cannot be opened"
                 raise ServerError(f"{name} port {port or 'any'} on {host} {reason} ({exc.strerror})") from exc
             ports.append(int(held.getsockname()[1]))
         return ports

@@ -1,4 +1,4 @@
-"""What a supervisor asks of a running Triton over its HTTP endpoint: which models have worked, and to load one anew."""
+"""A client of Triton's management endpoints over HTTP: models' inference counts, loading and unloading of models."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _SIDE = 32  # pixels
 
 @dataclass(frozen=True)
 class Counts:
-    """Executions of one model, by how they ended."""
+    """One model's finished inferences, by result."""
 
-    well: int = 0
+    succeeded: int = 0
     failed: int = 0
 
     @property
     def ended(self) -> int:
-        """All of them: who hangs ends none."""
-        return self.well + self.failed
+        """All finished inferences: the count of a model that hangs does not grow."""
+        return self.succeeded + self.failed
 
 
 class Management:
-    """Triton's management endpoints. No connection is kept: each question takes one of its own.
+    """A client of Triton's management endpoints. No connection is kept: each request opens its own.
 
     Args:
         url: HOST:PORT of the HTTP endpoint.
-        headers: that open restricted endpoints.
+        headers: the headers that grant access to restricted endpoints.
     """
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
@@ -44,43 +44,44 @@ class Management:
         self._headers = {"Content-Type": "application/json", **(headers or {})}
 
     def counts(self) -> dict[str, Counts]:
-        """How many executions each loaded model, and ensemble, has ended so far.
+        """Return how many inferences each loaded model and ensemble has finished so far.
 
         Raises:
-            ServerError: the server does not answer.
+            ServerError: the server does not respond.
         """
         found: dict[str, Counts] = {}
         for model in self._call("GET", "/v2/models/stats")["model_stats"]:
             outcomes, versions = model["inference_stats"], found.get(model["name"], Counts())
             found[model["name"]] = Counts(
-                versions.well + int(outcomes["success"]["count"]), versions.failed + int(outcomes["fail"]["count"])
+                versions.succeeded + int(outcomes["success"]["count"]),
+                versions.failed + int(outcomes["fail"]["count"]),
             )
         return found
 
     def unload(self, model: str) -> None:
-        """Takes a model out of service; its processes end.
+        """Unload a model; its processes end.
 
         Raises:
-            ServerError: it does not end in time, or the server does not answer.
+            ServerError: it is not unloaded in time, or the server does not respond.
         """
         self._call("POST", f"/v2/repository/models/{model}/unload", LOAD_TIMEOUT_S)
 
     def load(self, model: str) -> None:
-        """Takes a model into service, with new processes; returns when it is ready.
+        """Load a model, with new processes; return when it is ready.
 
         Raises:
             ServerError: it does not start.
         """
         self._call("POST", f"/v2/repository/models/{model}/load", LOAD_TIMEOUT_S)
 
-    def answers(self, model: str, timeout_s: float) -> None:
-        """Asks one model by itself, for something small; an error is an answer too.
+    def infer(self, model: str, timeout_s: float) -> None:
+        """Send one small request to a model by itself; an error counts as a response too.
 
         Raises:
-            ServerError: none came in time.
+            ServerError: no response came in time.
         """
         described = ALL_MODELS[model]
-        # A model whose inputs are all optional gets its first: without any, the request might not reach it.
+        # A model whose inputs are all optional is sent the first: a request without inputs might not reach it.
         needed = [tensor for tensor in described.inputs if not tensor.optional] or described.inputs[:1]
         inputs = [_smallest(tensor, described.max_batch_size > 0) for tensor in needed]
         body = {"inputs": inputs, "parameters": {"binary_data_output": True}}
@@ -93,22 +94,22 @@ class Management:
         try:
             return json.loads(content or b"{}")
         except ValueError as exc:
-            raise ServerError(f"{path} gave no JSON") from exc
+            raise ServerError(f"{path} returned no valid JSON") from exc
 
     def _exchange(self, method: str, path: str, body: Any, timeout_s: float) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._url, timeout=timeout_s)
         try:
             connection.request(method, path, json.dumps(body) if method == "POST" else None, self._headers)
-            answer = connection.getresponse()
-            return answer.status, answer.read()
+            response = connection.getresponse()
+            return response.status, response.read()
         except (OSError, http.client.HTTPException) as exc:
-            raise ServerError(f"{path}: no answer from {self._url} ({exc or type(exc).__name__})") from exc
+            raise ServerError(f"{path}: no response from {self._url} ({exc or type(exc).__name__})") from exc
         finally:
             connection.close()
 
 
 def _smallest(tensor: Tensor, batched: bool) -> dict[str, Any]:
-    """A tensor as the KServe protocol writes it: zeros, but nothing that a batch with others' requests could fail on."""
+    """Return a tensor in KServe's JSON form: zeros, but valid where an invalid one would fail the rest of its batch."""
     shape = [_SIDE if length < 0 else length for length in tensor.shape]
     data: list[Any] = [0] * math.prod(shape)
     if tensor.name in ("FRAME", "CHECKED_FRAME"):

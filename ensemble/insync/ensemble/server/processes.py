@@ -1,4 +1,4 @@
-"""Find the processes that run a server's models, and tell what each of them does."""
+"""The processes that run a server's models, and their states."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _INSTANCE = re.compile(r"(lipsync\w*?)_\d+_\d+")  # how Triton names the process
 
 
 class State(Enum):
-    """What a process does."""
+    """The state of a process."""
 
     RUNNING = "running"
     STOPPED = "stopped"  # by a signal
-    GONE = "gone"  # or only an entry that its parent has not read yet
+    GONE = "gone"  # or a zombie that its parent has not waited for yet
 
 
 def processes(server: int | None) -> dict[int, str]:
@@ -34,7 +34,7 @@ def processes(server: int | None) -> dict[int, str]:
 
 
 def state(process: int, parent: int | None) -> State:
-    """Tell what a process does; one that is no child of `parent` is gone, and its number is somebody else's."""
+    """Return a process's state; one that is no child of `parent` is gone, and its process id was reused."""
     try:
         found = psutil.Process(process)
         if found.ppid() != parent:

@@ -1,7 +1,8 @@
-"""Ends an embedded server whose owner died without a chance to: run as a process of its own, standard library only.
+"""The reaper: ends an embedded server whose owner was killed. Runs as a separate process, standard library only.
 
-`python reaper.py LEADER FOLDER PREFIX` waits for its standard input to end. Where the owner said "done" before, all is well;
-where it did not, it was killed: the server's process group, its folder and its shared memory go too.
+`python reaper.py LEADER FOLDER PREFIX` waits for its standard input to close. If the owner wrote "done" first, there is
+nothing to do. Otherwise the owner was killed: the reaper kills the server's process group and removes its folder and its
+shared memory.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _KILL_TIMEOUT_S = 2.0
 
 
 def reap(leader: int, folder: Path, prefix: str) -> None:
-    """Kills the process group of `leader`; removes its folder and the shared memory whose names begin with `prefix`."""
+    """Kill the process group of `leader`; remove its folder and the shared memory whose names begin with `prefix`."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(leader, signal.SIGKILL)
     deadline = time.monotonic() + _KILL_TIMEOUT_S
@@ -31,7 +32,7 @@ def reap(leader: int, folder: Path, prefix: str) -> None:
 
 
 def _lives(group: int) -> bool:
-    """Whether a process of this group is more than an entry that its parent has not read yet."""
+    """Return whether this group has a process that is not a zombie."""
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it ended while we looked
             state, _, own = entry.read_text().rpartition(")")[2].split()[:3]

@@ -1,4 +1,4 @@
-"""What `insync serve` does: an embedded server in the foreground, until Ctrl-C or SIGTERM."""
+"""The implementation of `insync serve`: an embedded server in the foreground, until Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from insync.ensemble.server.embedded import EmbeddedServer
 from insync.ensemble.server.security import ServerTls
 from insync.ensemble.server.supervisor import Supervisor
 
-GRPC_PORT, HTTP_PORT, METRICS_PORT = 8001, 8000, 8002  # Triton's own
+GRPC_PORT, HTTP_PORT, METRICS_PORT = 8001, 8000, 8002  # Triton's defaults
 _POLL_S = 0.2
 
 
@@ -31,16 +31,16 @@ def serve(
     tls: ServerTls | None = None,
     unfused: bool = False,
 ) -> int:
-    """Serves until it is told to stop; says on standard output where it listens, and on standard error why it cannot.
+    """Serve until SIGINT or SIGTERM; print the addresses on standard output and errors on standard error.
 
-    What breaks meanwhile is mended (`insync.ensemble.server.supervisor`), with a line on standard error.
+    Failed models and servers are restarted (`insync.ensemble.server.supervisor`), with a line on standard error.
 
     Args:
         repository, twin_store, host, log, gpu, tls, unfused: as for `EmbeddedServer`.
-        grpc_port, http_port, metrics_port: 0 takes a free one.
+        grpc_port, http_port, metrics_port: 0 chooses a free one.
 
     Returns:
-        The exit code: 0 after Ctrl-C or SIGTERM, 1 when the server could not start, or dies again and again.
+        The exit code: 0 after Ctrl-C or SIGTERM, 1 if the server cannot start or keeps dying.
     """
     try:
         with _stoppable():
@@ -58,18 +58,18 @@ def serve(
                 unfused=unfused,
             )
             with server:
-                said = "" if tls is None else " with TLS" if tls.client_ca is None else " with mutual TLS"
-                _say(
-                    f"InSync serves after {time.monotonic() - started:.1f} s: gRPC {server.grpc_url}{said}, "
+                security = "" if tls is None else " with TLS" if tls.client_ca is None else " with mutual TLS"
+                _print(
+                    f"InSync is ready after {time.monotonic() - started:.1f} s: gRPC {server.grpc_url}{security}, "
                     f"HTTP {server.http_url}, metrics {server.metrics_url}; twins in {server.twin_store}; "
-                    f"log {server.log}. {_networks(gpu)}Ctrl-C stops it."
+                    f"log {server.log}. {_networks(gpu)}Press Ctrl-C to stop."
                 )
                 supervisor = Supervisor(server, _warn)
                 while True:
                     time.sleep(_POLL_S)
                     supervisor.watch()
     except _Stop:
-        _say("InSync has stopped.")
+        _print("InSync has stopped.")
         return 0
     except InsyncError as exc:
         _warn(str(exc))
@@ -85,12 +85,12 @@ def _networks(gpu: bool) -> str:
 
 
 class _Stop(BaseException):
-    """Somebody asked us to stop. Not an Exception: nothing on the way may take it for a failure of its own."""
+    """Raised on SIGINT or SIGTERM. Not an `Exception`: no handler in between may treat it as a failure."""
 
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Turns SIGINT and SIGTERM into `_Stop`, once: who presses Ctrl-C again does not break the cleaning up."""
+    """Turn SIGINT and SIGTERM into `_Stop`, once: pressing Ctrl-C again does not interrupt the cleanup."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for again in (signal.SIGINT, signal.SIGTERM):
@@ -110,6 +110,6 @@ def _warn(line: str) -> None:
     sys.stderr.flush()
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()

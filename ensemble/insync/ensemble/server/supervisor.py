@@ -1,8 +1,8 @@
-"""Keeps an embedded server serving: a model whose process has died or hangs is reloaded, a dead server is started again.
+"""The supervisor of an embedded server: reloads a model whose process died or hangs, and restarts a dead server.
 
-Triton does neither, and its ready endpoints stay green meanwhile. Three things are watched: the models' processes, several
-times a second; a canary frame through both ensembles; and now and then a registration that has to be refused. What is
-lost on the way is sent again by the clients (`insync.client.transport.failover`): models keep nothing that a frame does not bring.
+Triton does neither, and its readiness endpoints keep reporting "ready". The supervisor checks three things: the models'
+processes, several times a second; a canary frame through both ensembles; and, less often, a registration that must be
+refused. Clients resend lost requests (`insync.client.transport.failover`): models keep no state between requests.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from insync.ensemble.server.processes import State, processes, state
 
 __all__ = ["Supervisor", "SupervisorConfig", "stalled_steps"]
 
-# Who waits inside another model's process hangs with it.
+# Models that call another model hang when it does.
 _CALLED = dict.fromkeys(("lipsync_twin_features", "lipsync_twin", FRAME_MODEL.name), ("lipsync_reference",))
-_ILL = re.compile(r"Stub process '(lipsync\w*?)_\d+_\d+' is not healthy")
+_UNHEALTHY = re.compile(r"Stub process '(lipsync\w*?)_\d+_\d+' is not healthy")
 _NONE = Counts()
-_FAILURES = 3  # of canaries in a row, where no model can be blamed, until the server is started again
+_FAILURES = 3  # failed canaries in a row, with no single model at fault, before the server is restarted
 
 
 @dataclass(frozen=True)
 class SupervisorConfig:
-    """How often is looked, and how long is waited.
+    """Intervals, timeouts and limits of the supervisor.
 
     Attributes:
-        canary_every_s: between two canaries.
-        canary_timeout_s: for each ensemble's answer. A server that is only busy may take longer: its models make headway.
-        registration_every_s: between two looks at `lipsync_twin`.
-        registration_timeout_s: for its answer; the registrations before it may take their time.
-        restarts, window_s: so many starts of the server within so many seconds, and it is given up.
+        canary_every_s: interval between canaries.
+        canary_timeout_s: for each ensemble's response. A busy server may take longer: its models still make progress.
+        registration_every_s: interval between checks of `lipsync_twin`.
+        registration_timeout_s: for its response; the registrations queued before it may take a while.
+        restarts, window_s: the supervisor gives up after this many restarts of the server within this many seconds.
     """
 
     canary_every_s: float = 5.0
@@ -52,22 +52,22 @@ class SupervisorConfig:
 
 
 class Supervisor:
-    """Looks after a server that runs. Not thread-safe, and the only one who may start and stop it meanwhile.
+    """Supervises a running server. Not thread-safe; nothing else may start or stop the server meanwhile.
 
     Args:
-        server: started.
-        say: takes a line for each thing mended.
-        config: see there.
+        server: a started server.
+        log: called with one line for each reload or restart.
+        config: intervals, timeouts and limits.
 
     Attributes:
-        reloaded, restarted: models reloaded and starts of the server, so far.
+        reloaded, restarted: number of model reloads and of server restarts so far.
     """
 
     def __init__(
-        self, server: EmbeddedServer, say: Callable[[str], None], config: SupervisorConfig | None = None
+        self, server: EmbeddedServer, log: Callable[[str], None], config: SupervisorConfig | None = None
     ) -> None:
         self._server = server
-        self._say = say
+        self._log = log
         self._config = config or SupervisorConfig()
         self._management = server.management()
         self._processes: dict[int, str] = {}
@@ -75,15 +75,15 @@ class Supervisor:
         self._failures = 0
         self._starts_s: list[float] = []
         self._registrar = ThreadPoolExecutor(1, thread_name_prefix="insync-supervisor")
-        self._asked: Future[bool] | None = None
-        self._ask_at_s = time.monotonic() + self._config.registration_every_s
+        self._registration: Future[bool] | None = None
+        self._registration_at_s = time.monotonic() + self._config.registration_every_s
         self.reloaded = self.restarted = 0
 
     def watch(self) -> None:
-        """One look. To be called several times a second; takes longer where something has to be mended.
+        """Check the server once and recover it if needed. Call it several times a second; recovering takes longer.
 
         Raises:
-            ServerError: the server dies again and again.
+            ServerError: the server keeps dying.
         """
         pid = self._server.pid
         if pid is None:
@@ -96,13 +96,13 @@ class Supervisor:
         stopped = {model for model, seen in states if seen is State.STOPPED}
         if dead:
             self._reload(dead, "its process had died")
-        elif stopped:  # where a model has several processes, frames go past one that does nothing: no canary tells
+        elif stopped:  # if a model has several processes, frames bypass a stopped one: canaries do not notice
             self._reload(stopped, "its process was stopped")
         elif time.monotonic() >= self._canary_at_s:
             self._send_canary()
             self._canary_at_s = time.monotonic() + self._config.canary_every_s
         else:
-            self._look_at_registrations()
+            self._check_registrations()
 
     def _send_canary(self) -> None:
         before: dict[str, Counts] = {}
@@ -110,76 +110,77 @@ class Supervisor:
             before = self._management.counts()
             self._server.probe(self._config.canary_timeout_s)
         except ServerError as exc:
-            self._judge(before, exc)
+            self._handle_failure(before, exc)
         else:
             self._failures = 0
 
-    def _judge(self, before: Mapping[str, Counts], error: ServerError) -> None:
-        """What to do about a canary that did not come back."""
+    def _handle_failure(self, before: Mapping[str, Counts], error: ServerError) -> None:
+        """Reload a model, restart the server, or do nothing after a failed canary."""
         pid = self._server.pid
         if pid is None or any(state(process, pid) is State.GONE for process in self._processes):
-            return  # seen by the next look
+            return  # the next check handles it
         if "RESOURCE_EXHAUSTED" in str(error):
-            return  # other probes take all that there is for canaries: no sign of anything
-        ill = _ILL.search(str(error))
-        if ill is not None:
-            self._reload({ill[1]}, "its process did not answer")
+            return  # other probes use up the capacity for canaries: not a fault
+        unhealthy = _UNHEALTHY.search(str(error))
+        if unhealthy is not None:
+            self._reload({unhealthy[1]}, "its process did not respond")
             return
         stuck = self._hanging(before) if before else None
         if stuck is not None:
             self._reload({stuck, *_CALLED.get(stuck, ())}, f"{stuck} hung")
             return
-        if before and "Deadline Exceeded" in str(error) and self._answers_somebody(before):
-            return  # it has too much to do
+        if before and "Deadline Exceeded" in str(error) and self._serves_frames(before):
+            return  # it is overloaded
         self._failures += 1
         if self._failures >= _FAILURES:
             self._restart(str(error))
 
     def _hanging(self, before: Mapping[str, Counts]) -> str | None:
-        """The model at which frames stand still; see `stalled_steps`. It is asked by itself, too: a server may just be slow."""
-        with suppress(ServerError):  # Triton itself does not answer
+        """Return the first stalled step that does not respond by itself either: a server may just be slow."""
+        with suppress(ServerError):  # Triton itself does not respond
             for model in stalled_steps(self._server.frame_steps, before, self._management.counts()):
-                if not self._answers(model, self._config.canary_timeout_s):
+                if not self._responds(model, self._config.canary_timeout_s):
                     return model
         return None
 
-    def _answers_somebody(self, before: Mapping[str, Counts]) -> bool:
-        """Whether ensembles have served frames since then."""
+    def _serves_frames(self, before: Mapping[str, Counts]) -> bool:
+        """Return whether an ensemble has served frames since `before`."""
         with suppress(ServerError):
             after = self._management.counts()
-            return any(after.get(name, _NONE).well > before.get(name, _NONE).well for name in ENSEMBLES)
+            return any(after.get(name, _NONE).succeeded > before.get(name, _NONE).succeeded for name in ENSEMBLES)
         return False
 
-    def _answers(self, model: str, timeout_s: float) -> bool:
-        """Whether a model ends anything at all, ours or somebody else's."""
+    def _responds(self, model: str, timeout_s: float) -> bool:
+        """Return whether a model finishes any request, ours or another client's."""
         before = self._management.counts().get(model, _NONE)
         try:
-            self._management.answers(model, timeout_s)
+            self._management.infer(model, timeout_s)
         except ServerError:
             return self._management.counts().get(model, _NONE).ended > before.ended
         return True
 
-    def _look_at_registrations(self) -> None:
-        """`lipsync_twin` takes one registration after the other, for seconds each: it is asked from a thread."""
-        if self._asked is None:
-            if time.monotonic() >= self._ask_at_s:
-                self._asked = self._registrar.submit(self._answers, "lipsync_twin", self._config.registration_timeout_s)
-        elif self._asked.done():
-            asked, self._asked = self._asked, None
-            self._ask_at_s = time.monotonic() + self._config.registration_every_s
-            with suppress(ServerError):  # no word from Triton at all: that is for the canary
-                if not asked.result():
+    def _check_registrations(self) -> None:
+        """Check `lipsync_twin` from a thread: it runs registrations one after the other, for seconds each."""
+        if self._registration is None:
+            if time.monotonic() >= self._registration_at_s:
+                timeout_s = self._config.registration_timeout_s
+                self._registration = self._registrar.submit(self._responds, "lipsync_twin", timeout_s)
+        elif self._registration.done():
+            finished, self._registration = self._registration, None
+            self._registration_at_s = time.monotonic() + self._config.registration_every_s
+            with suppress(ServerError):  # Triton itself does not respond: the canary handles that
+                if not finished.result():
                     self._reload({"lipsync_twin", *_CALLED["lipsync_twin"]}, "lipsync_twin hung")
 
     def _reload(self, models: Collection[str], why: str) -> None:
-        """Loads models anew. Whoever waits for one of their processes gets an error, and sends again."""
+        """Reload models. Requests that wait for one of their processes fail, and clients resend them."""
         started_s = time.monotonic()
         for process, model in self._processes.items():
             if (
                 model in models and state(process, self._server.pid) is not State.GONE
-            ):  # else its number may be somebody else's by now
+            ):  # otherwise its process id may have been reused
                 with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)  # Triton would wait for one that hangs
+                    os.kill(process, signal.SIGKILL)  # unloading would wait for a process that hangs
         names = ", ".join(sorted(models))
         try:
             for model in sorted(models):
@@ -188,28 +189,28 @@ class Supervisor:
         except ServerError as exc:
             self._restart(f"{names} could not be reloaded ({exc})")
             return
-        # Another model's process may have died meanwhile: it must not be forgotten.
+        # Keep the other models' processes: one that died meanwhile must still be noticed.
         kept = {process: model for process, model in self._processes.items() if model not in models}
         self._processes = {**kept, **processes(self._server.pid)}
-        self._canary_at_s = 0.0  # does it help?
+        self._canary_at_s = 0.0  # check at once whether it helped
         self.reloaded += len(models)
-        self._say(f"{names} reloaded in {time.monotonic() - started_s:.1f} s: {why}")
+        self._log(f"{names} reloaded in {time.monotonic() - started_s:.1f} s: {why}")
 
     def _restart(self, why: str) -> None:
         started_s = time.monotonic()
         self._starts_s = [at for at in self._starts_s if started_s - at < self._config.window_s]
         if len(self._starts_s) >= self._config.restarts:
-            raise ServerError(f"the server was started {len(self._starts_s)} times in vain: {why}")
+            raise ServerError(f"the server was restarted {len(self._starts_s)} times without recovering: {why}")
         self._starts_s.append(started_s)
         self._processes, self._failures = {}, 0
         self._server.stop(drain=False)
         try:
             self._server.start()
         except ServerError as exc:
-            self._say(f"the server did not start again: {exc}")  # the next look tries once more
+            self._log(f"the server could not be restarted: {exc}")  # the next check tries again
             return
         self.restarted += 1
-        self._say(f"the server was started again in {time.monotonic() - started_s:.1f} s: {why}")
+        self._log(f"the server was restarted in {time.monotonic() - started_s:.1f} s: {why}")
 
     def _reason(self) -> str:
         try:
@@ -220,13 +221,13 @@ class Supervisor:
 
 
 def stalled_steps(steps: Sequence[str], before: Mapping[str, Counts], after: Mapping[str, Counts]) -> list[str]:
-    """The steps that may be holding up a frame.
+    """Return the steps that may be holding up a frame.
 
     Args:
-        steps: all that a frame passes, in order.
-        before, after: of each model, before the frame was sent and after it did not come back.
+        steps: all the models that process a frame, in order.
+        before, after: counts of each model, before the frame was sent and after its response failed to come.
 
     Returns:
-        The steps that have ended nothing, in order. If one hangs it is the first: those behind it only wait.
+        The steps that have finished no request, in order. If one hangs, it is the first: those after it only wait.
     """
     return [step for step in steps if after.get(step, _NONE).ended <= before.get(step, _NONE).ended]

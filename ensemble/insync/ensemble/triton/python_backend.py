@@ -1,6 +1,6 @@
-"""Between Triton's Python backend and our functions: arrays in, one response for every request, errors with their code.
+"""The adapter between Triton's Python backend and our functions: arrays in, one response per request, errors with a code.
 
-Only importable inside the Python backend, which brings `triton_python_backend_utils`.
+Importable only inside the Python backend, which provides `triton_python_backend_utils`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Outputs = dict[str, Array]
 
 
 def array(request: Any, name: str) -> Array:
-    """One input of a request, without a copy: valid until the request is answered."""
+    """Return an input of a request, without a copy: valid until the response is sent."""
     value = optional(request, name)
     if value is None:
         raise BadInput(f"{name} is missing")
@@ -27,7 +27,7 @@ def array(request: Any, name: str) -> Array:
 
 
 def optional(request: Any, name: str) -> Array | None:
-    """One input of a request, or None where it was not sent."""
+    """Return an input of a request, or None if it was not sent."""
     tensor = pb.get_input_tensor_by_name(request, name)
     if tensor is None:
         return None
@@ -36,13 +36,13 @@ def optional(request: Any, name: str) -> Array | None:
 
 
 def on_gpu(request: Any, *names: str) -> bool:
-    """Whether one of these inputs lies on a GPU. A config has to ask for it: FORCE_CPU_ONLY_INPUT_TENSORS "no"."""
+    """Return whether one of these inputs is on a GPU. The config must allow it: FORCE_CPU_ONLY_INPUT_TENSORS "no"."""
     tensors = (pb.get_input_tensor_by_name(request, name) for name in names)
     return any(tensor is not None and not tensor.is_cpu() for tensor in tensors)
 
 
-def anywhere(request: Any, name: str) -> Any:
-    """One input of a request where it lies: an array, or on a GPU something that speaks DLPack."""
+def device_tensor(request: Any, name: str) -> Any:
+    """Return an input of a request on its own device: an array, or on a GPU a tensor that supports DLPack."""
     tensor = pb.get_input_tensor_by_name(request, name)
     if tensor is None:
         raise BadInput(f"{name} is missing")
@@ -50,22 +50,22 @@ def anywhere(request: Any, name: str) -> Any:
 
 
 def device_response(name: str, value: Any) -> Any:
-    """A response with one tensor of a GPU, taken by DLPack without a copy to the host."""
+    """Make a response with one tensor on a GPU, passed by DLPack without a copy to the host."""
     return pb.InferenceResponse([pb.Tensor.from_dlpack(name, value)])
 
 
 def text(value: Any) -> str:
-    """One element of a string tensor; what is not UTF-8 is shown as such."""
+    """Decode one element of a string tensor; bytes that are not UTF-8 become replacement characters."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def response(outputs: Outputs) -> Any:
-    """A response with these tensors."""
+    """Make a response with these tensors."""
     return pb.InferenceResponse([pb.Tensor(name, np.ascontiguousarray(value)) for name, value in outputs.items()])
 
 
 def failure(error: Exception) -> Any:
-    """A response with an error, and the code that tells the caller whether it was its input."""
+    """Make an error response, with the status code for the kind of error."""
     if isinstance(error, BadInput):
         return pb.InferenceResponse(error=pb.TritonError(str(error), pb.TritonError.INVALID_ARG))
     if isinstance(error, NotFound):
@@ -79,8 +79,8 @@ def failure(error: Exception) -> Any:
     return pb.InferenceResponse(error=pb.TritonError(f"{type(error).__name__}: {error}", pb.TritonError.INTERNAL))
 
 
-def answer(requests: Sequence[Any], work: Callable[[Any], Outputs]) -> list[Any]:
-    """Answers every request by itself: whatever goes wrong in one, the others are served."""
+def respond(requests: Sequence[Any], work: Callable[[Any], Outputs]) -> list[Any]:
+    """Process every request by itself: if one fails, the others are still served."""
     responses = []
     for request in requests:
         try:
@@ -91,41 +91,41 @@ def answer(requests: Sequence[Any], work: Callable[[Any], Outputs]) -> list[Any]
 
 
 def call(model: str, inputs: Outputs, outputs: Sequence[str]) -> Outputs:
-    """Calls another model of the same server and waits for it (business logic scripting).
+    """Call another model of the same server and wait for its response (business logic scripting).
 
     Raises:
-        RuntimeError: the other model answered with an error.
+        RuntimeError: the other model returned an error.
     """
     request = pb.InferenceRequest(
         model_name=model,
         requested_output_names=list(outputs),
         inputs=[pb.Tensor(name, value) for name, value in inputs.items()],
-        # A model on a GPU would leave its outputs there, where no array can read them.
+        # Otherwise a model on a GPU would leave its outputs there, where NumPy cannot read them.
         preferred_memory=pb.PreferredMemory(pb.TRITONSERVER_MEMORY_CPU, 0),
     )
-    reply = request.exec()
-    if reply.has_error():
-        raise RuntimeError(f"{model}: {reply.error().message()}")
-    return {name: pb.get_output_tensor_by_name(reply, name).as_numpy().copy() for name in outputs}
+    result = request.exec()
+    if result.has_error():
+        raise RuntimeError(f"{model}: {result.error().message()}")
+    return {name: pb.get_output_tensor_by_name(result, name).as_numpy().copy() for name in outputs}
 
 
 class Counters:
-    """Numbers of one family that only grow, on the server's metrics page; its instances and their like share them."""
+    """Counters of one metric family on the server's metrics page, shared by all instances of the model."""
 
     def __init__(self, family: str, description: str, label: str, values: Sequence[str]) -> None:
-        """Registers the family and one counter for each value of a label.
+        """Register the family and one counter for each value of a label.
 
         Args:
             family: the metric's name.
             description: its help line.
-            label: name of the label that tells the counters apart.
-            values: of the label.
+            label: name of the label that distinguishes the counters.
+            values: the label's values.
         """
-        # The family has to outlive its metrics, so it is kept.
+        # The family must outlive its metrics, so keep a reference.
         self._family = pb.MetricFamily(name=family, description=description, kind=pb.MetricFamily.COUNTER)
         self._metrics = {value: self._family.Metric(labels={label: value}) for value in values}
 
     def add(self, value: str, amount: int) -> None:
-        """Counts, and costs a message to the server: once for a batch, not once for a sample."""
+        """Increase a counter. Each call is a message to the server: call it once per batch, not once per sample."""
         if amount > 0:
             self._metrics[value].increment(amount)

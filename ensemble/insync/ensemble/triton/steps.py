@@ -1,4 +1,4 @@
-"""A frame's steps, as the process that runs them joined gets them. Only the standard library is imported: see `insync.ensemble.repository.fused`."""
+"""The steps of the fused pipeline, as its process receives them. Standard library only: see `insync.ensemble.repository.fused`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a frame.
+    """One step of the pipeline.
 
     Attributes:
-        model: its name.
-        backend: Triton's name for what runs it.
-        folder: of the model.
-        config: the model's, as Triton gives it to a Python backend.
-        inputs: the model's tensor → the ensemble's.
-        outputs: the ensemble's tensor → the model's.
+        model: the model's name.
+        backend: name of its Triton backend.
+        folder: the model's folder.
+        config: the model's config, as Triton passes it to a Python backend.
+        inputs: the model's tensor → the ensemble's tensor.
+        outputs: the ensemble's tensor → the model's tensor.
     """
 
     model: str
@@ -29,7 +29,7 @@ class Step:
 
 
 def needed(steps: Sequence[Step], wanted: Collection[str]) -> list[Step]:
-    """Of these steps, in their order, those that these tensors depend on."""
+    """Return the steps that the wanted tensors depend on, in order."""
     tensors, found = set(wanted), []
     for step in reversed(steps):
         if tensors & step.outputs.keys():

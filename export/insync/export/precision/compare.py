@@ -1,7 +1,7 @@
-"""`insync export precision`: what TF32, BF16 and FP16 would do to the picture and to the mouth's movement, and whether that may be served.
+"""`insync export precision`: the effect of TF32, BF16 and FP16 on the picture and the mouth's movement, and a decision on each.
 
-Real clips are drawn by the served graphs and by graphs that round as each precision does (see `insync.export.precision.rounding`); the
-results are held against each other frame by frame. This emulates: it needs no GPU, and no GPU's own kernels ran.
+Real clips are rendered by the served graphs and by graphs that round like each precision (`insync.export.precision.rounding`);
+the results are compared frame by frame. This is an emulation: it needs no GPU, and does not run a GPU's kernels.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from insync.training.metrics.summary import best_lag, correlation, lagged
 
 BLOCK = 16  # pixels
 REPORT = "precision.json"
-MIXED = "fp16_mixed"  # FP16, but for what computes with the landmarks' places: see `rounded_graph`
-WAYS = (*PRECISIONS, MIXED)
+MIXED = "fp16_mixed"  # FP16, except computations with the landmarks' places: see `rounded_graph`
+VARIANTS = (*PRECISIONS, MIXED)
 _PLACES = ("PLACES", "REFERENCE_PLACES")
-_TITLES = {"jpeg": "SYNCED's JPEG alone", MIXED: "FP16, the landmarks' flow in FP32"}
-_MOUTH = (slice(*WINDOW_ROWS), slice(*WINDOW_COLUMNS))  # of the crop: nothing else is ever drawn
-_AMPLIFIED = 16  # differences in the picture
-_ENLARGED = 2
+_TITLES = {"jpeg": "SYNCED's JPEG only", MIXED: "FP16, the landmarks' flow in FP32"}
+_MOUTH = (slice(*WINDOW_ROWS), slice(*WINDOW_COLUMNS))  # of the crop: the network renders nothing else
+_AMPLIFIED = 16  # factor of differences in the pictures of worst cases
+_ENLARGED = 2  # factor of the pictures' size
 
 Floats = NDArray[np.float32]
 Picture = NDArray[np.uint8]
@@ -43,14 +43,14 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Threshold:
-    """What a precision may change at most, everywhere and always, to be served.
+    """Limits on what a precision may change, in every frame of every clip, to be served.
 
     Attributes:
-        ssim: least structural similarity of a frame's mouth with FP32's.
-        block_levels: largest mean difference in a block of 16 × 16 pixels, in levels of 255. SYNCED's JPEG, of which nobody
-            complains, changes more (its row in the report).
-        agreement: least correlation of the mouth's apertures with FP32's.
-        aperture_corr: by how much the correlation of the mouth's aperture with the filmed one may fall.
+        ssim: minimum structural similarity of a frame's mouth to FP32's.
+        block_levels: maximum mean difference in a block of 16 × 16 pixels, in levels of 255. SYNCED's JPEG, which is
+            accepted, changes more (its row in the report).
+        agreement: minimum correlation of the mouth's apertures with FP32's.
+        aperture_corr: maximum loss of the correlation of the mouth's aperture with the filmed one.
     """
 
     ssim: float = 0.99
@@ -61,18 +61,18 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Change:
-    """What one precision changed, over all clips; NaN where it is not known.
+    """What one precision changed, over all clips; NaN if unknown.
 
     Attributes:
-        ssim, worst_ssim: structural similarity of the mouth with FP32's, mean and least of all frames.
-        worst_block: largest mean difference in a block, in levels; `worst_clip`, `worst_frame` and `worst_at` (row and
-            column in the crop) say where.
+        ssim, worst_ssim: structural similarity of the mouth to FP32's, mean and minimum over all frames.
+        worst_block: largest mean difference in a block, in levels; at `worst_clip`, `worst_frame` and `worst_at` (row and
+            column in the crop).
         worst_pixel: largest difference of a pixel, in levels.
-        agreement: correlation of the mouth's apertures with FP32's, of the clip where it is least.
-        predicted_aperture_corr: correlation of the apertures with those that the network predicted from speech, mean of the clips.
-        aperture_corr: correlation of the apertures with the filmed ones at FP32's lag, mean of the clips with sound of their own.
-        aperture_corr_lost: by how much that fell, on the clip where it fell most.
-        failed: which parts of the threshold it misses; empty where it passed.
+        agreement: correlation of the mouth's apertures with FP32's, minimum over the clips.
+        predicted_aperture_corr: correlation of the apertures with those that the network predicted from speech, mean over the clips.
+        aperture_corr: correlation of the apertures with the filmed ones at FP32's lag, mean over the clips that have sound.
+        aperture_corr_lost: how much aperture_corr fell, maximum over the clips.
+        failed: the limits that it exceeds; empty if it passed.
     """
 
     ssim: float
@@ -90,13 +90,13 @@ class Change:
 
     @property
     def passed(self) -> bool:
-        """Whether it may be served."""
+        """Whether the precision may be served."""
         return not self.failed
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """One clip as one precision draws it: crops uint8 [N, 256, 256, 3], apertures drawn and predicted float32 [N]."""
+    """One clip rendered in one precision: crops uint8 [N, 256, 256, 3], rendered and predicted apertures float32 [N]."""
 
     crops: Picture
     apertures: Floats
@@ -113,20 +113,20 @@ def compare(
     threshold: Threshold | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Change]:
-    """Draws clips in each precision; writes `precision.json`, `precision.md` and a picture of each one's worst case into `out`.
+    """Render clips in each precision; write `precision.json`, `precision.md` and a picture of each one's worst case.
 
     Args:
         clips: videos that show one face each.
-        out: folder.
-        repository: the model repository whose graphs are judged.
-        speech: is spoken in clips without sound.
-        seconds: of each clip.
+        out: folder for the files.
+        repository: the model repository whose graphs are compared.
+        speech: speech for clips without sound.
+        seconds: length used of each clip.
         threads: CPU threads.
-        threshold: what may change at most.
-        log: is told each step, in words.
+        threshold: limits on the changes.
+        log: called with a message for each step.
 
     Returns:
-        What each of `WAYS` changed, and "jpeg": what SYNCED's encoding changes by itself, to compare with.
+        What each of `VARIANTS` changed, and for comparison "jpeg": what SYNCED's encoding alone changes.
 
     Raises:
         ValueError: a clip shows too few faces, or is silent and no speech is given.
@@ -136,8 +136,8 @@ def compare(
     footages = {path.name: exact.read(path, seconds) for path in clips}
     sounds = {name: _sound(name, footage, speech) for name, footage in footages.items()}
     drawn: dict[str, dict[str, _Drawn]] = {}
-    for precision in ("fp32", *WAYS):
-        log(f"{precision}: drawing")
+    for precision in ("fp32", *VARIANTS):
+        log(f"{precision}: rendering")
         with tempfile.TemporaryDirectory() as scratch:
             drawing = exact
             if precision != "fp32":
@@ -145,11 +145,11 @@ def compare(
             drawn[precision] = {name: _draw(drawing, exact, footages[name], sounds[name]) for name in footages}
     drawn["jpeg"] = {name: _as_jpeg(exact, one) for name, one in drawn["fp32"].items()}
     own = {name: footage for name, footage in footages.items() if footage.sound.size}
-    changes = {way: _change(drawn["fp32"], results, own, threshold) for way, results in drawn.items() if way != "fp32"}
+    changes = {key: _change(drawn["fp32"], results, own, threshold) for key, results in drawn.items() if key != "fp32"}
     out.mkdir(parents=True, exist_ok=True)
-    for way, change in changes.items():
-        original, result = (drawn[which][change.worst_clip].crops[change.worst_frame] for which in ("fp32", way))
-        cv2.imwrite(str(out / f"worst_{way}.png"), cv2.cvtColor(_picture(original, result, change), cv2.COLOR_RGB2BGR))
+    for key, change in changes.items():
+        original, result = (drawn[which][change.worst_clip].crops[change.worst_frame] for which in ("fp32", key))
+        cv2.imwrite(str(out / f"worst_{key}.png"), cv2.cvtColor(_picture(original, result, change), cv2.COLOR_RGB2BGR))
     frames = sum(len(one.crops) for one in drawn["fp32"].values())
     document = _document(changes, repository, list(footages), frames, threshold)
     (out / REPORT).write_text(json.dumps(document, indent=1) + "\n")
@@ -161,14 +161,14 @@ def _sound(name: str, footage: Footage, speech: Path | None) -> Floats:
     if footage.sound.size:
         return footage.sound
     if speech is None:
-        raise ValueError(f"{name} has no sound: name a file with speech")
+        raise ValueError(f"{name} has no sound: give a file with speech (--speech)")
     from insync.client.media.reader import AudioFile
 
     return np.concatenate(list(AudioFile(speech).speech())).astype(np.float32)
 
 
 def _rounded_repository(repository: Path, folder: Path, precision: str) -> Path:
-    """A model repository for `Evaluation` whose graphs round in one of `WAYS`."""
+    """Write a model repository for `Evaluation` whose graphs round like one of `VARIANTS`; return its folder."""
     for name in GRAPHS:
         (folder / name / "1").mkdir(parents=True)
         proto = onnx.load(str(repository / name / "1" / "model.onnx"))
@@ -179,9 +179,9 @@ def _rounded_repository(repository: Path, folder: Path, precision: str) -> Path:
     return folder
 
 
-def _draw(way: Evaluation, exact: Evaluation, footage: Footage, sound: Floats) -> _Drawn:
-    with np.errstate(all="ignore"):  # what overflows is seen in the picture
-        crops, _, _, predicted = way.draw(footage, sound)
+def _draw(evaluation: Evaluation, exact: Evaluation, footage: Footage, sound: Floats) -> _Drawn:
+    with np.errstate(all="ignore"):  # overflows show in the picture
+        crops, _, _, predicted = evaluation.draw(footage, sound)
     return _Drawn(crops, exact.apertures(crops), predicted)
 
 
@@ -194,7 +194,7 @@ def _as_jpeg(exact: Evaluation, drawn: _Drawn) -> _Drawn:
 def _change(
     exact: dict[str, _Drawn], results: dict[str, _Drawn], own: dict[str, Footage], threshold: Threshold
 ) -> Change:
-    """Holds results against FP32's, clip by clip; `own` are the clips with sound of their own."""
+    """Compare results with FP32's, clip by clip; `own` are the clips that have sound."""
     similar: list[float] = []
     worst: tuple[float, str, int, tuple[int, int]] = (-1.0, "", 0, (0, 0))
     pixel = 0
@@ -213,30 +213,30 @@ def _change(
             lag = best_lag(exact[name].apertures, filmed)
             aperture_corr.append(lagged(result.apertures, filmed, lag))
             lost.append(lagged(exact[name].apertures, filmed, lag) - aperture_corr[-1])
-    figures = {
+    metrics = {
         "worst_ssim": min(similar),
         "agreement": min(agreement) if np.isfinite(agreement).all() else float("nan"),
         "aperture_corr_lost": max(lost) if lost and np.isfinite(lost).all() else float("nan"),
     }
     failed = []
-    # Written so that a figure that is not a number fails.
-    if not figures["worst_ssim"] >= threshold.ssim:
-        failed.append(f"SSIM of the worst frame {figures['worst_ssim']:.4f} < {threshold.ssim}")
+    # Each condition is negated, so that not-a-number fails.
+    if not metrics["worst_ssim"] >= threshold.ssim:
+        failed.append(f"SSIM of the worst frame {metrics['worst_ssim']:.4f} < {threshold.ssim}")
     if not worst[0] <= threshold.block_levels:
         failed.append(f"worst block {worst[0]:.2f} > {threshold.block_levels} levels")
-    if not figures["agreement"] >= threshold.agreement:
-        failed.append(f"apertures agree by {figures['agreement']:.4f} < {threshold.agreement}")
-    if own and not figures["aperture_corr_lost"] <= threshold.aperture_corr:
-        failed.append(f"follows speech less by {figures['aperture_corr_lost']:.4f} > {threshold.aperture_corr}")
+    if not metrics["agreement"] >= threshold.agreement:
+        failed.append(f"apertures correlate by {metrics['agreement']:.4f} < {threshold.agreement}")
+    if own and not metrics["aperture_corr_lost"] <= threshold.aperture_corr:
+        failed.append(f"aperture_corr falls by {metrics['aperture_corr_lost']:.4f} > {threshold.aperture_corr}")
     return Change(
-        float(np.mean(similar)), figures["worst_ssim"], worst[0], worst[1], worst[2], worst[3], pixel,
-        figures["agreement"], float(np.mean(predicted_aperture_corr)), float(np.mean(aperture_corr)) if aperture_corr else float("nan"),
-        figures["aperture_corr_lost"], tuple(failed),
+        float(np.mean(similar)), metrics["worst_ssim"], worst[0], worst[1], worst[2], worst[3], pixel,
+        metrics["agreement"], float(np.mean(predicted_aperture_corr)), float(np.mean(aperture_corr)) if aperture_corr else float("nan"),
+        metrics["aperture_corr_lost"], tuple(failed),
     )  # fmt: skip
 
 
 def worst_block(difference: Picture) -> tuple[float, tuple[int, int]]:
-    """The largest mean of a block of 16 × 16 pixels in a difference uint8 [H, W, 3], and its row and column."""
+    """Return the largest mean of a block of 16 × 16 pixels in a difference uint8 [H, W, 3], and its row and column."""
     means = cv2.boxFilter(difference.astype(np.float32).mean(2), -1, (BLOCK, BLOCK), anchor=(0, 0))
     inside = means[: 1 - BLOCK, : 1 - BLOCK]
     row, column = (int(k) for k in np.unravel_index(int(inside.argmax()), inside.shape))
@@ -244,7 +244,7 @@ def worst_block(difference: Picture) -> tuple[float, tuple[int, int]]:
 
 
 def _picture(exact: Picture, result: Picture, change: Change) -> Picture:
-    """FP32, the other precision, and their difference 16 times enlarged; the worst block is framed."""
+    """Draw FP32's frame, the other precision's, and their difference times 16; the worst block is framed."""
     difference = np.clip(cv2.absdiff(exact, result).astype(int) * _AMPLIFIED, 0, 255).astype(np.uint8)
     row, column = change.worst_at
     panels = []
@@ -262,7 +262,7 @@ def _document(
         name: hashlib.sha256((repository / name / "1" / "model.onnx").read_bytes()).hexdigest() for name in GRAPHS
     }
     precisions = {name: {**asdict(change), "passed": change.passed} for name, change in changes.items()}
-    yardstick = precisions.pop("jpeg")
+    jpeg = precisions.pop("jpeg")
     return {
         "emulated": True,
         "graphs": hashes,
@@ -270,27 +270,27 @@ def _document(
         "frames": frames,
         "threshold": asdict(threshold),
         "precisions": precisions,
-        "jpeg": yardstick,
+        "jpeg": jpeg,
         "decision": _decision(changes),
     }
 
 
 def _decision(changes: dict[str, Change]) -> str:
-    passed = [_title(name) for name in WAYS if changes[name].passed]
+    passed = [_title(name) for name in VARIANTS if changes[name].passed]
     if not passed:
-        return "FP32 alone: every lesser precision misses the threshold."
-    refused = [_title(name) for name in WAYS if not changes[name].passed]
+        return "Only FP32: every lower precision misses the threshold."
+    refused = [_title(name) for name in VARIANTS if not changes[name].passed]
     others = f" Not: {'; '.join(refused)}." if refused else ""
-    return f"FP32 stays the default. With these weights, on a GPU, may be tried: {'; '.join(passed)}.{others}"
+    return f"FP32 stays the default. With these weights, these may be tried on a GPU: {'; '.join(passed)}.{others}"
 
 
-def _title(way: str) -> str:
-    return _TITLES.get(way, way.upper())
+def _title(name: str) -> str:
+    return _TITLES.get(name, name.upper())
 
 
 def _page(document: dict[str, Any], changes: dict[str, Change]) -> str:
     head = (
-        "", "SSIM", "worst frame's SSIM", "worst block", "worst pixel", "apertures agree", "predicted_aperture_corr", "aperture_corr", "passed",
+        "", "SSIM", "worst frame's SSIM", "worst block", "worst pixel", "aperture agreement", "predicted_aperture_corr", "aperture_corr", "passed",
     )  # fmt: skip
     rows = [head, ("---", *["---:"] * (len(head) - 1))]
     for name, change in changes.items():
@@ -311,22 +311,22 @@ def _page(document: dict[str, Any], changes: dict[str, Change]) -> str:
     parts = [
         "# Precision",
         f"`insync export precision`: {document['frames']} frames of {', '.join(document['clips'])}, "
-        "drawn by the served graphs in FP32 and by the same graphs with rounded weights and activations. "
-        "**Emulated on the CPU: no GPU's kernels ran.** Differences are from FP32's result, inside the patch's window; "
-        "blocks are 16 × 16 pixels, in levels of 255. Agreement, predicted_aperture_corr and aperture_corr are correlations of the mouth's aperture: "
-        "with FP32's, with the predicted one, with the filmed one. The landmarks' flow is what the decoder computes with PLACES and "
-        "REFERENCE_PLACES, but for convolutions, up to the coordinates at which references are sampled.",
+        "rendered by the served graphs in FP32 and by the same graphs with rounded weights and activations. "
+        "**Emulated on the CPU: no GPU kernels were run.** Differences are from FP32's result, inside the patch's window; "
+        "blocks are 16 × 16 pixels, in levels of 255. Aperture agreement, predicted_aperture_corr and aperture_corr are correlations "
+        "of the mouth's aperture: with FP32's, with the predicted one, with the filmed one. The landmarks' flow is what the decoder "
+        "computes from PLACES and REFERENCE_PLACES, except convolutions, up to the coordinates at which references are sampled.",
         "\n".join(f"| {' | '.join(row)} |" for row in rows),
         f"Threshold, for every frame of every clip: SSIM at least {limit['ssim']}, no block changed by more than "
-        f"{limit['block_levels']:g} levels, apertures that agree with FP32's by at least {limit['agreement']}, and following "
-        f"the filmed mouth by no more than {limit['aperture_corr']} less.",
+        f"{limit['block_levels']:g} levels, an aperture agreement of at least {limit['agreement']}, and an aperture_corr that falls "
+        f"by at most {limit['aperture_corr']}.",
         f"**{document['decision']}**",
         *(
             f"{_title(name)}: {'; '.join(change.failed)}."
             for name, change in changes.items()
             if change.failed and name != "jpeg"
         ),
-        f"Worst cases, from the left FP32, the other, and their difference × {_AMPLIFIED}, the worst block framed:",
+        f"Worst cases; from the left: FP32, the other precision, and their difference × {_AMPLIFIED}, the worst block framed:",
         *(
             f"{_title(name)}, frame {change.worst_frame} of {change.worst_clip}:\n\n![{name}](worst_{name}.png)"
             for name, change in changes.items()

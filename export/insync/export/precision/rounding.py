@@ -1,8 +1,8 @@
-"""Graphs that round as TF32, BF16 or FP16 do, while ONNX Runtime goes on computing in FP32: their effect, seen without a GPU.
+"""Graphs that round like TF32, BF16 or FP16 while ONNX Runtime computes in FP32, to show the effect without a GPU.
 
-Half precision, as a strongly typed plan has it: weights and everything that a node gives are rounded; sums are FP32, as in
-tensor cores. TF32: what is multiplied in convolutions and matrix products is rounded to 10 bits; all else is FP32. To the
-nearest number each time: hardware that cuts bits off instead errs up to twice as much.
+Half precision, as in a strongly typed plan: weights and every node's outputs are rounded; sums are FP32, as in tensor cores.
+TF32: the factors of convolutions and matrix products are rounded to 10 bits; all else is FP32. Rounding is to nearest:
+hardware that truncates instead has up to twice the error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 PRECISIONS = ("tf32", "bf16", "fp16")
 _MULTIPLYING = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-# They only move numbers about, and what was rounded stays so.
+# These only move values, so rounded values stay rounded.
 _MOVING = {
     "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth",
     "Split", "Squeeze", "Transpose", "Unsqueeze",
@@ -29,16 +29,16 @@ _SPLITTER = "rounding.splitter"
 
 
 def rounded_array(values: NDArray[np.float32], precision: str) -> NDArray[np.float32]:
-    """The nearest numbers that a precision has, as FP32; ties go to the even one. FP16 becomes infinite beyond 65,504.
+    """Round to the nearest values of a precision, as FP32; ties to even. FP16 becomes infinite beyond 65,504.
 
     Raises:
-        ValueError: the precision is none of `PRECISIONS`.
+        ValueError: the precision is not one of `PRECISIONS`.
     """
     if precision == "fp16":
         with np.errstate(over="ignore"):
             return values.astype(np.float16).astype(np.float32)
     if precision not in _CUT_BITS:
-        raise ValueError(f"the precision is {precision!r}, allowed are {', '.join(PRECISIONS)}")
+        raise ValueError(f"the precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     cut = _CUT_BITS[precision]
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     odd = (bits >> np.uint32(cut)) & np.uint32(1)
@@ -47,22 +47,22 @@ def rounded_array(values: NDArray[np.float32], precision: str) -> NDArray[np.flo
 
 
 def rounded_graph(proto: onnx.ModelProto, precision: str, exact: Sequence[str] = ()) -> onnx.ModelProto:
-    """The same graph, with the same inputs and outputs, that rounds as the precision does.
+    """Return a graph with the same inputs and outputs that rounds like a precision.
 
     Args:
         proto: an FP32 graph without subgraphs.
         precision: one of `PRECISIONS`.
-        exact: inputs; what is computed with them on the way to where pixels are sampled, up to the next layer of weights,
-            stays FP32.
+        exact: names of inputs; nodes between them and the coordinates at which pixels are sampled stay FP32, except layers
+            with weights and what follows from those alone.
 
     Raises:
-        ValueError: the precision is another.
+        ValueError: the precision is not one of `PRECISIONS`.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"the precision is {precision!r}, allowed are {', '.join(PRECISIONS)}")
+        raise ValueError(f"the precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     result = onnx.ModelProto()
     result.CopyFrom(proto)
-    _Rounding(result.graph, precision, _on_the_way(result.graph, exact)).apply()
+    _Rounding(result.graph, precision, _between(result.graph, exact)).apply()
     onnx.checker.check_model(result)
     return result
 
@@ -72,11 +72,11 @@ class _Rounding:
 
     def __init__(self, graph: onnx.GraphProto, precision: str, exact: set[str]) -> None:
         self._graph, self._precision = graph, precision
-        self._exact = exact  # first outputs of nodes that stay as they are
+        self._exact = exact  # first outputs of nodes that stay FP32
         self._nodes: list[onnx.NodeProto] = []
         self._weights = {one.name: one for one in graph.initializer if one.data_type == TensorProto.FLOAT}
         self._floats = _float_values(graph)
-        self._done: dict[str, str] = {}  # a value's name → its rounded one's
+        self._done: dict[str, str] = {}  # a value's name → its rounded value's name
 
     def apply(self) -> None:
         before = list(self._graph.node)
@@ -116,12 +116,12 @@ class _Rounding:
             if node.op_type in _MOVING:
                 continue
             for index, name in enumerate(outputs):
-                if name in self._floats:  # the rounded value keeps the name, which graph outputs and consumers know
+                if name in self._floats:  # the rounded value keeps the name, which graph outputs and consumers use
                     node.output[index] = f"{name}.full"
                     self._cast(node.output[index], name)
 
     def _rounded(self, name: str) -> str:
-        """The name of a value's rounded one, made where there is none yet."""
+        """Return the name of a value's rounded value, which is added if there is none yet."""
         if name in self._done:
             return self._done[name]
         target = self._done[name] = f"{name}.rounded"
@@ -143,18 +143,18 @@ class _Rounding:
         self._nodes.append(helper.make_node("Cast", [half], [target], to=TensorProto.FLOAT))
 
     def _split(self, name: str, target: str) -> None:
-        """The upper half of Veltkamp's splitting (Dekker, 1971): 11 significant bits, in FP32 arithmetic alone."""
+        """Add the upper half of Veltkamp's splitting (Dekker, 1971): 11 significant bits, using only FP32 arithmetic."""
         large, rest = f"{target}.large", f"{target}.rest"
         self._nodes.append(helper.make_node("Mul", [name, _SPLITTER], [large]))
         self._nodes.append(helper.make_node("Sub", [large, name], [rest]))
         self._nodes.append(helper.make_node("Sub", [large, rest], [target]))
 
 
-def _on_the_way(graph: onnx.GraphProto, inputs: Sequence[str]) -> set[str]:
-    """First outputs of the nodes between these inputs and the coordinates at which pixels are sampled, but for layers of weights."""
+def _between(graph: onnx.GraphProto, inputs: Sequence[str]) -> set[str]:
+    """Return the first outputs of the nodes between these inputs and the sampled coordinates, except layers with weights."""
     weights = {one.name for one in graph.initializer}
     reached = set(inputs)
-    for node in graph.node:  # in the order of computing
+    for node in graph.node:  # in topological order
         layer = node.op_type in _MULTIPLYING and len(node.input) > 1 and node.input[1] in weights
         if not layer and node.op_type != _SAMPLER and reached & set(node.input):
             reached.update(node.output)
@@ -166,7 +166,7 @@ def _on_the_way(graph: onnx.GraphProto, inputs: Sequence[str]) -> set[str]:
 
 
 def _float_values(graph: onnx.GraphProto) -> set[str]:
-    """Names of all FP32 values of a graph."""
+    """Return the names of all FP32 values of a graph."""
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     inferred: Any = onnx.shape_inference.infer_shapes(model).graph
     values = (*inferred.input, *inferred.value_info, *inferred.output)

@@ -1,4 +1,4 @@
-"""The machine in words, for reports: what its speed depends on, and nothing that names it."""
+"""A description of the machine for reports: what determines its speed, and nothing that identifies it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _PACKAGES = (
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def describe() -> str:
-    """Processor, memory, and the versions that count."""
+    """Return one line with the processor, the memory and the versions of Python and the relevant packages."""
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = []
     for name in _PACKAGES:
@@ -43,7 +43,7 @@ def describe() -> str:
 
 
 def _vectors() -> str:
-    """The widest vector instructions of the CPU, which decide ONNX Runtime's speed more than the clock does."""
+    """Return the CPU's widest vector instructions, which affect ONNX Runtime's speed more than the clock does."""
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:

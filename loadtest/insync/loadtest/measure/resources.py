@@ -1,4 +1,4 @@
-"""What a run takes from the machine: processor time, memory, file handles, processes and shared memory, over time."""
+"""Resource usage over time: processor time, memory, file handles, processes and shared memory."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ SHARED_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Group:
-    """Some processes together.
+    """The summed resource usage of a group of processes.
 
     Attributes:
-        processes: how many.
-        rss_bytes: resident memory, with what they share counted in each.
-        shared_bytes: of it, pages of shared memory that the processes have touched; each of them counts its own.
-        cpu_s: processor time since their start.
+        processes: number of processes.
+        rss_bytes: resident memory; memory that processes share is counted in each of them.
+        shared_bytes: the part of it that is shared memory, counted in each process that has touched the pages.
+        cpu_s: processor time since the processes started.
         handles: open files, sockets and pipes.
-        threads: how many.
+        threads: number of threads.
     """
 
     processes: int = 0
@@ -45,16 +45,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Sample:
-    """The machine at one moment.
+    """The resource usage at one time.
 
     Attributes:
         at_s: `time.monotonic()`.
         server: the tritonserver process.
-        stubs: the processes of its Python models.
+        stubs: the stub processes of its Python models.
         clients: the load processes.
-        regions, region_bytes: of shared memory whose names begin with the server's prefix.
-        machine_cpu: share of all cores in use since the last sample, 0 to 1.
-        models: Triton's counters; empty where its metrics cannot be read.
+        regions, region_bytes: number and size of the shared memory regions whose names start with the server's prefix.
+        machine_cpu: share of all cores in use since the previous sample, 0 to 1.
+        models: Triton's counters by model; empty if its metrics cannot be read.
     """
 
     at_s: float
@@ -69,13 +69,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Watched:
-    """What to look at.
+    """The processes and endpoints to sample.
 
     Attributes:
-        server: gives the server's process id, None where it is not on this machine or not running.
-        shared_memory_prefix: of the server's regions; None: it has none here.
-        metrics: HOST:PORT of the metrics page, or None.
-        clients: gives the load processes' ids.
+        server: returns the server's process id, or None if it does not run on this machine.
+        shared_memory_prefix: name prefix of the server's shared memory regions; None if it has none on this machine.
+        metrics: HOST:PORT of Triton's metrics, or None.
+        clients: returns the process ids of the load processes.
     """
 
     server: Callable[[], int | None] = lambda: None
@@ -85,18 +85,18 @@ class Watched:
 
 
 def shared_memory(prefix: str | None) -> tuple[int, int]:
-    """How many regions under /dev/shm have names that begin with `prefix`, and how many bytes of memory they hold."""
+    """Return the number of regions under /dev/shm whose names start with `prefix`, and their size in bytes."""
     count = size = 0
     if prefix is not None and SHARED_MEMORY.is_dir():
         for region in SHARED_MEMORY.glob(f"{prefix}*"):
-            with contextlib.suppress(OSError):  # it went while we looked
+            with contextlib.suppress(OSError):  # deleted in the meantime
                 size += region.stat().st_blocks * 512
                 count += 1
     return count, size
 
 
 def measure(process: psutil.Process) -> Group:
-    """One process; an empty group where it is gone."""
+    """Return the resource usage of one process; zeros if it has ended."""
     try:
         with process.oneshot():
             cpu, memory = process.cpu_times(), process.memory_info()
@@ -113,7 +113,7 @@ def measure(process: psutil.Process) -> Group:
 
 
 def _touched(pid: int) -> int:
-    """Bytes of shared memory that a process has touched; 0 where the machine does not tell."""
+    """Return the bytes of shared memory that a process has touched; 0 where /proc does not report them."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -122,7 +122,7 @@ def _touched(pid: int) -> int:
 
 
 def server_groups(pid: int | None) -> tuple[Group, Group]:
-    """The server's process, and its stubs."""
+    """Return the resource usage of the server process, and of its stub processes."""
     server, stubs = Group(), Group()
     if pid is None:
         return server, stubs
@@ -130,7 +130,7 @@ def server_groups(pid: int | None) -> tuple[Group, Group]:
         leader = psutil.Process(pid)
         server = measure(leader)
         for child in leader.children(recursive=True):
-            # A stub, or a process that a model has started.
+            # A Python model's stub process, or a process that a model has started.
             stubs += measure(child)
     except psutil.Error:
         return server, stubs
@@ -138,14 +138,14 @@ def server_groups(pid: int | None) -> tuple[Group, Group]:
 
 
 class Sampler:
-    """Takes samples in a thread of its own; a context manager.
+    """A context manager that takes samples in a background thread.
 
     Args:
-        watched: what to look at.
-        interval_s: between two samples.
+        watched: the processes and endpoints to sample.
+        interval_s: seconds between two samples.
 
     Attributes:
-        samples: so far, oldest first.
+        samples: the samples so far, oldest first.
     """
 
     def __init__(self, watched: Watched, interval_s: float = 1.0) -> None:
@@ -155,7 +155,7 @@ class Sampler:
         self._thread = threading.Thread(target=self._run, name="insync-load-samples", daemon=True)
 
     def __enter__(self) -> Sampler:
-        psutil.cpu_percent()  # the first reading has nothing to compare with
+        psutil.cpu_percent()  # the first call only sets the start of the interval
         self._thread.start()
         return self
 
@@ -164,7 +164,7 @@ class Sampler:
         self._thread.join(10)
 
     def take(self) -> Sample:
-        """One sample, now."""
+        """Take one sample now."""
         watched = self._watched
         server, stubs = server_groups(watched.server())
         clients = Group()
@@ -185,7 +185,7 @@ class Sampler:
         )
 
     def between(self, from_s: float, to_s: float) -> list[Sample]:
-        """The samples of a stretch of time."""
+        """Return the samples taken from `from_s` to `to_s`."""
         return [sample for sample in self.samples if from_s <= sample.at_s <= to_s]
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""Counts and percentiles over time: what happened in any stretch of a run, at a resolution of one second."""
+"""Counts and latency percentiles of any interval of a run, at a resolution of one second."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COUNTED = {kinds.DROPPED: "dropped", kinds.SKIPPED: "skipped", kinds.REPEATED: 
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The smallest value that at least `share` (0 to 1) of the values do not exceed; NaN of none (nearest rank)."""
+    """Return the smallest value that at least `share` (0 to 1) of the values do not exceed (nearest rank); NaN for no values."""
     ordered = np.sort(np.fromiter(values, np.float64))
     if not ordered.size:
         return math.nan
@@ -29,27 +29,27 @@ def percentile(values: Iterable[float], share: float) -> float:
 
 @dataclass(frozen=True)
 class Summary:
-    """What happened in a stretch of time.
+    """The counts and latencies of an interval.
 
     Attributes:
-        seconds: its length.
-        frames: of live streams, answered.
-        missed: of them, later than the deadline.
-        dropped: thrown away at the camera, as the client did not fetch them in time.
-        skipped: left out by the client, as they were late.
-        repeated: late, and the one before was given in their place.
-        disordered: answers that were not the next frame's.
-        lost: frames of streams that ran to their end without an answer to them.
-        p50_ms, p95_ms, p99_ms, max_ms: of the answered live frames, from their audio being complete.
-        first_p50_ms, first_max_ms: from opening a live stream to its first synced frame.
+        seconds: length of the interval.
+        frames: live frames with a response.
+        missed: live frames among them whose response came after the deadline.
+        dropped: live frames that the camera's buffer dropped because the client did not read them in time.
+        skipped: late live frames that the client skipped.
+        repeated: late live frames for which the client repeated the previous one.
+        disordered: responses that were not for the next frame.
+        lost: frames without a response in streams that ran to their end.
+        p50_ms, p95_ms, p99_ms, max_ms: latency of live frames with a response, since their audio was complete.
+        first_p50_ms, first_max_ms: time from opening a live stream to its first synced frame.
         dubbed: frames of dubbing jobs.
         jobs: finished dubbing jobs.
-        registrations: finished.
-        registration_p50_ms, registration_max_ms: of them.
-        refused: streams that the server had no room for, each time that it said so.
-        hinted: of them, those that were told when to ask again.
-        hint_p50_ms, hint_max_ms: of what they were told.
-        errors: how many.
+        registrations: finished registrations.
+        registration_p50_ms, registration_max_ms: their duration.
+        refused: requests for a stream that the server rejected because it had no capacity.
+        hinted: rejections among them that came with a retry hint.
+        hint_p50_ms, hint_max_ms: the time in the retry hints.
+        errors: number of errors.
     """
 
     seconds: float
@@ -79,17 +79,17 @@ class Summary:
 
     @property
     def fps(self) -> float:
-        """Live frames answered per second, all streams together."""
+        """Live frames with a response per second, over all streams."""
         return self.frames / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def late(self) -> int:
-        """Live frames that came late or never."""
+        """Number of live frames that were late or missing."""
         return self.missed + self.dropped + self.skipped + self.repeated
 
     @property
     def miss_rate(self) -> float:
-        """Share of due live frames that came late or never, 0 to 1; 1 where not one was answered."""
+        """Share of live frames that were late or missing, 0 to 1; 1 if there were no frames."""
         due = self.frames + self.dropped + self.skipped + self.repeated
         return self.late / due if due else 1.0
 
@@ -104,14 +104,14 @@ class _Second:
 
 
 class Tally:
-    """Takes events in; sums up any stretch.
+    """A collector of events that summarizes any interval.
 
     Args:
-        start_s: the clock's reading at second 0.
+        start_s: `time.monotonic()` at second 0 of the run.
 
     Attributes:
-        errors: how often each error text came; numbers in it are masked, so that there are few.
-        streaming: live users whose stream has begun and not ended or failed.
+        errors: count of each error text; digits are masked, so that there are few different texts.
+        streaming: numbers of the live users whose stream has started and has not ended or failed.
     """
 
     def __init__(self, start_s: float) -> None:
@@ -121,7 +121,7 @@ class Tally:
         self._seconds: dict[int, _Second] = {}
 
     def add(self, event: Event) -> None:
-        """Takes an event in."""
+        """Add an event."""
         second = self._seconds.setdefault(math.floor(event.at_s - self.start_s), _Second())
         live = event.role == "live"
         if event.kind == kinds.FRAME and live:
@@ -153,12 +153,12 @@ class Tally:
             if text in self.errors or len(self.errors) < MAX_ERROR_TEXTS:
                 self.errors[text] += 1
 
-    def left(self, user: int) -> None:
-        """A user was stopped."""
+    def stopped(self, user: int) -> None:
+        """Record that a user was stopped."""
         self.streaming.discard(user)
 
     def window(self, from_s: float = -math.inf, to_s: float = math.inf) -> Summary:
-        """What happened from second `from_s` to `to_s` of the run; whole seconds, the last one excluded."""
+        """Summarize seconds `from_s` to `to_s` of the run; only whole seconds count, and `to_s` is excluded."""
         inside = [second for at, second in self._seconds.items() if from_s <= at and at + 1 <= to_s]
         ats = [at for at in self._seconds if from_s <= at and at + 1 <= to_s]
         counts: Counter[str] = Counter()
@@ -200,7 +200,7 @@ class Tally:
         )
 
     def timeline(self, step_s: int = 1) -> list[tuple[int, Summary]]:
-        """Summaries of consecutive stretches of `step_s` seconds from second 0 to the newest: (second, summary)."""
+        """Return (second, summary) of consecutive intervals of `step_s` seconds, from second 0 to the newest event."""
         if not self._seconds:
             return []
         return [(at, self.window(at, at + step_s)) for at in range(0, max(self._seconds) + 1, step_s)]

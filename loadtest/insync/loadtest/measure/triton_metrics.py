@@ -1,17 +1,16 @@
-"""Triton's metrics: counters of every model, as text in the Prometheus format, and what they say between two readings."""
+"""Triton's metrics: the counters of every model in the Prometheus text format, and each model's load between two readings."""
 
 from __future__ import annotations
 
-import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from prometheus_client.parser import text_string_to_metric_families
+
 __all__ = ["Counters", "ModelLoad", "between", "parse", "scrape"]
 
-_LINE = re.compile(r"^(nv_\w+)\{([^}]*)\}\s+([^\s]+)")
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _TIMEOUT_S = 2.0
 _FIELDS = {
     "nv_inference_request_success": "requests",
@@ -28,7 +27,7 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class Counters:
-    """One model's counters since the server's start; durations are sums over requests."""
+    """The counters of one model since the server's start; durations are sums over requests."""
 
     requests: float = 0.0
     failures: float = 0.0
@@ -39,21 +38,21 @@ class Counters:
     request_us: float = 0.0
 
     def minus(self, before: Counters) -> Counters:
-        """What was added since `before`. Where the server began anew meanwhile, all that it has counted."""
+        """Return the increase since `before`; if the server has restarted in the meantime, the counters since its restart."""
         difference = {name: getattr(self, name) - getattr(before, name) for name in self.__dataclass_fields__}
         return self if min(difference.values()) < 0 else Counters(**difference)
 
 
 @dataclass(frozen=True)
 class ModelLoad:
-    """What one model did between two readings.
+    """The load of one model between two readings.
 
     Attributes:
-        requests_per_s: answered.
-        failures: requests that ended with an error.
-        batch: mean size of a batch.
-        queue_ms: mean wait of a request in the model's queue.
-        compute_ms: mean computation that a request was part of.
+        requests_per_s: successful requests per second.
+        failures: number of failed requests.
+        batch: mean batch size.
+        queue_ms: mean time of a request in the model's queue.
+        compute_ms: mean compute time of a request, shared with the other requests of its batch.
         request_ms: mean time of a request in the model.
     """
 
@@ -66,22 +65,25 @@ class ModelLoad:
 
 
 def parse(text: str) -> dict[str, Counters]:
-    """Counters by model from a metrics page; several versions of a model are summed up, other metrics are left out."""
+    """Return the counters by model from a metrics page. Versions of a model are summed, other metrics are ignored.
+
+    Raises:
+        ValueError: the text is not in the Prometheus format.
+    """
     sums: dict[str, dict[str, float]] = {}
-    for line in text.splitlines():
-        match = _LINE.match(line)
-        field = _FIELDS.get(match[1]) if match else None
-        if match is None or field is None:
+    for family in text_string_to_metric_families(text):
+        field = _FIELDS.get(family.name)
+        if field is None:
             continue
-        model = dict(_LABEL.findall(match[2])).get("model")
-        if model:
-            entry = sums.setdefault(model, {})
-            entry[field] = entry.get(field, 0.0) + float(match[3])
+        for sample in family.samples:
+            if model := sample.labels.get("model"):
+                entry = sums.setdefault(model, {})
+                entry[field] = entry.get(field, 0.0) + sample.value
     return {model: Counters(**fields) for model, fields in sums.items()}
 
 
 def scrape(address: str) -> dict[str, Counters] | None:
-    """Reads a server's metrics page; None where there is none at HOST:PORT."""
+    """Read a server's metrics; None if there are none at HOST:PORT."""
     try:
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=_TIMEOUT_S) as page:
             return parse(page.read().decode("utf-8", "replace"))
@@ -90,14 +92,14 @@ def scrape(address: str) -> dict[str, Counters] | None:
 
 
 def between(before: Mapping[str, Counters], after: Mapping[str, Counters], seconds: float) -> dict[str, ModelLoad]:
-    """What each model did between two readings that lie `seconds` apart; idle models are left out."""
+    """Return the load of each model between two readings that are `seconds` apart; idle models are omitted."""
     loads = {}
     for model, now in after.items():
         done = now.minus(before.get(model, Counters()))
         answered = done.requests + done.failures
         if answered <= 0:
             continue
-        each = 1000 * max(1.0, done.requests)  # Triton times successful requests alone
+        each = 1000 * max(1.0, done.requests)  # Triton measures the durations of successful requests only
         loads[model] = ModelLoad(
             requests_per_s=done.requests / seconds if seconds > 0 else 0.0,
             failures=int(done.failures),

@@ -1,4 +1,4 @@
-"""The report's plots, as SVG text: matplotlib's, without a display and without fonts from anywhere."""
+"""The report's plots as SVG text, drawn by matplotlib without a display and without external fonts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["figures", "png"]
 _WIDTH, _HEIGHT = 10.0, 3.4  # inches
 _COLOURS = {"p50": "#3b6fb6", "p95": "#e0912f", "p99": "#b42318", "other": "#5b6577", "good": "#0a7d38"}
 _STYLE = {
-    "svg.fonttype": "path",  # looks the same everywhere
+    "svg.fonttype": "path",  # renders the same on every machine
     "svg.hashsalt": "insync",
     "font.size": 9,
     "axes.spines.top": False,
@@ -30,7 +30,7 @@ _STYLE = {
     "axes.titlelocation": "left",
     "axes.titlesize": 10,
 }
-# Of an embedded server the first, of another the rest.
+# A fused pipeline has the first one, an unfused one the others.
 _MODELS = (
     "lipsync_frame",
     "lipsync_face",
@@ -42,7 +42,7 @@ _MODELS = (
 
 
 def figures(data: dict[str, Any]) -> list[str]:
-    """Every plot that the data has something for."""
+    """Draw every plot for which there are data."""
     made = []
     with mpl.rc_context(_STYLE):
         if data.get("searches") and data["searches"][-1]["steps"]:
@@ -56,28 +56,29 @@ def figures(data: dict[str, Any]) -> list[str]:
         if data["samples"]:
             made.append(_svg(_machine(data)))
         if data.get("growth"):
-            made.append(_svg(_leaks(data)))
+            made.append(_svg(_growth(data)))
     return made
 
 
 def png(data: dict[str, Any], path: str) -> None:
-    """Writes the plot that a run was made for as a picture, for a page that shows no SVG.
+    """Write the main plot of a run as a PNG, for pages that cannot show SVG.
 
     Args:
-        data: of a search for the capacity: latency and throughput against streams; of a soak: growth; else the timeline.
-        path: of the file.
+        data: data of the run. A capacity search is drawn as latency and throughput against streams, a soak as growth,
+            any other run as a timeline.
+        path: path of the PNG.
     """
     with mpl.rc_context(_STYLE):
         if data.get("searches"):
             figure = _capacity(data, data["searches"][-1])
         else:
-            figure = _leaks(data) if data.get("growth") else _timeline(data)
+            figure = _growth(data) if data.get("growth") else _timeline(data)
         figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
 def _capacity(data: dict[str, Any], search: dict[str, Any]) -> Figure:
-    """Latency, miss rate and throughput against the number of streams."""
-    steps, limits = _believed(search), data["limits"]
+    """Plot latency, miss rate and throughput against the number of streams."""
+    steps, limits = _last_measurements(search), data["limits"]
     streams = [step["streams"] for step in steps]
     figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
     latency, missed, rate = figure.subplots(1, 3)
@@ -95,9 +96,9 @@ def _capacity(data: dict[str, Any], search: dict[str, Any]) -> Figure:
     )
     missed.set(title="Late or missing frames", xlabel=each, ylabel="%", ylim=(-2, 102))
     missed.legend()
-    rate.plot(streams, [step["summary"]["fps"] for step in steps], "o-", color=_COLOURS["p50"], label="answered")
+    rate.plot(streams, [step["summary"]["fps"] for step in steps], "o-", color=_COLOURS["p50"], label="achieved")
     due = [count * search["fps"] for count in streams]
-    rate.plot(streams, due, ls=":", color=_COLOURS["other"], label="due")
+    rate.plot(streams, due, ls=":", color=_COLOURS["other"], label="required")
     rate.set(title="Frames per second, all streams", xlabel=each, ylabel="frames/s")
     rate.set_ylim(0, None)
     rate.legend()
@@ -109,24 +110,26 @@ def _capacity(data: dict[str, Any], search: dict[str, Any]) -> Figure:
     return figure
 
 
-def _believed(search: dict[str, Any]) -> list[dict[str, Any]]:
-    """The last round of each number of streams."""
+def _last_measurements(search: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the last measurement of each number of streams."""
     return list({step["streams"]: step for step in search["steps"]}.values())
 
 
 def _batches(search: dict[str, Any]) -> Figure:
-    """Mean batch, queue time and computing of the models against the number of streams."""
+    """Plot the models' mean batch size, queue time and compute time against the number of streams."""
     figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
     fields = {
-        "batch": ("Mean batch", "requests"),
-        "queue_ms": ("Waiting in the queue", "ms"),
-        "compute_ms": ("Computing", "ms"),
+        "batch": ("Mean batch size", "requests"),
+        "queue_ms": ("Queue time", "ms"),
+        "compute_ms": ("Compute time", "ms"),
     }
     places = figure.subplots(1, 3)
     for axes, (name, (title, unit)) in zip(places, fields.items(), strict=True):
         for model in _MODELS:
             points = [
-                (step["streams"], step["models"][model][name]) for step in _believed(search) if model in step["models"]
+                (step["streams"], step["models"][model][name])
+                for step in _last_measurements(search)
+                if model in step["models"]
             ]
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", ms=3, label=model.removeprefix("lipsync_"))
@@ -139,13 +142,13 @@ def _batches(search: dict[str, Any]) -> Figure:
 
 
 def _step_usage(search: dict[str, Any]) -> Figure:
-    """Processor and memory against the number of streams."""
+    """Plot processor and memory usage against the number of streams."""
     figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
     cpu, memory = figure.subplots(1, 2)
-    steps = _believed(search)
+    steps = _last_measurements(search)
     streams = [step["streams"] for step in steps]
     for axes, suffix, scale in ((cpu, "cores", 1.0), (memory, "bytes", 2**20)):
-        for part, title in (("server", "tritonserver"), ("stubs", "models' processes"), ("clients", "clients")):
+        for part, title in (("server", "tritonserver"), ("stubs", "Python model stubs"), ("clients", "clients")):
             axes.plot(streams, [step["usage"][f"{part}_{suffix}"] / scale for step in steps], "o-", label=title)
         axes.set_ylim(0, None)
         axes.set_xlim(0, None)
@@ -157,7 +160,7 @@ def _step_usage(search: dict[str, Any]) -> Figure:
 
 
 def _timeline(data: dict[str, Any]) -> Figure:
-    """Latency, throughput and users over the run."""
+    """Plot latency, throughput and number of users over the run."""
     line = data["timeline"]
     unit, scale = _clock(data)
     times = [point["second"] / scale for point in line]
@@ -192,13 +195,13 @@ def _timeline(data: dict[str, Any]) -> Figure:
 
 
 def _machine(data: dict[str, Any]) -> Figure:
-    """Processor and memory over the run."""
+    """Plot processor and memory usage over the run."""
     samples = data["samples"]
     unit, scale = _clock(data)
     times = [sample["second"] / scale for sample in samples]
     figure = Figure((_WIDTH, _HEIGHT), layout="constrained")
     cpu, memory = figure.subplots(1, 2)
-    for part, title in (("server", "tritonserver"), ("stubs", "models' processes"), ("clients", "clients")):
+    for part, title in (("server", "tritonserver"), ("stubs", "Python model stubs"), ("clients", "clients")):
         cpu.plot(times, [sample[f"{part}_cores"] for sample in samples], lw=1, label=title)
     for name in (SERVER_MEMORY, MODELS_MEMORY, "clients, memory", "shared memory"):
         memory.plot(times, [sample[name] for sample in samples], lw=1, label=name)
@@ -210,8 +213,8 @@ def _machine(data: dict[str, Any]) -> Figure:
     return figure
 
 
-def _leaks(data: dict[str, Any]) -> Figure:
-    """Every kind of memory in a soak, in shares of its value after warm-up. Things that are counted come and go with users."""
+def _growth(data: dict[str, Any]) -> Figure:
+    """Plot every kind of memory in a soak relative to its value after warm-up. Counts are left out: they vary with the users."""
     samples, warm = data["samples"], data["warm_up_s"]
     unit, scale = _clock(data)
     times = [sample["second"] / scale for sample in samples]
@@ -225,7 +228,7 @@ def _leaks(data: dict[str, Any]) -> Figure:
     axes.axhspan(-allowed, allowed, color=_COLOURS["good"], alpha=0.08)
     axes.axvline(warm / scale, color=_COLOURS["other"], ls=":")
     axes.set(
-        title="Growth of memory against the value after warm-up (dotted)",
+        title="Memory growth since the end of warm-up (dotted)",
         xlabel=unit,
         ylabel="%",
         ylim=(-6 * allowed, 6 * allowed),
@@ -235,10 +238,12 @@ def _leaks(data: dict[str, Any]) -> Figure:
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
+    """Replace None by NaN, which matplotlib leaves out."""
     return [math.nan if value is None else value for value in values]
 
 
 def _logarithmic(axes: Any) -> None:
+    """Make the y axis logarithmic, with plain numbers as labels."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.set_ylim(low / 1.5, high * 1.5)
@@ -248,16 +253,18 @@ def _logarithmic(axes: Any) -> None:
 
 
 def _clock(data: dict[str, Any]) -> tuple[str, float]:
-    """The unit of a run's time axis, and how many seconds it has."""
+    """Return the unit of a run's time axis, and its length in seconds."""
     last = max((point["second"] for point in data["timeline"]), default=0)
     return ("minutes", 60.0) if last > 180 else ("seconds", 1.0)
 
 
 def _whole(axes: Any) -> None:
+    """Put ticks of the x axis at whole numbers only."""
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _svg(figure: Figure) -> str:
+    """Return a figure as an SVG element."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()

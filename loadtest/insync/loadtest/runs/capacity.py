@@ -1,4 +1,4 @@
-"""How many live streams a server holds: more and more of them until too many frames come late, then the edge between."""
+"""The capacity search: the number of live streams grows until too many frames are late, then bisection finds the limit."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["CapacityShape", "Limits", "Search", "Step", "Usage", "usage"]
 
 @dataclass(frozen=True)
 class Limits:
-    """When a number of streams counts as held, and how long each is tried.
+    """The limits within which a number of streams counts as sustained ("held"), and the durations of the search.
 
     Attributes:
-        p99_ms: the 99th percentile of live frames must not be above.
-        miss_rate: nor the share of frames that came late or never, 0 to 1.
-        settle_s: after all streams have begun, before measuring.
-        measure_s: measured.
-        start_s: longest wait for all streams to begin; longer counts as not held.
-        first: the number to begin with.
-        most: streams that are never exceeded.
-        beyond: numbers tried past the first that broke, so that the report shows how it breaks.
-        at_least: numbers tried where not one is held, for the same reason.
-        run_time_s: no number is begun that could end later than this, counted from the run's start.
+        p99_ms: maximum 99th percentile of the latency of live frames.
+        miss_rate: maximum share of frames that are late or missing, 0 to 1.
+        settle_s: pause between the start of the last stream and the measurement.
+        measure_s: duration of a measurement.
+        start_s: maximum wait for all streams to start; if they take longer, the number is not sustained.
+        first: first number of streams to try.
+        most: maximum number of streams to try.
+        beyond: how many numbers to try above the first that is not sustained, so that the report shows the overload.
+        at_least: how many numbers to try if not even one stream is sustained, for the same reason.
+        run_time_s: no step starts that could end later than this, counted from the start of the run.
     """
 
     p99_ms: float = 100.0
@@ -46,19 +46,19 @@ class Limits:
 
     @property
     def step_s(self) -> float:
-        """What one number takes where its streams begin soon: events are up to a second on their way."""
+        """Seconds that one step takes if its streams start at once: events arrive up to a second late."""
         return self.settle_s + self.measure_s + 2
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a stretch of a run took, in cores (1.0 is one core for all of the time) and bytes.
+    """The resource usage of an interval, in cores (1.0 is one core for all of the time) and bytes.
 
     Attributes:
         server_cores, stubs_cores, clients_cores: processor time per second.
-        other_cores: processor time per second of everything else on the machine, the conductor among it.
-        machine_cpu: share of all cores in use, by anything, 0 to 1.
-        server_bytes, stubs_bytes, clients_bytes: resident memory, most.
+        other_cores: processor time per second of everything else on the machine, the conductor included.
+        machine_cpu: share of all cores in use, 0 to 1.
+        server_bytes, stubs_bytes, clients_bytes: peak resident memory.
     """
 
     server_cores: float = 0.0
@@ -72,7 +72,7 @@ class Usage:
 
 
 def usage(samples: Sequence[Sample]) -> Usage:
-    """Sums up consecutive samples; zeros of fewer than two."""
+    """Compute the resource usage between the first and the last sample; zeros for fewer than two samples."""
     if len(samples) < 2:
         return Usage()
     seconds = samples[-1].at_s - samples[0].at_s
@@ -99,16 +99,16 @@ def usage(samples: Sequence[Sample]) -> Usage:
 
 @dataclass(frozen=True)
 class Step:
-    """One round of a number of streams.
+    """One measurement with a number of streams.
 
     Attributes:
-        streams: tried.
-        started: of them, streams that had begun when measuring did.
-        held: within the limits.
+        streams: number of streams.
+        started: streams among them that had started when the measurement began.
+        held: whether the number is sustained, i.e. within the limits.
         from_s, to_s: seconds of the run that were measured.
-        summary: what their frames did.
-        models: what each model did.
-        usage: what it took.
+        summary: counts and latencies of the frames.
+        models: load of each model.
+        usage: resource usage.
     """
 
     streams: int
@@ -122,33 +122,33 @@ class Step:
 
 
 class Search:
-    """Which number of streams to try next: twice as many until one is not held, then halving the gap.
+    """The choice of the next number of streams: doubling until a number is not sustained, then bisection.
 
-    A number that is not held is tried once more before that is believed, as whatever else the machine does may be to blame:
-    it counts as held where the second round is. Numbers beyond the first that was not held are tried once.
+    A number that is not sustained is measured a second time, because other work on the machine may be the cause; it counts
+    as sustained if the second measurement is. Numbers above the first that was not sustained are measured once.
 
     Args:
-        most: never more.
-        beyond: numbers tried past the first that was not held, for the picture's sake.
-        first: the number to begin with.
-        at_least: where not even one is held, numbers tried in place of those beyond.
+        most: maximum number to try.
+        beyond: how many numbers to try above the first that was not sustained, for the report's plots.
+        first: first number to try.
+        at_least: how many numbers to try if not even one stream is sustained; `beyond` then has no effect.
     """
 
     def __init__(self, most: int, beyond: int = 0, first: int = 1, at_least: int = 1) -> None:
         self._most, self._beyond, self._first, self._at_least = most, beyond, first, at_least
         self._results: dict[int, bool] = {}
-        self._doubted: int | None = None  # was not held, and has its second round to come
+        self._repeat: int | None = None  # was not sustained, and is to be measured a second time
 
     @property
     def held(self) -> int:
-        """The largest number known to be held, below every number that was not; 0: not even one."""
+        """The largest number that was sustained and is below every number that was not; 0 if there is none."""
         broken = min((count for count, held in self._results.items() if not held), default=self._most + 1)
         return max((count for count, held in self._results.items() if held and count < broken), default=0)
 
     def next(self) -> int | None:
-        """The number to try now, None at the end."""
-        if self._doubted is not None:
-            return self._doubted
+        """Return the next number to try, or None at the end of the search."""
+        if self._repeat is not None:
+            return self._repeat
         if not self._results:
             return min(self._first, self._most)
         largest = max(self._results)
@@ -165,43 +165,43 @@ class Search:
         return (low + high) // 2
 
     def tried(self, count: int, held: bool) -> None:
-        """Takes a result in."""
+        """Record the result of a measurement."""
         beyond = any(broken < count for broken, good in self._results.items() if not good)
-        if not held and not beyond and count != self._doubted:
-            self._doubted = count
+        if not held and not beyond and count != self._repeat:
+            self._repeat = count
             return
-        self._doubted = None
+        self._repeat = None
         self._results[count] = held
 
 
 class CapacityShape(LoadTestShape):
-    """Locust follows the search.
+    """Locust's load shape for the capacity search.
 
     Args:
-        limits: of the search.
-        tally, sampler: of the run.
-        say: takes a line about each step.
+        limits: limits of the search.
+        tally, sampler: the run's events and samples.
+        log: called with a line about each step.
 
     Attributes:
-        steps: so far.
-        search: what they have shown.
-        cut: the time ended before the search did.
+        steps: the measurements so far.
+        search: the search and its results.
+        cut: whether the run time ended before the search did.
     """
 
     def __init__(
-        self, limits: Limits, tally: Tally, sampler: Sampler, say: Callable[[str], None] = lambda line: None
+        self, limits: Limits, tally: Tally, sampler: Sampler, log: Callable[[str], None] = lambda line: None
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self.search = Search(limits.most, limits.beyond, limits.first, limits.at_least)
         self.cut = False
-        self._limits, self._tally, self._sampler, self._say = limits, tally, sampler, say
+        self._limits, self._tally, self._sampler, self._log = limits, tally, sampler, log
         self._streams = self.search.next()
-        self._begun_s = 0.0  # when Locust was told this number; 0: not yet
-        self._measure_from_s = 0.0  # 0: streams are still beginning
+        self._begun_s = 0.0  # when Locust got this number; 0: not yet
+        self._measure_from_s = 0.0  # 0: streams are still starting
 
     def tick(self) -> tuple[int, float] | None:
-        """What Locust asks every second."""
+        """Return the number of users and the spawn rate, or None to end; Locust calls this every second."""
         now_s = time.monotonic() - self._tally.start_s
         if self._streams is None:
             return None
@@ -211,7 +211,7 @@ class CapacityShape(LoadTestShape):
             all_there = len(self._tally.streaming) >= self._streams
             if all_there or now_s - self._begun_s > self._limits.start_s:
                 self._measure_from_s = now_s + (self._limits.settle_s if all_there else 0.0)
-        elif now_s >= self._measure_from_s + self._limits.measure_s + 1:  # events are up to 0.1 s on their way
+        elif now_s >= self._measure_from_s + self._limits.measure_s + 1:  # events arrive up to 0.1 s late
             self._conclude(self._streams)
             self._streams, self._begun_s = self.search.next(), 0.0
             if self._streams is not None and now_s + self._limits.step_s > self._limits.run_time_s:
@@ -220,6 +220,7 @@ class CapacityShape(LoadTestShape):
         return self._streams, SPAWN_RATE
 
     def _conclude(self, streams: int) -> None:
+        """Record and log the measurement that has just ended."""
         limits = self._limits
         from_s = float(int(self._measure_from_s))
         to_s = from_s + int(limits.measure_s)
@@ -230,9 +231,9 @@ class CapacityShape(LoadTestShape):
         models = between(samples[0].models, samples[-1].models, samples[-1].at_s - samples[0].at_s) if samples else {}
         self.search.tried(streams, held)
         self.steps.append(Step(streams, started, held, from_s, to_s, summary, models, usage(samples)))
-        self._say(
-            f"{streams} streams: {'held' if held else 'not held'}; {summary.fps:.1f} frames/s, "
+        self._log(
+            f"{streams} streams: {'sustained' if held else 'not sustained'}; {summary.fps:.1f} frames/s, "
             + (f"p50 {summary.p50_ms:.0f} ms, p99 {summary.p99_ms:.0f} ms, " if summary.frames else "")
-            + f"missed {100 * summary.miss_rate:.1f} %"
-            + (f", {summary.refused} times refused" if summary.refused else "")
+            + f"late or missing {100 * summary.miss_rate:.1f} %"
+            + (f", {summary.refused} rejections" if summary.refused else "")
         )

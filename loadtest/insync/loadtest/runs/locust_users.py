@@ -1,8 +1,8 @@
-"""Locust's users: each starts one simulated user in a load process, and stops it when Locust says so.
+"""Locust user classes. Each instance starts one simulated user in a load process, and stops it when Locust does.
 
-What happens there comes back as events, which `LoadEnvironment.fire` turns into Locust's: every frame, first frame,
-registration and job is a request of its own in Locust's tables, charts and CSVs, and a frame that missed its deadline is a
-failed one, as is a refused stream. Hooks of our own besides: see `LoadEvents`.
+The load processes send events, which `LoadEnvironment.fire` passes on to Locust: every frame, first frame, registration
+and job is a request in Locust's tables, charts and CSVs. A frame that missed its deadline counts as a failed request, as
+does a rejected stream. `LoadEvents` has further hooks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from insync.loadtest.runs.shapes import LoadTestShape
 from insync.loadtest.workers.pool import Workers
 
 # isort: split
-# After shapes, which keeps Locust from patching this process.
+# Must come after the import of shapes, which keeps Locust from patching this process.
 from locust import User, task
 from locust.env import Environment
 from locust.event import EventHook, Events
@@ -38,40 +38,40 @@ __all__ = [
     "classes",
 ]
 
-_STAY_S = 0.5
+_IDLE_S = 0.5
 
 
 class DeadlineMissed(LoadTestError):
-    """A live frame came too late."""
+    """The error of a live frame that missed its deadline."""
 
 
 class FramesDropped(LoadTestError):
-    """A camera had to throw frames away."""
+    """The error of frames that a camera's buffer dropped."""
 
 
 class FramesSkipped(LoadTestError):
-    """A client left late frames out."""
+    """The error of late frames that a client skipped."""
 
 
 class FrameRepeated(LoadTestError):
-    """A client gave a frame again in place of a late one."""
+    """The error of a late frame for which a client repeated the previous one."""
 
 
 class StreamRefused(LoadTestError):
-    """The server had no room."""
+    """The error of a stream that the server rejected because it had no capacity."""
 
 
 class LoadEvents(Events):
-    """Locust's events and our own.
+    """Locust's event hooks and those of the load test. The latter are called with `event`.
 
     Attributes:
-        first_frame: a live stream's first synced frame; called with `event`.
+        first_frame: the first synced frame of a stream.
         frame: any synced frame.
-        deadline_missed: a live frame that came too late.
-        frames_dropped: a camera had to throw frames away.
-        frames_skipped: a client left late frames out.
-        frame_repeated: a client gave a frame again in place of a late one.
-        refused: the server had no room.
+        deadline_missed: a live frame that missed its deadline.
+        frames_dropped: frames that a camera's buffer dropped.
+        frames_skipped: late frames that a client skipped.
+        frame_repeated: a late frame for which a client repeated the previous one.
+        refused: a stream that the server rejected because it had no capacity.
     """
 
     def __init__(self) -> None:
@@ -86,14 +86,15 @@ class LoadEvents(Events):
 
 
 class LoadEnvironment(Environment):
-    """Locust's environment, with the load processes that its users live in.
+    """Locust's environment, extended by the load processes that run its users.
 
     Args:
         workers: the load processes.
-        tally: takes every event.
-        deadline_ms: for the words of a missed deadline.
-        shape: says how many users there are; None: whoever sits at the web page does.
-        users: shares of the roles.
+        tally: collects every event.
+        deadline_ms: the deadline, for the error message of a late frame.
+        users: weight of each role.
+        shape: load shape that sets the number of users; None: the web page sets it.
+        host: HOST:PORT of the server, shown on the web page.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class LoadEnvironment(Environment):
         self._missed = DeadlineMissed(f"later than {deadline_ms:g} ms")
 
     def fire(self, event: Event) -> None:
-        """Tells Locust, its listeners and the tally what happened."""
+        """Report an event to the tally, to Locust and to the listeners of the hooks."""
         self.tally.add(event)
         hooks = cast(LoadEvents, self.events)
         if event.kind == kinds.FRAME:
@@ -125,22 +126,23 @@ class LoadEnvironment(Environment):
             self._request(event, "registration" if event.kind == kinds.REGISTERED else "job")
         elif event.kind == kinds.DROPPED:
             for _ in range(event.count):
-                self._request(event, "dropped", exception=FramesDropped("the client did not keep up"))
+                self._request(event, "dropped", exception=FramesDropped("dropped: the client did not keep up"))
             hooks.frames_dropped.fire(event=event)
         elif event.kind == kinds.SKIPPED:
             for _ in range(event.count):
-                self._request(event, "skipped", exception=FramesSkipped("late, and left out by the client"))
+                self._request(event, "skipped", exception=FramesSkipped("late, skipped by the client"))
             hooks.frames_skipped.fire(event=event)
         elif event.kind == kinds.REPEATED:
-            self._request(event, "repeated", exception=FrameRepeated("late, and the one before was given again"))
+            self._request(event, "repeated", exception=FrameRepeated("late, the client repeated the previous frame"))
             hooks.frame_repeated.fire(event=event)
         elif event.kind == kinds.REFUSED:
             self._request(event, "refused", exception=StreamRefused(event.text))
             hooks.refused.fire(event=event)
         elif event.kind in (kinds.ERROR, kinds.ORDER):
-            self._request(event, "error", exception=LoadTestError(event.text or "a frame came out of order"))
+            self._request(event, "error", exception=LoadTestError(event.text or "response out of order"))
 
     def _request(self, event: Event, name: str = "frame", exception: Exception | None = None) -> None:
+        """Report an event to Locust as a request."""
         self.events.request.fire(
             request_type=event.role,
             name=name,
@@ -152,29 +154,29 @@ class LoadEnvironment(Environment):
 
 
 class InsyncUser(User):
-    """A user of some role. Locust decides when it comes and goes; what it does is `SimulatedUser`'s."""
+    """The base class of the Locust users. Locust starts and stops it; `SimulatedUser` has its behaviour."""
 
     abstract = True
     role = ""
-    _number = 0  # nobody's
+    _number = 0  # not started
 
     def on_start(self) -> None:
-        """Comes."""
+        """Start the simulated user in a load process."""
         try:
             self._number = self._load.workers.start(self.role)
-        except LoadTestError as exc:  # its load process has died: the conductor finds that out and says it
+        except LoadTestError as exc:  # its load process has died: the conductor detects and reports that
             raise StopUser from exc
 
     def on_stop(self) -> None:
-        """Goes, in the middle of whatever it does."""
+        """Stop the simulated user, even in the middle of a stream or job."""
         with contextlib.suppress(LoadTestError):  # as above
             self._load.workers.stop(self._number)
-        self._load.tally.left(self._number)
+        self._load.tally.stopped(self._number)
 
     @task
-    def stay(self) -> None:
-        """Locust's users must do something; everything happens in the load process."""
-        gevent.sleep(_STAY_S)
+    def idle(self) -> None:
+        """Sleep: Locust requires a task, but the load process does the work."""
+        gevent.sleep(_IDLE_S)
 
     @property
     def _load(self) -> LoadEnvironment:
@@ -182,25 +184,25 @@ class InsyncUser(User):
 
 
 class LiveStream(InsyncUser):
-    """Registers once, then streams at the camera's pace."""
+    """A user that registers once, then streams at the camera's frame rate."""
 
     role = "live"
 
 
 class BatchDub(InsyncUser):
-    """Dubs clips as fast as the server allows."""
+    """A user that dubs clips as fast as the server allows."""
 
     role = "dub"
 
 
 class TwinRegistration(InsyncUser):
-    """Registers persons one after the other."""
+    """A user that registers one person after another."""
 
     role = "twin"
 
 
 class Mixed(InsyncUser):
-    """One of the others by lot."""
+    """A user of one of the other roles at random."""
 
     role = "mix"
 
@@ -209,7 +211,7 @@ USERS: dict[str, type[InsyncUser]] = {user.role: user for user in (LiveStream, B
 
 
 def classes(users: Mapping[str, int]) -> list[type[User]]:
-    """Locust user classes with these weights; where a run's users are as many as the weights' sum, exactly so many each."""
+    """Return Locust user classes with these weights. A run with as many users as the weights' sum has exactly that many of each."""
     chosen: list[type[User]] = []
     for role, weight in users.items():
         if weight > 0:

@@ -1,4 +1,4 @@
-"""One run: Locust's runner, the load processes, the sampler and, if wanted, the web page, from start to report."""
+"""One run: Locust's runner, the load processes, the sampler and, optionally, Locust's web page."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ __all__ = ["Conductor", "Record"]
 
 _DRAIN_S = 0.1
 _PROGRESS_S = 1
-_SETTLE_S = 3.0  # between the last user's leaving and the closing sample: what is freed late has gone by then
+_SETTLE_S = 3.0  # between the last user's stop and the final sample, so that resources freed late do not count
 WEB_HOST = "127.0.0.1"
 
 
 @dataclass
 class Record:
-    """What a run left behind.
+    """The results of a run.
 
     Attributes:
         tally: all events, by the second.
-        samples: of the machine; the first one before any user came, the last one after all had gone.
+        samples: samples of the machine; the first one before any user starts, the last one after all have stopped.
         users: (second, number of users) at every change.
-        ended: "complete", "interrupted", or what it failed of.
+        ended: "complete", "interrupted", or the reason of a failure.
     """
 
     tally: Tally
@@ -49,25 +49,25 @@ class Record:
     ended: str = "complete"
 
     def seconds(self, sample: Sample) -> float:
-        """A sample's time, in seconds of the run."""
+        """Return a sample's time, in seconds since the start of the run."""
         return sample.at_s - self.tally.start_s
 
 
 class Conductor:
-    """Runs users against a target.
+    """The process that controls a run: it drives Locust and the load processes, and collects events and samples.
 
     Args:
-        options: of every user.
-        target: the server.
-        users: shares of the roles.
-        processes: load processes.
-        sample_s: between two samples of the machine.
-        web_port: of Locust's page on this machine; None: no page.
-        say: takes a line of progress every second.
+        options: options of every user.
+        target: the server under test.
+        users: weight of each role.
+        processes: number of load processes.
+        sample_s: seconds between two samples of the machine.
+        web_port: port of Locust's web page on this machine; None: no page.
+        log: called with a line of progress every second.
 
     Attributes:
-        tally: fills up while it runs.
-        sampler: likewise.
+        tally: collects the events of the run.
+        sampler: collects the samples of the run.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Conductor:
         processes: int = 1,
         sample_s: float = 1.0,
         web_port: int | None = None,
-        say: Callable[[str], None] = lambda line: None,
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._options, self._target, self._users = options, target, users
-        self._processes, self._web_port, self._say = processes, web_port, say
+        self._processes, self._web_port, self._log = processes, web_port, log
         self._workers: Workers | None = None
         self.tally = Tally(time.monotonic())
         self.sampler = Sampler(
@@ -89,10 +89,10 @@ class Conductor:
         )
 
     def run(self, shape: LoadTestShape | None) -> Record:
-        """Runs until the shape ends, Ctrl-C, or a failure; without a shape until Ctrl-C.
+        """Run until the shape ends, Ctrl-C, or a failure; without a shape until Ctrl-C.
 
         Raises:
-            LoadTestError: it could not begin. What fails later is told in the record, which is kept.
+            LoadTestError: the run could not start. A later failure is in the record's `ended`, so that its data are kept.
         """
         with Workers(self._options, self._processes) as self._workers, _stop_signals() as stopped:
             self.tally.start_s = time.monotonic()
@@ -118,6 +118,7 @@ class Conductor:
             return record
 
     def _drive(self, environment: LoadEnvironment, record: Record, stopped: list[int]) -> None:
+        """Run Locust and pass on events until the run ends."""
         assert self._workers is not None
         runner = environment.create_local_runner()
         page = environment.create_web_ui(WEB_HOST, self._web_port) if self._web_port is not None else None
@@ -126,7 +127,7 @@ class Conductor:
             runner.start_shape()
         elif page is not None:
             runner.start(sum(self._users.values()), 1)
-        said, count = 0, -1
+        logged_s, count = 0, -1
         try:
             while not stopped:
                 gevent.sleep(_DRAIN_S)
@@ -138,13 +139,13 @@ class Conductor:
                 if runner.user_count != count:
                     count = runner.user_count
                     record.users.append((round(second, 1), count))
-                if second >= said + _PROGRESS_S:
-                    said = int(second)
-                    self._say(progress(second, count, self.tally.window(said - 5, said)))
+                if second >= logged_s + _PROGRESS_S:
+                    logged_s = int(second)
+                    self._log(progress(second, count, self.tally.window(logged_s - 5, logged_s)))
                 if page is None and runner.state == STATE_STOPPED:
                     break
         finally:
-            with contextlib.suppress(LoadTestError):  # a load process that is gone has no users to stop
+            with contextlib.suppress(LoadTestError):  # a load process that has died has no users to stop
                 runner.quit()
             if page is not None:
                 page.stop()
@@ -159,19 +160,19 @@ class Conductor:
 
 
 def progress(second: float, users: int, last: Summary) -> str:
-    """One line: how it goes just now."""
+    """Format the current state as one line of progress."""
     parts = [f"{int(second) // 60}:{int(second) % 60:02d}", f"{users} users"]
     if last.frames or last.late:
         parts.append(
             f"live {last.fps:.1f} frames/s, p50 {last.p50_ms:.0f} ms, p99 {last.p99_ms:.0f} ms, "
-            f"missed {100 * last.miss_rate:.1f} %"
+            f"late or missing {100 * last.miss_rate:.1f} %"
         )
     if last.dubbed:
         parts.append(f"dubbing {last.dubbed / last.seconds:.1f} frames/s")
     if last.registrations:
         parts.append(f"{last.registrations} registrations")
     if last.refused:
-        parts.append(f"{last.refused} refused")
+        parts.append(f"{last.refused} rejections")
     if last.errors:
         parts.append(f"{last.errors} errors")
     return ", ".join(parts)
@@ -179,7 +180,7 @@ def progress(second: float, users: int, last: Summary) -> str:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """A list that gets the signal's number at the first Ctrl-C or SIGTERM; the next one ends the program as usual."""
+    """Yield a list that receives the signal's number at the first Ctrl-C or SIGTERM; a second one ends the program as usual."""
     got: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

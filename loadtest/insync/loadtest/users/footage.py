@@ -1,4 +1,4 @@
-"""What simulated users film and say: the shipped sample, or the caller's files, read once per process."""
+"""The frames and speech that simulated users send: the sample, or the given files, read once per process."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Footage", "load", "sample"]
 
 MAX_FRAMES = 48
 MAX_BYTES = 160 * 2**20  # of decoded frames
-REGISTRATION_STRIDE = 4  # every fourth frame shows the person well enough
+REGISTRATION_STRIDE = 4  # every fourth frame is enough to register the person
 
 
 @dataclass(frozen=True)
 class Footage:
-    """Frames uint8 [H, W, 3] RGB, and speech float32 [N] at 16 kHz."""
+    """The frames uint8 [H, W, 3] RGB, and the speech float32 [N] at 16 kHz."""
 
     frames: tuple[Image, ...]
     speech: NDArray[np.float32]
@@ -34,11 +34,11 @@ class Footage:
 
 
 def load(video: Path, audio: Path, height: int = 0) -> Footage:
-    """Reads footage: of a long video, the first two seconds or so.
+    """Read footage; of a long video, about the first two seconds.
 
     Args:
         video, audio: the files.
-        height: scales the frames to so many pixels, keeping their shape; 0 leaves them as they are.
+        height: height in pixels that the frames are scaled to, at the same aspect ratio; 0 leaves them unscaled.
 
     Raises:
         MediaError: a file cannot be used.
@@ -53,6 +53,7 @@ def load(video: Path, audio: Path, height: int = 0) -> Footage:
 
 
 def _scaled(frame: Image, height: int) -> Image:
+    """Scale a frame to a height; 0 leaves it unscaled."""
     if height in (0, frame.shape[0]):
         return frame
     width = max(2, round(frame.shape[1] * height / frame.shape[0]))
@@ -60,13 +61,13 @@ def _scaled(frame: Image, height: int) -> Image:
 
 
 def sample() -> tuple[Path, Path]:
-    """The checkout's sample clip and speech.
+    """Return the paths of the checkout's sample clip and speech.
 
     Raises:
-        LoadTestError: this is an installation without them.
+        LoadTestError: the installation does not include them.
     """
     folder = Path(__file__).resolve().parents[4] / "samples"
     video, audio = folder / "sample.mp4", folder / "speech.wav"
     if not (video.is_file() and audio.is_file()):
-        raise LoadTestError("the sample clip is not in this installation: give footage with --video and --audio")
+        raise LoadTestError("this installation does not include the sample clip: give footage with --video and --audio")
     return video, audio

@@ -1,6 +1,6 @@
-"""A live source: a camera and a microphone that give what they have when it is there, whoever waits.
+"""A live source: a camera and a microphone that deliver in real time, whether or not the client keeps up.
 
-Time comes from a `Clock`, so that tests turn it by hand.
+Time comes from a `Clock`, so that tests can use virtual time.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from insync.core.spec import SAMPLE_RATE_HZ, WINDOW_FUTURE_SAMPLES
 
 __all__ = ["CHUNK_SAMPLES", "Camera", "Clock", "Microphone", "WallClock", "bounced", "ready_s"]
 
-CHUNK_SAMPLES = 320  # what a microphone gives at once: 20 ms
+CHUNK_SAMPLES = 320  # samples that a microphone delivers at once: 20 ms
 
 
 class Clock(Protocol):
-    """Time in seconds, and waiting for it."""
+    """The interface of a clock."""
 
     def now(self) -> float:
-        """Seconds since some moment."""
+        """Return the time in seconds since an arbitrary start."""
 
     async def sleep_until(self, moment_s: float) -> None:
-        """Returns at that moment, at once where it is past."""
+        """Sleep until a time; return at once if it is past."""
 
 
 class WallClock:
     """The machine's monotonic clock."""
 
     def now(self) -> float:
-        """See `Clock`."""
+        """Return the time; see `Clock`."""
         return time.monotonic()
 
     async def sleep_until(self, moment_s: float) -> None:
-        """See `Clock`. Gives others a turn even where nothing is waited for."""
+        """Sleep until a time; see `Clock`. Other tasks get a turn even if the time is past."""
         await asyncio.sleep(max(0.0, moment_s - time.monotonic()))
 
 
 def bounced(index: int, count: int) -> int:
-    """Frame `index` of footage that runs back and forth for ever: no jump where it begins anew."""
+    """Return the frame to show at `index` when footage of `count` frames plays back and forth, so that it never jumps."""
     if count == 1:
         return 0
     place = index % (2 * count - 2)
@@ -56,25 +56,25 @@ def bounced(index: int, count: int) -> int:
 
 
 def ready_s(index: int, fps: float) -> float:
-    """Seconds after the start at which the microphone has given all that frame `index` needs: its look-ahead too."""
+    """Return the seconds after the start at which the microphone has delivered the audio of frame `index`, look-ahead included."""
     last_sample = round(Fraction(index) / Fraction(fps) * SAMPLE_RATE_HZ) + WINDOW_FUTURE_SAMPLES
     return math.ceil(last_sample / CHUNK_SAMPLES) * CHUNK_SAMPLES / SAMPLE_RATE_HZ
 
 
 class Camera:
-    """Frames at their times. A client that is behind gets the oldest of a bounded buffer; what is older is dropped.
+    """A camera with a bounded buffer: a slow client gets the oldest frame in it, and older frames are dropped.
 
     Args:
-        frames: footage, run through back and forth.
+        frames: footage, played back and forth.
         fps: frames per second.
-        clock: where time comes from.
-        start_s: when frame 0 is there.
-        length_s: of the whole stream; infinite for one without end.
-        buffer_s: frames older than this are dropped.
+        clock: the source of time.
+        start_s: time of frame 0.
+        length_s: duration of the stream; infinity for an endless one.
+        buffer_s: length of the buffer; older frames are dropped.
 
     Attributes:
-        dropped: frames thrown away so far.
-        outstanding: numbers of the frames given and not yet answered, oldest first.
+        dropped: number of frames dropped so far.
+        outstanding: numbers of the frames that were delivered and have no response yet, oldest first.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Camera:
 
     async def __anext__(self) -> TimedFrame:
         await self._clock.sleep_until(self._start_s + self._next / self._fps)
-        # The client asks again only when it has room; what it did not fetch in time is gone, as from a real camera.
+        # The client reads a frame only when it can send one; frames that it did not read in time are lost, as with a real camera.
         oldest = math.ceil((self._clock.now() - self._start_s - self._buffer_s) * self._fps - 1e-6)
         if oldest > self._next:
             self.dropped += oldest - self._next
@@ -109,13 +109,13 @@ class Camera:
         self.outstanding.append(index)
         return TimedFrame(self._frames[bounced(index, len(self._frames))], Fraction(index) / Fraction(self._fps))
 
-    def left_out(self, count: int) -> None:
-        """Takes in that the oldest frames will not be answered: the client does without them."""
+    def skip(self, count: int) -> None:
+        """Record that the client skipped the oldest frames, which will have no response."""
         for _ in range(min(count, len(self.outstanding))):
             self.outstanding.popleft()
 
     def answered(self, time_s: float) -> tuple[int, bool]:
-        """Takes an answer in: the frame's number, and whether it is the one that was next to come."""
+        """Record a response; return the frame's number, and whether it is the next one in order."""
         index = round(time_s * self._fps)
         if self.outstanding and self.outstanding[0] == index:
             self.outstanding.popleft()
@@ -126,11 +126,11 @@ class Camera:
 
 
 class Microphone:
-    """Speech in pieces of 20 ms, each when its last sample has been spoken; begins anew at its end.
+    """A microphone that delivers chunks of 20 ms, each when its last sample has been recorded; the speech is looped.
 
     Args:
         speech: float32 [N] at 16 kHz.
-        clock, start_s, length_s: as for `Camera`. Speech goes on for the look-ahead after `length_s`.
+        clock, start_s, length_s: as for `Camera`. Speech continues for the look-ahead after `length_s`.
     """
 
     def __init__(self, speech: NDArray[np.float32], clock: Clock, start_s: float, length_s: float = math.inf) -> None:

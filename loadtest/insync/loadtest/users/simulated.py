@@ -1,4 +1,4 @@
-"""What one simulated user does, over the client's public interface: streams, dubs or registers until it is cancelled."""
+"""One simulated user, which streams, dubs or registers through the client's public interface until it is cancelled."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from insync.loadtest.users.live_source import Camera, Clock, Microphone, WallClo
 
 __all__ = ["SimulatedUser"]
 
-MIX = {"live": 6, "dub": 1, "twin": 1}  # what a mixed user becomes, by weight
-_BACK_OFF_S = (0.5, 8.0)  # first and longest wait after an error
+MIX = {"live": 6, "dub": 1, "twin": 1}  # weights of the roles that a mixed user may get
+_BACK_OFF_S = (0.5, 8.0)  # first and maximum wait after an error
 _START_AFTER_S = 0.02  # between opening a stream and its first frame
 
 
 class SimulatedUser:
-    """One user with a connection of its own.
+    """A user with its own connection.
 
     Args:
-        number: of the user; seeds its lengths and pauses.
+        number: number of the user; seeds its session lengths and pauses.
         role: one of `ROLES`; "mix" draws one of the others.
-        options: how it behaves.
-        footage: what it films and says.
-        emit: takes what happens.
-        clock: where time comes from.
+        options: the user's options.
+        footage: the frames and the speech that it sends.
+        emit: called with every event.
+        clock: the source of time.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class SimulatedUser:
         self._role = self._random.choices(list(MIX), list(MIX.values()))[0] if role == "mix" else role
 
     async def run(self) -> None:
-        """Goes on until it is cancelled: an error is reported, and after a pause the user is back."""
+        """Run until cancelled. After an error, report it, wait, and start again with a new connection."""
         act = {"live": self._live, "dub": self._dub, "twin": self._register}[self._role]
         wait_s = _BACK_OFF_S[0]
         while True:
@@ -76,8 +76,8 @@ class SimulatedUser:
                     while True:
                         try:
                             await act(client, twin)
-                        except Overloaded as exc:  # of no failure: it keeps its connection, and asks again when it may
-                            await self._refused(exc)
+                        except Overloaded as exc:  # not an error: keep the connection, and retry after the hint
+                            await self._rejected(exc)
                             continue
                         await asyncio.sleep(self._random.uniform(0, self._options.away_s))
                         if self._random.random() < self._options.new_connection:
@@ -87,23 +87,26 @@ class SimulatedUser:
                 await asyncio.sleep(wait_s * self._random.uniform(0.5, 1.0))  # not all of them at once
                 wait_s = min(2 * wait_s, _BACK_OFF_S[1])
 
-    async def _refused(self, exc: Overloaded) -> None:
+    async def _rejected(self, exc: Overloaded) -> None:
+        """Report a rejection and wait until the retry hint."""
         self._emit(REFUSED, 1000 * (exc.retry_after_s or 0.0), text=f"{type(exc).__name__}: {exc}")
         pause_s = _BACK_OFF_S[0] if exc.retry_after_s is None else exc.retry_after_s
         await self._clock.sleep_until(self._clock.now() + pause_s)
 
     async def _registered(self, client: Client) -> str:
+        """Register the person, report the duration, and return the twin's id."""
         start_s = self._clock.now()
         twin = await client.register(self._footage.registration)
         self._emit(REGISTERED, 1000 * (self._clock.now() - start_s))
         return twin
 
     async def _register(self, client: Client, twin: str) -> None:
-        # The connection has brought one registration already.
+        """Pause, then register the person again: opening the connection has already registered it once."""
         await asyncio.sleep(self._random.uniform(0, self._options.away_s))
         await self._registered(client)
 
     async def _live(self, client: Client, twin: str) -> None:
+        """Run one live stream to its end."""
         options, clock = self._options, self._clock
         shortest, longest = options.session_s
         length_s = self._random.uniform(shortest, longest) if longest else math.inf
@@ -111,19 +114,19 @@ class SimulatedUser:
         start_s = opened_s + _START_AFTER_S
         camera = Camera(self._footage.frames, options.fps, clock, start_s, length_s, options.buffer_s)
         microphone = Microphone(self._footage.speech, clock, start_s, length_s)
-        stages, told = StageClock(), Counter[str]()
+        stages, reported = StageClock(), Counter[str]()
 
-        def tell() -> None:
-            """What camera and client have left out since the last time."""
-            camera.left_out(stages.skipped - told[SKIPPED])
+        def report() -> None:
+            """Report the frames that the camera dropped or the client skipped since the last call."""
+            camera.skip(stages.skipped - reported[SKIPPED])
             for kind, count in ((DROPPED, camera.dropped), (SKIPPED, stages.skipped)):
-                if count > told[kind]:
-                    self._emit(kind, count=count - told[kind])
-                    told[kind] = count
+                if count > reported[kind]:
+                    self._emit(kind, count=count - reported[kind])
+                    reported[kind] = count
 
         async def filmed() -> AsyncIterator[TimedFrame]:
             async for frame in camera:
-                tell()  # while nothing comes back, too
+                report()  # also while no responses come
                 yield frame
 
         stream = client.stream(
@@ -142,7 +145,7 @@ class SimulatedUser:
             async with aclosing(stream):
                 async for synced in stream:
                     now_s = clock.now()
-                    tell()
+                    report()
                     index, in_order = camera.answered(synced.time_s)
                     ms = 1000 * (now_s - start_s - ready_s(index, options.fps))
                     if first:
@@ -155,10 +158,11 @@ class SimulatedUser:
                     if not in_order:
                         self._emit(ORDER)
         finally:
-            tell()
+            report()
         self._emit(ENDED, count=len(camera.outstanding))
 
     async def _dub(self, client: Client, twin: str) -> None:
+        """Run one dubbing job."""
         options, footage = self._options, self._footage
         start_s = self._clock.now()
         frames = [footage.frames[k % len(footage.frames)] for k in range(options.job_frames)]

@@ -1,4 +1,4 @@
-"""The conductor's side of the load processes: starts and stops users in them, and collects what they tell."""
+"""The conductor's side of the load processes: it starts and stops users in them, and collects their events."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from insync.loadtest.workers.worker import READY
 __all__ = ["Workers"]
 
 _END_TIMEOUT_S = 5.0
-MAX_WAITING = 1_000_000  # events that nobody has fetched; beyond, the oldest are lost
+MAX_WAITING = 1_000_000  # events that wait for `drain`; beyond that, the oldest are lost
 
 
 class _Worker:
@@ -28,21 +28,22 @@ class _Worker:
 
     def __init__(self, options: UserOptions, events: deque[Event]) -> None:
         self.users: set[int] = set()
-        self.ready = threading.Event()  # or it has ended
+        self.ready = threading.Event()  # set also when it has ended
         self.ended = threading.Event()
         self._events = events
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process runs
         self.process = subprocess.Popen(
             [sys.executable, "-m", "insync.loadtest.workers.worker", options.to_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            start_new_session=True,  # Ctrl-C reaches the conductor alone
+            start_new_session=True,  # so that only the conductor receives Ctrl-C
         )
         self._reader = threading.Thread(target=self._read, name="insync-load-events", daemon=True)
         self._reader.start()
 
-    def tell(self, command: dict[str, Any]) -> None:
+    def send(self, command: dict[str, Any]) -> None:
+        """Send a command to the process."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(command).encode() + b"\n")
@@ -51,12 +52,13 @@ class _Worker:
             raise LoadTestError(f"a load process died: {self.reason()}") from exc
 
     def reason(self) -> str:
-        """The last line that it wrote on standard error."""
+        """Return the last line that the process wrote on standard error, or its exit code."""
         self._errors.seek(0)
         lines = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
         return lines[-1].strip() if lines else f"exit code {self.process.poll()}"
 
     def close(self) -> None:
+        """End the process; kill it if it does not end in time."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
             self.process.stdin.close()
@@ -69,31 +71,32 @@ class _Worker:
         self._errors.close()
 
     def _read(self) -> None:
+        """Read the process's events until it ends."""
         assert self.process.stdout is not None
         with self.process.stdout as lines:
             for line in lines:
                 if line == READY:
                     self.ready.set()
-                elif line.endswith(b"\n"):  # the last one of a killed process may be cut
+                elif line.endswith(b"\n"):  # the last line of a killed process may be incomplete
                     self._events.extend(decode(line))
         self.ended.set()
         self.ready.set()
 
 
 class Workers:
-    """Load processes; a context manager. Users go to the process that has the fewest.
+    """The load processes, as a context manager. A new user goes to the process with the fewest users.
 
     Args:
-        options: of every user.
-        processes: how many; one holds a few dozen live streams.
+        options: options of every user.
+        processes: number of load processes; one is enough for a few dozen live streams.
 
     Raises:
-        LoadTestError: a process could not start, by the footage's fault for example.
+        LoadTestError: a process could not start, for example because the footage cannot be read.
     """
 
     def __init__(self, options: UserOptions, processes: int = 1) -> None:
         if not 1 <= processes <= 64:
-            raise LoadTestError(f"processes is {processes}; allowed: 1 to 64")
+            raise LoadTestError(f"processes is {processes}; must be 1 to 64")
         self._events: deque[Event] = deque(maxlen=MAX_WAITING)
         self._workers = [_Worker(options, self._events) for _ in range(processes)]
         self._next = 0
@@ -113,42 +116,42 @@ class Workers:
 
     @property
     def pids(self) -> list[int]:
-        """Of the load processes."""
+        """Process ids of the load processes."""
         return [worker.process.pid for worker in self._workers]
 
     def start(self, role: str) -> int:
-        """Starts a user; its number."""
+        """Start a user and return its number."""
         if role not in ROLES:
-            raise LoadTestError(f"a user's role is {role!r}; allowed: {', '.join(ROLES)}")
+            raise LoadTestError(f"the role of a user is {role!r}; must be one of {', '.join(ROLES)}")
         worker = min(self._workers, key=lambda w: len(w.users))
         self._next += 1
-        worker.tell({"start": self._next, "role": role})
+        worker.send({"start": self._next, "role": role})
         worker.users.add(self._next)
         return self._next
 
     def stop(self, user: int) -> None:
-        """Stops a user; nothing where it has none of this number."""
+        """Stop a user; do nothing if there is no user of this number."""
         for worker in self._workers:
             if user in worker.users:
                 worker.users.discard(user)
-                worker.tell({"stop": user})
+                worker.send({"stop": user})
 
     def drain(self) -> list[Event]:
-        """What happened since the last call, in the order of its coming."""
+        """Return the events received since the last call, in order."""
         events = []
         while self._events:
             events.append(self._events.popleft())
         return events
 
     def check(self) -> None:
-        """Raises LoadTestError where a load process is gone."""
+        """Raise LoadTestError if a load process has ended."""
         for worker in self._workers:
             if worker.ended.is_set() or worker.process.poll() is not None:
-                with contextlib.suppress(subprocess.TimeoutExpired):  # its output ends a moment before it does
+                with contextlib.suppress(subprocess.TimeoutExpired):  # its output ends shortly before the process does
                     worker.process.wait(_END_TIMEOUT_S)
                 raise LoadTestError(f"a load process died: {worker.reason()}")
 
     def close(self) -> None:
-        """Ends every user and process."""
+        """Stop all users and end all processes."""
         for worker in self._workers:
             worker.close()

@@ -1,13 +1,13 @@
-"""The load process: simulated users on one event loop, told what to do on standard input, telling on standard output.
+"""The load process: it runs simulated users on one event loop, reads commands on standard input, and writes events on standard output.
 
-Locust lives on gevent and gRPC's asyncio client on threads and an event loop of its own. Locust patches the standard
-library's sockets, threads and locks when it is imported, and a patched process hangs in `grpc.aio`. So no process has
-both: the clients run here, where Locust is never imported, and Locust's users only start and stop them. That also
-measures what is to be measured, the clients' own delay, without the web page's work under the same interpreter lock, and
-takes as many cores as there are load processes.
+Locust uses gevent; gRPC's asyncio client uses threads and an event loop. Locust patches the standard library's sockets,
+threads and locks when it is imported, and a patched process hangs in `grpc.aio`. So no process imports both: the clients
+run here, without Locust, and the Locust users only start and stop them. This also keeps the work of Locust's web page out
+of the clients' latencies, since it does not share their interpreter lock, and it can use as many cores as there are load
+processes.
 
-Standard input has one JSON object a line: {"start": number, "role": role} or {"stop": number}; its end ends the process.
-Standard output has one line every 100 ms at most: see `insync.loadtest.events`.
+Standard input has one JSON object per line: {"start": number, "role": role} or {"stop": number}; the process ends with it.
+Standard output has at most one line every 100 ms: see `insync.loadtest.events`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _FLUSH_S = 0.1
 
 
 class Engine:
-    """Users of one process.
+    """The users of one load process.
 
     Args:
-        options: of all of them.
+        options: options of every user.
         out: file descriptor that events are written to.
     """
 
@@ -48,19 +48,20 @@ class Engine:
         self._users: dict[int, asyncio.Task[None]] = {}
 
     async def run(self, commands: asyncio.StreamReader) -> None:
-        """Obeys until the commands end; cancels every user then."""
+        """Execute commands until their stream ends, then cancel every user."""
         os.write(self._out, READY)
         flusher = asyncio.create_task(self._flush())
         try:
             while line := await commands.readline():
-                self._obey(json.loads(line))
+                self._execute(json.loads(line))
         finally:
             users = list(self._users.values())
             for task in (*users, flusher):
                 task.cancel()
             await asyncio.gather(*users, flusher, return_exceptions=True)
 
-    def _obey(self, command: dict[str, Any]) -> None:
+    def _execute(self, command: dict[str, Any]) -> None:
+        """Start or stop a user."""
         if "start" in command:
             number = int(command["start"])
             user = SimulatedUser(number, command["role"], self._options, self._footage, self._events.append)
@@ -71,14 +72,15 @@ class Engine:
             running.cancel()
 
     def _ended(self, number: int, role: str, task: asyncio.Task[None]) -> None:
+        """Remove a user whose task has ended, and report its exception."""
         self._users.pop(number, None)
-        if (
-            not task.cancelled() and (exc := task.exception()) is not None
-        ):  # a user never ends by itself: a fault of ours
+        # A user never ends by itself: an exception is a bug in the load test.
+        if not task.cancelled() and (exc := task.exception()) is not None:
             now_s = asyncio.get_running_loop().time()
             self._events.append(Event(ERROR, number, role, now_s, text=f"{type(exc).__name__}: {exc}"))
 
     async def _flush(self) -> None:
+        """Write new events every 100 ms."""
         while True:
             await asyncio.sleep(_FLUSH_S)
             if self._events:
@@ -87,21 +89,22 @@ class Engine:
 
 
 async def _serve(options: UserOptions, out: int) -> None:
+    """Run the users that the commands on standard input start."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     await Engine(options, out).run(reader)
 
 
 def main() -> int:
-    """Runs one load process; its one argument is `UserOptions` as JSON."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the conductor's: it closes our standard input
+    """Run one load process; its only argument is `UserOptions` as JSON."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the conductor handles Ctrl-C and closes our standard input
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     out = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whoever prints must not break the protocol
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # so that no print breaks the protocol
     try:
         asyncio.run(_serve(UserOptions.from_json(sys.argv[1]), out))
     except BrokenPipeError:
-        return 0  # the conductor is gone
+        return 0  # the conductor has ended
     except InsyncError as exc:
         sys.stderr.write(f"{exc}\n")
         return 1

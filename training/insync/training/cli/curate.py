@@ -1,4 +1,4 @@
-"""`insync curate`."""
+"""The command line of `insync curate`."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from insync.training.data.manifest import FILE, overrule, read_manifest, write_m
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="insync curate",
-        description="Turns a folder of clips into a training set: cuts them into scenes, follows one face, measures every segment, mends "
-        "the offset of its sound, and writes a manifest (Parquet) and a report to look at. Goes on where it was stopped; clips "
-        "that cannot be read become a row with the reason.",
+        description="Turn a folder of clips into a data set for training: detect scenes, track one face, measure every segment, correct "
+        "the offset of its audio, and write a manifest (Parquet) and an HTML report. An interrupted run is resumed. A clip "
+        "that cannot be read is listed in the manifest with the reason.",
     )
     parser.add_argument(
-        "clips", metavar="FOLDER", type=Path, nargs="?", help="clips; without it, only --overrule is done"
+        "clips", metavar="FOLDER", type=Path, nargs="?", help="folder of clips; without it, only --overrule is applied"
     )
-    parser.add_argument("-o", "--out", metavar="DATASET", type=Path, required=True, help="folder of the training set")
+    parser.add_argument("-o", "--out", metavar="DATASET", type=Path, required=True, help="folder of the data set")
     parser.add_argument(
         "--overrule",
         metavar="SEGMENT=WORD",
         action="append",
         default=[],
-        help="keep, silent (picture only), drop, an offset in seconds, or nothing to take it back; may be given again",
+        help="override the decision on a segment: keep, silent (picture only), drop, an offset in seconds, or empty to remove "
+        "the override; may be repeated",
     )
-    parser.add_argument("--repository", type=Path, help="model repository (default: the one that insync serve finds)")
-    gates = parser.add_argument_group("gates", "explained in insync.training.curation.quality.Gates")
+    parser.add_argument("--repository", type=Path, help="model repository (default: the one that insync serve uses)")
+    gates = parser.add_argument_group("thresholds", "see insync.training.curation.quality.Gates")
     for gate in fields(Gates):
         gates.add_argument(
             f"--{gate.name.replace('_', '-')}", metavar="N", type=type(gate.default), default=gate.default,
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         )  # fmt: skip
     options = parser.parse_args(argv)
     if options.clips is None and not options.overrule:
-        parser.error("name a FOLDER of clips, or what to --overrule")
+        parser.error("neither FOLDER nor --overrule is given; at least one must be")
     logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stderr)
     try:
         _run(options)
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    """Curate the clips and apply the overrides."""
     if options.clips is not None:
         repository = options.repository or default_repository()
         basis = MouthBasis.load(repository / "lipsync_twin" / "1" / "mouth_basis.npz")

@@ -1,4 +1,4 @@
-"""`insync evaluate`."""
+"""The command line of `insync evaluate`."""
 
 from __future__ import annotations
 
@@ -12,31 +12,34 @@ from insync.training.metrics.frechet import Networks
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="insync evaluate",
-        description="Registers twins from the first two fifths of each clip, draws the rest anew with the served graphs, and measures: "
-        "with the clip's own sound, with a shifted one, with silence, with other speech, untouched, and darkened, covered or moving.",
+        description="Register a twin from the first two fifths of each clip, dub the rest with the served graphs, and measure the result. "
+        "Conditions: the clip's own audio, the same audio shifted, silence, other speech, untouched, and the frames darkened, covered "
+        "or blurred by motion.",
     )
-    parser.add_argument("clips", metavar="CLIPS", type=Path, nargs="+", help="videos, or folders of them")
+    parser.add_argument("clips", metavar="CLIPS", type=Path, nargs="+", help="videos, or folders of videos")
     parser.add_argument(
-        "-o", "--out", metavar="FOLDER", type=Path, required=True, help="gets evaluation.{json,md,html}"
+        "-o", "--out", metavar="FOLDER", type=Path, required=True, help="output folder of evaluation.{json,md,html}"
     )
     parser.add_argument(
         "--speech",
         metavar="FILE",
         type=Path,
-        help="dub every clip with the sound of this file too; clips without sound or with a still mouth need it",
+        help="also dub every clip with the audio of this file; required for clips without audio or with a still mouth",
     )
-    parser.add_argument("--repository", type=Path, help="model repository (default: the one that insync serve finds)")
-    parser.add_argument("--seconds", type=float, default=12.0, help="of each clip (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
-    for name, what in (("fid", "Inception"), ("fvd", "I3D")):
+    parser.add_argument("--repository", type=Path, help="model repository (default: the one that insync serve uses)")
+    parser.add_argument(
+        "--seconds", type=float, default=12.0, help="duration to use of each clip (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="number of CPU threads (default: %(default)s)")
+    for name, network in (("fid", "Inception"), ("fvd", "I3D")):
         parser.add_argument(
             f"--{name}-network",
             metavar="FILE",
             type=Path,
-            help=f"published {what} network as TorchScript, for {name.upper()}",
+            help=f"published {network} network as TorchScript; without it, {name.upper()} is not measured",
         )
     options = parser.parse_args(argv)
     try:

@@ -1,4 +1,4 @@
-"""`insync train`: from a curated data set to a network, stage by stage; every stage resumes where it was stopped."""
+"""The command line of `insync train`: it trains the network on a curated data set, stage by stage, and resumes interrupted stages."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ from insync.training.trainers import config
 
 log = logging.getLogger("insync.training")
 
-DESCRIPTION = """Trains the network, stage by stage; every stage resumes where it was stopped.
+DESCRIPTION = """Train the network, stage by stage. An interrupted stage is resumed.
 
-    all FOOTAGE RUN --minutes M          the whole way: curation, speech, reader, occlusion, renderer
+    all FOOTAGE RUN --minutes M          curation and all stages: speech, reader, occlusion, renderer
     speech DATASET RUN --minutes M       audio projection layer and audio mapping network
-    reader DATASET RUN --minutes M       the mouth reader that judges the renderer
-    occlusion DATASET RUN --minutes M    what lies over or beside the mouth and must stay
+    reader DATASET RUN --minutes M       mouth reader, which is a loss of the renderer
+    occlusion DATASET RUN --minutes M    occlusion branch, which keeps what covers or surrounds the mouth
     renderer DATASET RUN --minutes M     encoders, alignment network, inpainter
-    syncnet DATASET RUN --minutes M      which mouths and sounds belong together, and offsets
-    basis DATASET                        fit the mouth basis anew
+    syncnet DATASET RUN --minutes M      SyncNet, which measures lip sync and audio offsets
+    basis DATASET                        fit a new mouth basis
     settings                             print every setting with its default, for --config
 
-DATASET is what `insync curate FOOTAGE -o DATASET` makes. RUN gets checkpoints, figures (CSV and PNG), sample sheets, and the
-settings that were used (training.toml). Then: `insync export onnx RUN --crops VIDEO`."""
+DATASET is the output of `insync curate FOOTAGE -o DATASET`. RUN receives checkpoints, training metrics (CSV and PNG), sample sheets
+and the settings in use (training.toml). The next step is `insync export onnx RUN --crops VIDEO`."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one stage, or all of them; returns the exit code."""
+    """Run one stage, or all of them, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="insync train", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repository", type=Path, help="model repository: face networks and mouth basis")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--repository", type=Path, help="model repository with the face networks and the mouth basis")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="number of CPU threads")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for name in ("all", "speech", "reader", "occlusion", "renderer", "syncnet"):
         stage = stages.add_parser(name)
         stage.add_argument("data", metavar="FOOTAGE" if name == "all" else "DATASET", type=Path)
         stage.add_argument("run", metavar="RUN", type=Path)
-        stage.add_argument("--minutes", type=float, required=True, help="training time, earlier runs in RUN counted in")
+        stage.add_argument("--minutes", type=float, required=True, help="training time, including earlier runs in RUN")
         stage.add_argument(
             "--config", metavar="FILE", type=Path,
-            help="settings (TOML); without it, those that RUN was begun with, else the defaults",
+            help="settings (TOML); default: those in RUN if there are any, else the built-in defaults",
         )  # fmt: skip
-        stage.add_argument("--seed", type=int, help="in place of the settings'")
+        stage.add_argument("--seed", type=int, help="random seed, overrides the one in the settings")
         if name in ("renderer", "occlusion"):
             last = "renderer_last.pt" if name == "renderer" else "occlusion.pt"
-            stage.add_argument("--start", type=Path, help=f"begin with the networks of this `{last}`")
+            stage.add_argument("--start", type=Path, help=f"initialize the networks from this `{last}`")
         if name == "renderer":
             stage.add_argument(
                 "--validation", type=Path, help="data set for the sample sheets (default: the training set)"
             )
     basis = stages.add_parser(
-        "basis", help="fit the mouth basis anew: twins registered with another one must be registered again"
+        "basis", help="fit a new mouth basis; twins registered with the old one must be registered again"
     )
     basis.add_argument("data", metavar="DATASET", type=Path)
     stages.add_parser("settings")
@@ -70,17 +70,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"insync train: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:
-        print("insync train: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)  # noqa: T201
+        print("insync train: interrupted; repeat the command to resume from the last checkpoint", file=sys.stderr)  # noqa: T201
         return 130
     return 0
 
 
 def settings(options: argparse.Namespace) -> config.Config:
-    """The settings of a run: named ones, else those in its folder, else the defaults; written into the folder.
+    """Return the settings of a run, and write them into its folder: those of --config, else those in the folder, else the defaults.
 
     Raises:
-        FileNotFoundError: the file that is named does not exist.
-        ValueError: it cannot be understood.
+        FileNotFoundError: the file given by --config does not exist.
+        ValueError: a settings file is not valid.
     """
     kept = options.run / config.FILE
     before = config.read(kept) if kept.exists() else None
@@ -88,13 +88,14 @@ def settings(options: argparse.Namespace) -> config.Config:
     if options.seed is not None:
         chosen = replace(chosen, seed=options.seed)
     for line in config.differences(before, chosen) if before else ():
-        log.info("changed since this run was begun: %s", line)
+        log.info("changed since the run started: %s", line)
     options.run.mkdir(parents=True, exist_ok=True)
     config.write(chosen, kept)
     return chosen
 
 
 def _run(options: argparse.Namespace) -> None:
+    """Run the chosen stages."""
     if options.stage == "settings":
         print(config.text(config.Config()), end="")  # noqa: T201
         return
@@ -117,13 +118,15 @@ def _run(options: argparse.Namespace) -> None:
     if options.stage == "all":
         data = options.run / "data"
         curate(options.data, data, repository / "lipsync_face" / "1", basis.rigid)
-    dataset = Dataset(data, "train")  # those held out are for validation; older data sets hold nobody out
+    dataset = Dataset(data, "train")  # held-out people are for validation; older data sets have none
 
     def minutes(stage: str) -> float:
+        """Return the training time of a stage."""
         share: float = getattr(chosen.shares, stage) if options.stage == "all" else 1.0
         return share * float(options.minutes)
 
     def wanted(stage: str) -> bool:
+        """Return whether to run a stage."""
         return options.stage in (stage, "all")
 
     start = getattr(options, "start", None)

@@ -1,4 +1,4 @@
-"""Measure how well speech can be heard in a clip's sound."""
+"""Measures of a clip's audio: the shares of silence and of music, which tell how clear its speech is."""
 
 from __future__ import annotations
 
@@ -11,54 +11,52 @@ from insync.training.data.audio import Floats
 FRAME = 320  # samples, 20 ms
 
 
-QUIET_DB = -50.0  # of full scale: silent whatever else is heard
+QUIET_DB = -50.0  # dBFS: quieter frames always count as silent
 
 
-BELOW_SPEECH_DB = 35.0  # below a clip's loud frames: silent too
+BELOW_SPEECH_DB = 35.0  # frames that are this much quieter than a clip's loud ones also count as silent
 
 
 LOUD_PERCENTILE = 95
 
 
-# Continuous frequency activation (Seyerlehner et al., Automatic Music Detection in Television Productions, 2007): tones hold
-# their frequency, voices glide.
+# Continuous frequency activation (Seyerlehner et al., Automatic Music Detection in Television Productions, 2007): musical tones
+# have a constant frequency, voices do not.
 FFT, HOP = 1024, 256  # samples: 64 and 16 ms
 
 
-LOWEST_BIN = 5  # 78 Hz: below it hums the mains
+LOWEST_BIN = 5  # 78 Hz: excludes mains hum
 
 
-BLOCK = 128  # frames, 2 s; every second one begins halfway through the one before
+BLOCK = 128  # frames, 2 s; consecutive blocks overlap by half
 
 
-MIN_BLOCK = 100  # frames: fewer say little
+MIN_BLOCK = 100  # frames: shorter blocks are not reliable
 
 
-NEIGHBOURS = 21  # bins: what stands out is held against their mean
+NEIGHBOURS = 21  # bins: a bin stands out relative to their mean
 
 
 STANDS_OUT_DB = 3.0
 
 
-FAINT_DB = -30.0  # of the power of a bin: below it is rounding
+FAINT_DB = -30.0  # power of a bin: below it is rounding noise
 
 
 PEAKS = 5
 
 
-MUSIC = (
-    2.4  # sum of the five highest peaks of activation; clean speech lies at 0.8 to 2.1, music behind speech at 2.6 to 4
-)
+MUSIC = 2.4  # sum of the five highest peaks of activation; clean speech has 0.8 to 2.1, speech over music 2.6 to 4
 
 
 def levels_db(audio: Floats) -> Floats:
-    """Loudness of every 20 ms of audio float32 [samples], in dB of full scale: float32 [samples // 320]."""
+    """Return the level of every 20 ms of audio float32 [samples] in dBFS: float32 [samples // 320]."""
     frames = audio[: len(audio) // FRAME * FRAME].reshape(-1, FRAME)
     return np.asarray(10 * np.log10((frames.astype(np.float64) ** 2).mean(1) + 1e-10), np.float32)
 
 
 def silence_share(audio: Floats) -> float:
-    """Share of 20 ms frames that are silent: below -50 dB of full scale, or 35 dB below the clip's loud ones. 1 without sound."""
+    """Return the share of 20 ms frames that are silent: below -50 dBFS, or 35 dB below the clip's loud ones. 1 without audio."""
     levels = levels_db(audio)
     if not len(levels):
         return 1.0
@@ -67,10 +65,10 @@ def silence_share(audio: Floats) -> float:
 
 
 def music_share(audio: Floats) -> float:
-    """Share of the sound in which something tonal goes on behind, or instead of, speech; 0 where there is less than 1.6 s of it.
+    """Return the share of the audio that has tonal sound under, or instead of, speech; 0 if the audio is shorter than 1.6 s.
 
-    A heuristic: what counts as music are frequencies that are held. Held notes of singers count too; drums alone, and quiet music far
-    below the voice, do not.
+    This is a heuristic: sustained frequencies count as music. Sustained notes of singers count too; drums alone, and music much
+    quieter than the voice, do not.
     """
     frames = (len(audio) - FFT) // HOP + 1
     if frames < MIN_BLOCK:
@@ -85,7 +83,7 @@ def music_share(audio: Floats) -> float:
 
 
 def _activation(block: npt.NDArray[np.bool_]) -> float:
-    """Sum of the heights of the highest peaks of how long each bin bool [T, bins] stands out; a peak is as high as its lower side."""
+    """Return the summed heights of the highest peaks in the share of time that each bin bool [T, bins] stands out. A peak's height is taken on its lower side."""
     activation = np.pad(block.mean(0), 1)
     heights = []
     for peak in np.flatnonzero((activation[1:-1] >= activation[:-2]) & (activation[1:-1] > activation[2:])) + 1:

@@ -1,7 +1,7 @@
-"""One clip's way into a data set: decoded, cut into scenes, one face followed, every frame measured, crops and sound stored as a part.
+"""The processing of one clip for a data set: decode it, detect scenes, track one face, measure every frame, store crops and audio as a part.
 
-A part is written whole or not at all, so a killed curation goes on with the clip that it was at; a clip that cannot be read leaves
-a part that says why.
+A part is written completely or not at all, so that a killed curation resumes with the clip that it was processing. A clip that cannot
+be read gets a part with the reason.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 Picture = npt.NDArray[np.uint8]
 
-VERSION = 4  # of the parts; others are made anew
-MAX_UPSCALE = 2.1  # crop pixels for one pixel of the footage
-YAW_RANGE = (0.24, 0.76)  # where the nose lies between the cheeks, as a share of the face's width
+VERSION = 4  # of the parts; parts of another version are recomputed
+MAX_UPSCALE = 2.1  # crop pixels per pixel of the footage
+YAW_RANGE = (0.24, 0.76)  # position of the nose between the cheeks, as a share of the face's width
 MAX_PITCH = 30.0  # degrees
 FACE_CUT = 28.0  # mean absolute difference of consecutive upper-face crops, of 255
-SCENE_CUT = 22.0  # the same of whole frames, shrunk, ...
-SCENE_CUT_RATIO = 5.0  # ... which also has to stand out from the frames before
-JUMP = 0.5  # of the face's size, by which it may not move from one frame to the next
-EVERY_VISIBLE = 5  # frames; the occlusion head looks at every fifth
-SMALL = (64, 36)  # pixels, for scene cuts
+SCENE_CUT = 22.0  # the same of whole, downscaled frames, ...
+SCENE_CUT_RATIO = 5.0  # ... which must also be this many times the usual difference
+JUMP = 0.5  # of the face's size: a larger move between two frames means another face
+EVERY_VISIBLE = 5  # frames; the occlusion head is run on every fifth
+SMALL = (64, 36)  # pixels of the downscaled frames for scene detection
 VIEW_HEIGHT = 112  # pixels
-MAX_LATE_S = 10.0  # by which a track may begin after the file does
+MAX_LATE_S = 10.0  # maximum start of a track after the start of the file
 EYES = (33, 263)  # outer corners
 
 GOOD, ABSENT, FAR, TURNED = "", "no face", "face too small", "face turned away"
@@ -51,17 +51,17 @@ GOOD, ABSENT, FAR, TURNED = "", "no face", "face too small", "face turned away"
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive frames of one scene and face that fare alike.
+    """Consecutive frames of one scene and face with the same verdict.
 
     Attributes:
-        verdict: empty where the frames pass, or what is wrong with them.
+        verdict: empty if the frames are usable, else the reason why not.
         first: row of its first stored crop in the part.
-        stored: how many of its frames have a crop.
+        stored: number of its frames that have a crop.
         start_s: time of its first frame.
-        end_s: of its last.
-        frames: count.
-        scene: number of the scene, and face, that it belongs to.
-        view: its first frame, small, as base64 of a JPEG; for the report.
+        end_s: time of its last frame.
+        frames: number of frames.
+        scene: number of the scene and face.
+        view: thumbnail of its first frame, as base64 of a JPEG; for the report.
     """
 
     verdict: str
@@ -76,16 +76,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Part:
-    """What a clip became.
+    """A processed clip.
 
     Attributes:
         clip: file name.
         fps: frames per second.
         size: width and height in pixels.
-        error: why it could not be read; empty where it could.
-        runs: in order of time.
+        error: why it could not be read; empty if it could.
+        runs: its runs in temporal order.
         columns: one row for each stored frame; see `frames.npz` in `insync.training.curation.pipeline`.
-        audio: float32 [samples] at 16 kHz; None without sound.
+        audio: float32 [samples] at 16 kHz; None without audio track.
     """
 
     clip: str
@@ -98,7 +98,7 @@ class Part:
 
 
 class Visibility:
-    """Tells what share of the lips is bare, by the occlusion head of the served encoder.
+    """An estimator of the visible share of the lips, which uses the occlusion head of the served encoder.
 
     Args:
         repository: the model repository.
@@ -114,7 +114,7 @@ class Visibility:
         self._mel = np.zeros((1, MEL_BANDS, MEL_FRAMES), np.float32)
 
     def __call__(self, crop: Picture, landmarks: Floats) -> float:
-        """Share in [0, 1] of the lips of a crop uint8 [256, 256, 3], its landmarks float32 [468, 2] given in its pixels."""
+        """Return the visible share of the lips, 0 to 1, in a crop uint8 [256, 256, 3] with landmarks float32 [468, 2] in its pixels."""
         planes = np.ascontiguousarray(crop.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
         (source,) = self._graph.run(["SOURCE"], {"CROP": planes, "MEL": self._mel})
         bare = 1 / (1 + np.exp(-np.clip(source[0, -1], -30, 30)))
@@ -126,18 +126,19 @@ class Visibility:
 
 
 def pose_degrees(landmarks: Floats, rigid: Floats) -> tuple[float, float]:
-    """Yaw (positive: towards the picture's right) and pitch (positive: down) of landmarks float32 [468, 3], relative to rigid [R, 3]."""
+    """Return yaw (positive: to the picture's right) and pitch (positive: down) of landmarks float32 [468, 3] relative to rigid [R, 3]."""
     a = landmarks[list(RIGID)].astype(np.float64)
     b = rigid.astype(np.float64)
     u, _, vt = np.linalg.svd((a - a.mean(0)).T @ (b - b.mean(0)))
     turn = u @ np.diag([1.0, 1.0, float(np.sign(np.linalg.det(u @ vt)))]) @ vt
-    ahead = turn @ np.array([0.0, 0.0, -1.0])  # where the face looks: smaller z is nearer
+    ahead = turn @ np.array([0.0, 0.0, -1.0])  # viewing direction; smaller z is nearer
     yaw = np.degrees(np.arctan2(ahead[0], -ahead[2]))
     pitch = np.degrees(np.arctan2(ahead[1], np.hypot(ahead[0], ahead[2])))
     return float(yaw), float(pitch)
 
 
 def _verdict(face: Face, pitch: float) -> str:
+    """Return why a face is not usable; empty if it is."""
     left, right, nose = (face.landmarks[i, 0] for i in (234, 454, 4))
     turned = (nose - left) / max(right - left, 1e-6)
     if float(np.hypot(*face.transform[:, 0])) > MAX_UPSCALE:
@@ -148,14 +149,14 @@ def _verdict(face: Face, pitch: float) -> str:
 
 
 class _Scenes:
-    """Says where one scene ends and another begins."""
+    """A detector of scene cuts."""
 
     def __init__(self) -> None:
         self._last: Floats | None = None
         self._usual = 2.0
 
     def cut(self, image: Picture) -> bool:
-        """Whether this frame begins another scene than the frame before."""
+        """Return whether a scene starts with this frame."""
         small = cv2.resize(image, SMALL, interpolation=cv2.INTER_AREA).astype(np.float32)
         last, self._last = self._last, small
         if last is None:
@@ -167,7 +168,7 @@ class _Scenes:
 
 
 class _Builder:
-    """Collects frames, runs and crops of one clip."""
+    """A collector of the frames, runs and crops of one clip."""
 
     def __init__(self, rigid: Floats, visibility: Visibility, sink: Any) -> None:
         self._rigid, self._visibility, self._sink = rigid, visibility, sink
@@ -181,7 +182,7 @@ class _Builder:
         self._bytes = self._count = self._scene = 0
 
     def add(self, image: Picture, time_s: float, face: Face | None, cut: bool) -> None:
-        """Adds a frame uint8 [H, W, 3], its face, and whether it begins a scene."""
+        """Add a frame uint8 [H, W, 3] with its face; `cut` tells whether a scene starts with it."""
         stored = len(self.rows["time_s"])
         verdict = ABSENT
         if face is None:
@@ -192,13 +193,13 @@ class _Builder:
         self._scene += cut
         last = None if cut or not self.runs else self.runs[-1]
         if last is not None and last.verdict == verdict:
-            frames, held = last.frames + 1, last.stored + (face is not None)
-            self.runs[-1] = replace(last, stored=held, end_s=time_s, frames=frames)
+            frames, crops = last.frames + 1, last.stored + (face is not None)
+            self.runs[-1] = replace(last, stored=crops, end_s=time_s, frames=frames)
         else:
             self.runs.append(Run(verdict, stored, int(face is not None), time_s, time_s, 1, self._scene, _view(image)))
 
     def _add_face(self, image: Picture, time_s: float, face: Face) -> bool:
-        """Stores a face; returns whether it is another one, or the same after a cut."""
+        """Store a face; return whether it is another face, or the same after a cut."""
         crop = take_crop(image, face.transform)
         upper = crop[:120:4, ::4].astype(np.float32)
         other = self._upper is not None and float(np.abs(upper - self._upper).mean()) > FACE_CUT
@@ -231,7 +232,7 @@ class _Builder:
         return other
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """What was measured, as arrays."""
+        """Return the measurements as arrays."""
         integers = ("jpeg_start", "jpeg_size")
         shapes = {"landmarks": (-1, 468, 2), "skull": (-1, 468, 2)}
         return {
@@ -241,18 +242,19 @@ class _Builder:
 
 
 def _view(image: Picture) -> str:
+    """Return a thumbnail of a frame as base64 of a JPEG."""
     width = max(1, round(image.shape[1] * VIEW_HEIGHT / image.shape[0]))
     return base64.b64encode(encode(cv2.resize(image, (width, VIEW_HEIGHT), interpolation=cv2.INTER_AREA), 80)).decode()
 
 
 def signature(path: Path) -> str:
-    """What tells whether a clip has changed since its part was made."""
+    """Return a string that changes when the clip does."""
     state = path.stat()
     return f"{VERSION} {state.st_size} {state.st_mtime_ns}"
 
 
 def is_done(path: Path, out: Path) -> bool:
-    """Whether a data set holds a part of this very clip."""
+    """Return whether a data set has an up-to-date part of this clip."""
     part = part_path(out, path.name, ".json")
     try:
         return bool(json.loads(part.read_text())["signature"] == signature(path))
@@ -261,13 +263,13 @@ def is_done(path: Path, out: Path) -> bool:
 
 
 def make_part(path: Path, out: Path, finder: FaceFinder, visibility: Visibility, rigid: Floats) -> None:
-    """Makes a clip's part. A clip that cannot be read becomes a part with the reason.
+    """Process a clip and write its part. If the clip cannot be read, the part contains the reason.
 
     Args:
         path: the clip.
         out: the data set's folder.
-        finder: finds faces.
-        visibility: sees what covers lips.
+        finder: face detector.
+        visibility: estimator of the visible share of the lips.
         rigid: float32 [R, 3], see `MouthBasis`.
     """
     names = {ending: part_path(out, path.name, ending) for ending in (".jpgs", ".npz", ".json")}
@@ -280,7 +282,7 @@ def make_part(path: Path, out: Path, finder: FaceFinder, visibility: Visibility,
             with av.open(str(path)) as container:
                 if not container.streams.video:
                     raise ValueError("no video track")
-                # Containers may begin at any time of their clock; the part's clock begins at 0, for both tracks.
+                # The timestamps of a container may start anywhere; those of the part start at 0, for both tracks.
                 zero_s = float(container.start_time or 0) / av.time_base
                 audio = None if audio is None else _on_clock(audio, begins_s - zero_s)
                 fps = float(container.streams.video[0].average_rate or 25)
@@ -288,7 +290,7 @@ def make_part(path: Path, out: Path, finder: FaceFinder, visibility: Visibility,
                 for frame in container.decode(video=0):
                     image = frame.to_ndarray(format="rgb24")
                     time_s = float(frame.time) - zero_s if frame.time is not None else last_s + 1 / fps
-                    if time_s <= last_s:  # no clock goes backwards
+                    if time_s <= last_s:  # timestamps must increase
                         continue
                     size, cut = (image.shape[1], image.shape[0]), scenes.cut(image)
                     face = finder.find(image, None if cut else hint)
@@ -296,7 +298,7 @@ def make_part(path: Path, out: Path, finder: FaceFinder, visibility: Visibility,
                     builder.add(image, time_s, face, cut or time_s - last_s > 2.5 / fps)
                     last_s = time_s
         except (av.FFmpegError, ValueError, OSError) as problem:
-            # What was read before the damage is still good footage.
+            # The frames before the damage are still usable.
             error = f"cannot be read: {getattr(problem, 'strerror', None) or problem}"
             log.warning("%s: %s", path.name, error)
     sound = np.zeros(0, np.int16) if audio is None else (np.clip(audio, -1, 1) * 32767).astype(np.int16)
@@ -310,19 +312,19 @@ def make_part(path: Path, out: Path, finder: FaceFinder, visibility: Visibility,
         "error": error,
         "runs": [asdict(run) for run in builder.runs],
     }
-    part = names[".json"].with_suffix(".part")  # the last file written says that all are whole
+    part = names[".json"].with_suffix(".part")  # written last: it marks the part as complete
     part.write_text(json.dumps(document))
     os.replace(part, names[".json"])
 
 
 def _on_clock(audio: Floats, begins_s: float) -> Floats:
-    """Audio float32 [samples] that begins at begins_s, made to begin at 0."""
+    """Pad or cut audio float32 [samples] that starts at `begins_s`, so that it starts at 0."""
     samples = round(float(np.clip(begins_s, -MAX_LATE_S, MAX_LATE_S)) * SAMPLE_RATE_HZ)
     return np.pad(audio, (samples, 0)) if samples > 0 else audio[-samples:]
 
 
 def read_part(out: Path, clip: str) -> Part:
-    """A clip's part of a data set."""
+    """Read a clip's part of a data set."""
     document = json.loads(part_path(out, clip, ".json").read_text())
     with np.load(part_path(out, clip, ".npz")) as data:
         columns = {name: data[name] for name in data.files}

@@ -1,14 +1,14 @@
-"""Turns footage into a training set: `insync curate FOLDER -o DATASET`.
+"""The curation pipeline, which turns footage into a data set: `insync curate FOLDER -o DATASET`.
 
 The data set is a folder:
 
-    manifest.parquet   one row for each segment, also for what was dropped, with the reason; see `insync.training.data.manifest`
-    report.html        the same to look at
+    manifest.parquet   one row for each segment, dropped ones included, with the reason; see `insync.training.data.manifest`
+    report.html        the manifest as a page with pictures
     frames.npz         one row for each stored frame: time_s, landmarks, skull, segment, mel, mel_offset_s, jpeg_start, jpeg_size
-    segments.json      the stored segments: which rows are theirs
-    parts/             what each clip became: crops as JPEG, its sound, its measurements; a finished part is not made again
+    segments.json      the stored segments and their rows
+    parts/             a processed part for each clip: crops as JPEG, audio, measurements; a finished part is not recomputed
 
-Nothing that was found of a face is thrown away here: the manifest says what training uses, and people may overrule it.
+No crop of a face is deleted here: the manifest selects what training uses, and its decisions can be overruled by hand.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from insync.ensemble.models.face import FaceFinder
 from insync.ensemble.models.log_mel import LogMel
 from insync.training.curation.audio_quality import music_share, silence_share
 from insync.training.curation.clip import ABSENT, GOOD, Part, Run, Visibility, is_done, make_part, read_part
-from insync.training.curation.identities import Looks, copies, looks, split_of, who_is_who
+from insync.training.curation.identities import Looks, cluster_people, copies, looks, split_of
 from insync.training.curation.quality import Gates, clip_metrics, picture_faults, sound_verdict
 from insync.training.curation.report import write_report
 from insync.training.data.audio import read_speech, windows
@@ -46,19 +46,20 @@ log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 
 CLIP_ENDINGS = (".mp4", ".mov", ".mkv", ".webm", ".mpg", ".avi")
-FLICKER_FRAMES = 8  # bad stretches up to this length join their bad neighbours of the same scene in one row
-MUSIC_AROUND_S = 4.0  # shorter segments are judged with what is heard around them
+FLICKER_FRAMES = 8  # runs up to this length between unusable runs of the same scene are merged with these
+MUSIC_AROUND_S = 4.0  # the audio around shorter segments is included in their share of music
 EMPTY = Run("", 0, 0, 0.0, 0.0, 0, 0)
 MEASURED = ("time_s", "landmarks", "skull", "jpeg_start", "jpeg_size")
 
 
 def curate(folder: Path, out: Path, face_models: Path, rigid: Floats, gates: Gates | None = None) -> list[Row]:
-    """Curates every clip of a folder into a data set; goes on where an earlier run was stopped.
+    """Curate every clip of a folder into a data set, and resume an interrupted run.
 
     Args:
-        folder: clips; files of other kinds are passed over, a broken clip becomes a row of the manifest with its reason.
-        out: the data set's folder; clips that it already holds are not read again, those no longer in the folder leave it.
-        face_models: folder of the face networks, in the model repository.
+        folder: folder of clips; other files are ignored, a clip that cannot be read gets a row in the manifest with the reason.
+        out: the data set's folder; clips that it already contains are not read again, and clips that are no longer in `folder` are
+            removed from it.
+        face_models: folder of the face networks in the model repository.
         rigid: float32 [R, 3], the mean face's rigid points (`MouthBasis.rigid`).
         gates: thresholds.
 
@@ -66,14 +67,14 @@ def curate(folder: Path, out: Path, face_models: Path, rigid: Floats, gates: Gat
         The manifest.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no clip in it.
-        ValueError: an earlier manifest holds what is not allowed.
+        FileNotFoundError: the folder does not exist, or has no clip in it.
+        ValueError: the existing manifest is not valid.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder.name}: no such folder of clips")
+        raise FileNotFoundError(f"{folder.name}: no such folder")
     clips = sorted(path for path in folder.iterdir() if path.suffix.lower() in CLIP_ENDINGS)
     if not clips:
-        raise FileNotFoundError(f"{folder.name} holds no clip; known endings: {', '.join(CLIP_ENDINGS)}")
+        raise FileNotFoundError(f"no clip in {folder.name}; file names must end in {', '.join(CLIP_ENDINGS)}")
     (out / PARTS).mkdir(parents=True, exist_ok=True)
     before = read_manifest(out / FILE) if (out / FILE).exists() else []
     undone = [path for path in clips if not is_done(path, out)]
@@ -88,14 +89,14 @@ def curate(folder: Path, out: Path, face_models: Path, rigid: Floats, gates: Gat
 
 
 def assemble(out: Path, clips: Iterable[str], gates: Gates, before: list[Row]) -> list[Row]:
-    """Joins the parts of clips into the data set, judges every segment, and writes manifest and report; see `curate`."""
+    """Combine the parts of clips into the data set, judge every segment, and write the manifest and the report; see `curate`."""
     judge = SyncJudge() if WEIGHTS.exists() else None
     log_mel = LogMel()
     rows: list[Row] = []
     seen: list[Looks] = []
     segments: list[Segment] = []
     columns: dict[str, list[Any]] = {name: [] for name in (*MEASURED, "mel", "mel_offset_s", "segment")}
-    words = {row.segment: row for row in before}
+    earlier = {row.segment: row for row in before}
     for clip in tqdm(list(clips), desc="judge", unit="clip"):
         part = read_part(out, clip)
         found = _segments(out, part, gates, judge, seen)
@@ -107,8 +108,8 @@ def assemble(out: Path, clips: Iterable[str], gates: Gates, before: list[Row]) -
                 continue
             frames = slice(run.first, run.first + run.stored)
             times = part.columns["time_s"][frames]
-            word = words.get(row.segment)
-            offset = row.offset_s if word is None or word.overrule_offset_s is None else word.overrule_offset_s
+            known = earlier.get(row.segment)
+            offset = row.offset_s if known is None or known.overrule_offset_s is None else known.overrule_offset_s
             for name in MEASURED:
                 columns[name].append(part.columns[name][frames])
             mel = np.zeros((run.stored, 80, 40), np.float16)
@@ -119,7 +120,7 @@ def assemble(out: Path, clips: Iterable[str], gates: Gates, before: list[Row]) -
             columns["segment"].append(np.full(run.stored, len(segments)))
             start = segments[-1].start + segments[-1].frames if segments else 0
             segments.append(Segment(clip, start, run.stored, part.fps, part.audio is not None))
-    rows = carry_over(_peopled(rows, seen, gates), before)
+    rows = carry_over(_with_people(rows, seen, gates), before)
     if segments:
         with open(out / "frames.part", "wb") as sink:
             np.savez(sink, **{name: np.concatenate(values) for name, values in columns.items()})
@@ -129,14 +130,14 @@ def assemble(out: Path, clips: Iterable[str], gates: Gates, before: list[Row]) -
     write_report(rows, out)
     kept = [row for row in rows if row.kept]
     log.info(
-        "%d segments, %d kept (%.1f minutes), %d of them speak; look at %s", len(rows), len(kept),
+        "%d segments, %d kept (%.1f minutes), %d of them with usable speech; report: %s", len(rows), len(kept),
         sum(row.frames / max(row.fps, 1) for row in kept) / 60, sum(row.spoken for row in rows), out / "report.html",
     )  # fmt: skip
     return rows
 
 
 def _segments(out: Path, part: Part, gates: Gates, judge: SyncJudge | None, seen: list[Looks]) -> list[tuple[Row, Run]]:
-    """Rows of a clip and the runs they stand for, not yet judged by sound; appends the looks of those that are stored."""
+    """Return the rows of a clip with their runs, before audio is judged; append the looks of stored segments to `seen`."""
     if not part.runs:
         return [(Row(part.clip, part.clip, reason=part.error or "no frames"), EMPTY)]
     curves = _SyncCache(out, part, judge)
@@ -163,7 +164,7 @@ def _segments(out: Path, part: Part, gates: Gates, judge: SyncJudge | None, seen
 
 
 def _joined(runs: Iterable[Run]) -> list[Run]:
-    """Runs with flicker between bad stretches of one scene joined, so that a hand before the face is one row and not twenty."""
+    """Merge short runs between unusable runs of one scene, so that a hand in front of the face is one row and not twenty."""
     result: list[Run] = []
     for run in runs:
         last = result[-1] if result else None
@@ -184,15 +185,17 @@ def _joined(runs: Iterable[Run]) -> list[Run]:
 
 
 def _measured(part: Part, run: Run) -> Row:
+    """Return the row of a run with its measurements."""
     columns = part.columns
     frames = slice(run.first, run.first + run.stored)
 
     def middle(name: str) -> float:
+        """Return the median of a column; 0 without stored frames."""
         return float(np.median(columns[name][frames])) if run.stored else 0.0
 
     visible = columns["visible"][frames]
     visible = visible[np.isfinite(visible)]
-    sound, around = _heard(part, run, 0.0), _heard(part, run, MUSIC_AROUND_S)
+    sound, around = _audio_of(part, run, 0.0), _audio_of(part, run, MUSIC_AROUND_S)
     return Row(
         segment=f"{part.clip}@{run.start_s:.2f}", clip=part.clip, start_s=round(run.start_s, 3), end_s=round(run.end_s, 3),
         frames=run.frames, fps=part.fps,
@@ -203,21 +206,21 @@ def _measured(part: Part, run: Run) -> Row:
     )  # fmt: skip
 
 
-def _heard(part: Part, run: Run, at_least_s: float) -> Floats:
-    """The sound of a run, and as much around it as makes it `at_least_s` long."""
+def _audio_of(part: Part, run: Run, at_least_s: float) -> Floats:
+    """Return the audio of a run, extended on both sides to a length of `at_least_s`."""
     if part.audio is None:
         return np.zeros(0, np.float32)
     begin, end = run.start_s, run.end_s + 1 / max(part.fps, 1)
-    room = max(0.0, (at_least_s - (end - begin)) / 2)
-    first, last = (max(0, round(time_s * SAMPLE_RATE_HZ)) for time_s in (begin - room, end + room))
+    margin_s = max(0.0, (at_least_s - (end - begin)) / 2)
+    first, last = (max(0, round(time_s * SAMPLE_RATE_HZ)) for time_s in (begin - margin_s, end + margin_s))
     return part.audio[first:last]
 
 
-def _peopled(rows: list[Row], seen: list[Looks], gates: Gates) -> list[Row]:
-    """Rows with who is seen in them, the split, and duplicates dropped."""
+def _with_people(rows: list[Row], seen: list[Looks], gates: Gates) -> list[Row]:
+    """Return the rows with their person and split, and with duplicates dropped."""
     place = {one.name: number for number, one in enumerate(seen)}
     fit = [one for row in rows if row.keep and (one := seen[place[row.segment]])]
-    people = dict(zip((one.name for one in fit), who_is_who(fit), strict=True))
+    people = dict(zip((one.name for one in fit), cluster_people(fit), strict=True))
     clip_of = {row.segment: row.clip for row in rows}
     first: dict[str, str] = {}
     for name, person in people.items():
@@ -235,7 +238,7 @@ def _peopled(rows: list[Row], seen: list[Looks], gates: Gates) -> list[Row]:
 
 
 class _SyncCache:
-    """SyncNet's curves of a clip's segments; found once for each set of weights."""
+    """A cache of SyncNet's offset curves of a clip's segments, valid for one set of weights."""
 
     def __init__(self, out: Path, part: Part, judge: SyncJudge | None) -> None:
         self._path, self._part, self._judge = part_path(out, part.clip, ".sync.json"), part, judge
@@ -251,15 +254,15 @@ class _SyncCache:
             pass
 
     def curve(self, segment: str, crops: npt.NDArray[np.uint8], times_s: Floats) -> tuple[float, ...]:
-        """The curve of a segment; empty where it cannot be judged."""
+        """Return the offset curve of a segment; empty if it cannot be measured."""
         if segment not in self._curves and self._judge is not None and self._part.audio is not None:
-            figures = self._judge.metrics_of_mouths(mouths_of(crops), times_s, self._part.audio)
-            self._curves[segment] = [] if figures is None else [round(float(v), 5) for v in figures.curve]
+            metrics = self._judge.metrics_of_mouths(mouths_of(crops), times_s, self._part.audio)
+            self._curves[segment] = [] if metrics is None else [round(float(v), 5) for v in metrics.curve]
             self._new = True
         return tuple(self._curves.get(segment, ()))
 
     def save(self) -> None:
-        """Keeps what was found."""
+        """Write the cache if it has changed."""
         if self._new:
             self._path.write_text(json.dumps({"weights": self._weights, "curves": self._curves}))
 

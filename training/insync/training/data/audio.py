@@ -1,4 +1,4 @@
-"""The sound of footage: read at 16 kHz, cut into windows, and looked at for silence and music."""
+"""The audio of footage: reading it at 16 kHz, and cutting it into windows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Floats = npt.NDArray[np.float32]
 
 
 def read_speech(path: Path) -> Floats | None:
-    """The sound of a file as float32 [samples], 16 kHz, mono; None where it has no audio track."""
+    """Read a file's audio as float32 [samples], 16 kHz, mono; None if it has no audio track."""
     return read_sound(path)[0]
 
 
 def read_sound(path: Path) -> tuple[Floats | None, float]:
-    """The sound of a file, as `read_speech`, and the time in seconds at which its track begins on the file's clock."""
+    """Read a file's audio as `read_speech` does; also return the start time of the track in seconds of the file's timestamps."""
     with av.open(str(path)) as container:
         if not container.streams.audio:
             return None, 0.0
@@ -32,7 +32,7 @@ def read_sound(path: Path) -> tuple[Floats | None, float]:
 
 
 def windows(audio: Floats, times_s: Floats) -> Floats:
-    """The audio windows float32 [N, 6400] of frames at times_s [N]; zeros beyond both ends of audio float32 [samples]."""
+    """Return the audio windows float32 [N, 6400] of frames at times_s [N]; audio float32 [samples] is zero-padded at both ends."""
     padded = np.concatenate([np.zeros(WINDOW_SAMPLES, np.float32), audio, np.zeros(WINDOW_SAMPLES, np.float32)])
     starts = np.round(times_s * SAMPLE_RATE_HZ).astype(int) - WINDOW_PAST_SAMPLES + WINDOW_SAMPLES
     starts = np.clip(starts, 0, len(padded) - WINDOW_SAMPLES)
@@ -40,7 +40,7 @@ def windows(audio: Floats, times_s: Floats) -> Floats:
 
 
 def read_stored(folder: Path, clip: str) -> Floats:
-    """The sound of a clip as a data set keeps it, float32 [samples] at 16 kHz."""
+    """Read a clip's audio from a data set: float32 [samples] at 16 kHz."""
     from insync.training.data.segments import part_path
 
     with np.load(part_path(folder, clip, ".npz")) as part:

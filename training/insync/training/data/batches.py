@@ -1,4 +1,4 @@
-"""Batches for the renderer: target frames with their mouth codes, and reference crops of the same person."""
+"""Training batches for the renderer: target frames with their mouth codes, and reference crops of the same person."""
 
 from __future__ import annotations
 
@@ -21,43 +21,40 @@ from insync.training.data.dataset import Dataset
 Floats = npt.NDArray[np.float32]
 Rng = np.random.Generator
 
-CANDIDATES = 24  # frames from which the references are chosen, as registration chooses from a twin's footage
-APART_S = 0.4  # references lie at least this far from every target, so that none of them is the answer
-COVERED_SHARE = 0.6  # of those that teach what an occluder is
-COVERED_CAST = (
-    0.12  # of them: standard deviation of each colour's gain, so that no lips are too red and no teeth too yellow
-)
-SMALL_SHARE = 0.3  # of them look as if the face were …
-SMALL = (0.25, 0.7)  # … that many times smaller
-NEUTRAL_PHOTO_SHARE = 0.6  # of photos show the mouth at rest
-CHIN_REACH = 14  # pixels of the crop by which a chin goes down
+CANDIDATES = 24  # frames from which the references are selected, as registration does for a twin
+APART_S = 0.4  # minimum distance of references from every target, so that no reference is the target itself
+COVERED_SHARE = 0.6  # share of frames with an occluder in the occlusion stage
+# Of the same stage: standard deviation of each colour's gain, so that unusually red lips and yellow teeth occur too.
+COVERED_CAST = 0.12
+SMALL_SHARE = 0.3  # share of frames of the same stage that are downscaled and enlarged again, as if the face were …
+SMALL = (0.25, 0.7)  # … this many times as large
+NEUTRAL_PHOTO_SHARE = 0.6  # share of photos that show the mouth at rest
+CHIN_REACH = 14  # pixels of the crop by which a chin moves down
 CHIN_WIDTH = 0.7  # of the face's width
-HIDDEN_REACH = (
-    6,
-    32,
-)  # so far below the chin the encoder sees nothing: drawn anew each time, so that the edge does not tell how open the mouth is
-UNSTEADY = 0.004  # of half the window: standard deviation of the landmarks that are found
-HIDDEN_MARGIN = (2, 9)  # pixels around the face that it does not see either
+# Pixels below the chin that are hidden from the encoder, drawn for each frame, so that the edge does not reveal the mouth's aperture.
+HIDDEN_REACH = (6, 32)
+UNSTEADY = 0.004  # of half the window: standard deviation of detected landmarks
+HIDDEN_MARGIN = (2, 9)  # pixels around the face that are also hidden
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and targets of one step; B targets, G people, B a multiple of G.
+    """The inputs and targets of one step: B targets of G people, B a multiple of G.
 
     Attributes:
-        crops: [B, 3, 256, 256] in [0, 1], what the encoder gets: with occluders.
-        real: [B, 3, 256, 256], without them.
-        face: [B, 1, 144, 160], 0 where the window shows what no speech moves: background and hair beside the face.
+        crops: [B, 3, 256, 256] in [0, 1], input of the encoder, with occluders.
+        real: [B, 3, 256, 256], the same without occluders.
+        face: [B, 1, 144, 160], 0 where speech moves nothing in the window: background, and hair beside the face.
         lips: [B, 1, 144, 160], 1 around the lips.
-        hidden: [B, 1, 256, 256], 1 where the encoder must not see.
-        codes: [B, 12].
-        mel: [B, 80, 40], the sound of each frame.
-        references: [G, 5, 3, 256, 256].
-        reference_codes: [G, 5, 12].
-        points: [B, 468, 2], all landmarks, in x and y with the window's outer edges at ±1.
+        hidden: [B, 1, 256, 256], 1 where the crop is hidden from the encoder.
+        codes: [B, 12], mouth codes.
+        mel: [B, 80, 40], log-mel of each frame's audio.
+        references: [G, 5, 3, 256, 256], reference crops.
+        reference_codes: [G, 5, 12], their mouth codes.
+        points: [B, 468, 2], all landmarks, x and y, with the window's outer edges at ±1.
         reference_points: [G, 5, 468, 2], the same of the references.
-        places: [B, 73, 2], those that the network gets, as unsteady as they are found; see `insync.core.head`.
-        reference_places: [G, 5, 73, 2].
+        places: [B, 73, 2], the landmarks that are input of the network, with the noise of detection; see `insync.core.head`.
+        reference_places: [G, 5, 73, 2], the same of the references.
     """
 
     crops: Tensor
@@ -76,7 +73,7 @@ class Batch:
 
 
 def farthest_points(points: Floats, count: int, first: int) -> list[int]:
-    """Indices of `count` points float32 [N, D], each the farthest from those before it (Gonzalez, 1985); repeats where N is too small."""
+    """Select `count` of the points float32 [N, D], each the farthest from the previous ones (Gonzalez, 1985); return indices, repeated if N is too small."""
     chosen = [first]
     distance = np.linalg.norm(points - points[first], axis=1)
     while len(chosen) < count:
@@ -86,22 +83,22 @@ def farthest_points(points: Floats, count: int, first: int) -> list[int]:
 
 
 def to_tensor(crops: npt.NDArray[np.uint8]) -> Tensor:
-    """uint8 [..., 256, 256, 3] → float32 [..., 3, 256, 256] in [0, 1]."""
+    """Convert crops uint8 [..., 256, 256, 3] to float32 [..., 3, 256, 256] in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(crops)).movedim(-1, -3).float() / 255
 
 
 class Batches:
-    """Draws batches from a data set without end.
+    """An endless source of random batches from a data set.
 
     Args:
         dataset: the footage.
         basis: its mouth basis.
-        people: G.
+        people: number of people in a batch, G.
         targets: frames of each person.
-        seed: of the draw.
-        selective: whether references are chosen over mouth shapes, as registration chooses a twin's, or at random.
-        photos: share of people who are twins of one photo.
-        occluded: share of frames with something before the mouth.
+        seed: random seed.
+        selective: whether references are selected for different mouth shapes, as registration does for a twin, or at random.
+        photos: share of people whose references are a single photo.
+        occluded: share of frames with an occluder in front of the mouth.
     """
 
     def __init__(
@@ -129,20 +126,20 @@ class Batches:
         self._rng = np.random.default_rng(seed)
 
     def draw(self, augmented: bool = True, answer_leak_prob: float = 0.0, spoken: bool = False) -> Batch:
-        """A batch of random people and frames.
+        """Draw a batch of random people and frames.
 
         Args:
-            augmented: with other light, mirror images and occluders.
-            answer_leak_prob: chance that a person's references include the answers themselves: so copying is learned before anything else.
-            spoken: people who speak, each in five frames 40 ms apart, in place of random ones: what SyncNet judges.
+            augmented: whether to change the light, mirror pictures and add occluders.
+            answer_leak_prob: probability that a person's references include the targets themselves, so that copying is learned first.
+            spoken: whether to draw people who speak, each in five consecutive frames 40 ms apart, for the SyncNet loss.
 
         Raises:
-            ValueError: spoken, and nobody speaks.
+            ValueError: `spoken` is set, and no segment of the data set has usable speech.
         """
         rng = self._rng
         chance = self._spoken if spoken else self._chance
         if not chance.any():
-            raise ValueError("nobody in this data set speaks to sound that SyncNet could hear: train without its loss")
+            raise ValueError("no segment of this data set has usable speech for the SyncNet loss: set `sync` to 0")
         people = min(self._people, np.count_nonzero(chance))
         parts = [
             self._person(
@@ -163,10 +160,10 @@ class Batches:
         )  # fmt: skip
 
     def draw_covered(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Frames of any people, open mouths as often as closed ones, some with something before the mouth.
+        """Draw frames of random people for the occlusion stage, open mouths as often as closed ones, some with an occluder.
 
         Returns:
-            Crops [count, 3, 256, 256] in [0, 1]; [count, 1, 144, 160], 1 where the window shows the bare face; the same, 1 around the lips.
+            Crops [count, 3, 256, 256] in [0, 1]; [count, 1, 144, 160], 1 where the window shows the uncovered face; the same, 1 around the lips.
         """
         rng, crops, bare, lips = self._rng, [], [], []
         for segment in rng.choice(len(self._chance), count, p=self._chance):
@@ -189,7 +186,7 @@ class Batches:
     def references(
         self, segment: int, away_from: Floats, mirrored: bool = False
     ) -> tuple[npt.NDArray[np.int64], Floats]:
-        """Rows [5] and codes float32 [5, 12] of a segment's references, none near the times away_from."""
+        """Select a segment's references, none near the times `away_from`; return rows [5] and codes float32 [5, 12]."""
         rows = self._data.rows(segment)
         index = np.arange(rows.start, rows.stop)
         gap = np.abs(self._data.time_s[index][:, None] - away_from[None]).min(1)
@@ -205,7 +202,7 @@ class Batches:
         return pool[chosen], codes[pool[chosen]]
 
     def _targets_of(self, segment: int, spoken: bool) -> npt.NDArray[np.int64]:
-        """Rows of a segment's targets."""
+        """Draw the rows of a segment's targets."""
         rows = self._data.rows(segment)
         chance = _by_aperture(self._data.apertures[rows])
         drawn = self._rng.choice(len(chance), 1 if spoken else self._targets, p=chance)
@@ -219,6 +216,7 @@ class Batches:
     def _person(
         self, segment: int, index: npt.NDArray[np.int64], augmented: bool, mirrored: bool, answer_leak_prob: bool
     ) -> tuple[Tensor, ...]:
+        """Return one person's part of a batch."""
         rng, data = self._rng, self._data
         chosen, reference_codes = self.references(segment, data.time_s[index], mirrored)
         if answer_leak_prob:
@@ -252,12 +250,13 @@ class Batches:
         )  # fmt: skip
 
     def _hidden(self, landmarks: Floats) -> Floats:
+        """Return a mask of what is hidden from the encoder: the face, with random margins."""
         picture = _outline(landmarks, self._rng.uniform(*HIDDEN_REACH))
         size = 2 * int(self._rng.integers(*HIDDEN_MARGIN)) + 1
         return np.asarray(cv2.dilate(picture, np.ones((size, size), np.uint8)), np.float32)
 
     def _occlude(self, picture: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Covers part of the mouth with a piece of another picture, or of one colour, in most shapes that hands and objects take."""
+        """Cover part of the mouth with a shape like that of a hand or an object, textured from another picture or in one colour."""
         rng = self._rng
         if rng.random() > share:
             return picture, torch.ones(1, CROP_SIZE, CROP_SIZE)
@@ -293,33 +292,34 @@ class Batches:
 
 
 def _by_aperture(apertures: Floats) -> npt.NDArray[np.float64]:
-    """Chances to draw frames with these apertures float32 [N]: open mouths are rarer than closed ones, so half is drawn by aperture."""
+    """Return the probabilities of drawing frames with these apertures float32 [N]. Open mouths are rare, so half of the weight is proportional to the aperture."""
     wide = np.maximum(apertures + 0.02, 0.005).astype(np.float64)
     chance = 0.5 / len(wide) + 0.5 * wide / wide.sum()
     return np.asarray(chance / chance.sum())
 
 
 def _as_if_small(pictures: Tensor, share: float) -> Tensor:
-    """Pictures [B, 3, H, W] as they are of a face that many times smaller."""
+    """Downscale pictures [B, 3, H, W] by a factor and enlarge them again, as if the face were that small."""
     size = (round(pictures.shape[-2] * share), round(pictures.shape[-1] * share))
     small = F.interpolate(pictures, size=size, mode="bilinear", antialias=True)
     return F.interpolate(small, size=pictures.shape[-2:], mode="bilinear")
 
 
 def _in_window(landmarks: Floats, mirrored: bool) -> Floats:
-    """Landmarks float32 [..., 468, 2] in pixels of the crop → with the window's outer edges at ±1."""
+    """Convert landmarks float32 [..., 468, 2] from pixels of the crop to coordinates with the window's outer edges at ±1."""
     if mirrored:
         landmarks = np.stack([CROP_SIZE - 1 - landmarks[..., 0], landmarks[..., 1]], axis=-1)
     return in_window(landmarks)
 
 
 def _speaking_area(landmarks: Floats) -> Floats:
-    """The face and, below it, where its chin goes when the mouth opens; everything else in the crop stays as filmed."""
+    """Return a mask of the face and of where its chin moves when the mouth opens; the rest of the crop stays as filmed."""
     picture = _outline(landmarks, CHIN_REACH)
     return np.asarray(cv2.GaussianBlur(cv2.dilate(picture, np.ones((5, 5), np.uint8)), (0, 0), 2.5), np.float32)
 
 
 def _outline(landmarks: Floats, reach: float) -> Floats:
+    """Return a mask of the face, extended by `reach` pixels below the chin."""
     picture = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
     oval = landmarks[list(FACE_OVAL), :2]
     centre = oval.mean(0)
@@ -330,6 +330,7 @@ def _outline(landmarks: Floats, reach: float) -> Floats:
 
 
 def _lips(landmarks: Floats) -> Floats:
+    """Return a mask of the lips with soft edges."""
     picture = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
     hull = cv2.convexHull(landmarks[list(OUTER_LIPS)].round().astype(np.int32))
     cv2.fillConvexPoly(picture, hull, 1.0)
@@ -340,8 +341,8 @@ class Light:
     """A random change of exposure, contrast, saturation and white balance, the same for all pictures that it is applied to.
 
     Args:
-        rng: draws it.
-        strength: of all of it; 0 changes nothing.
+        rng: random generator.
+        strength: strength of the change; 0 changes nothing.
         cast: standard deviation of each colour's gain.
     """
 
@@ -352,8 +353,8 @@ class Light:
         self._saturation = float(rng.uniform(1 - 0.4 * strength, 1 + 0.4 * strength))
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1] → the same, in another light."""
+        """Apply the change to pictures [B, 3, H, W] in [0, 1]."""
         grey = pictures.mean(1, keepdim=True)
         toned = torch.lerp(grey.expand_as(pictures), pictures, self._saturation)
-        # A parabola through 0 and 1 bends the tones as a gamma would, at a tenth of the cost.
+        # A parabola through 0 and 1 has the effect of a gamma curve at a tenth of the cost.
         return (toned * (1 + self._bend - self._bend * toned)).mul_(self._gain).clamp_(0, 1)

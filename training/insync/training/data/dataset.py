@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Dataset:
-    """A folder that `curate` wrote: what its manifest keeps, people's word included. Folders without a manifest are taken whole.
+    """A folder that `curate` wrote: the segments that its manifest keeps, manual overrides included. Without a manifest, all segments.
 
     Args:
         folder: the data set.
@@ -30,37 +30,40 @@ class Dataset:
     Attributes:
         crops: uint8 [N, 256, 256, 3].
         landmarks: float32 [N, 468, 2], in pixels of the crop.
-        shapes: float32 [N, L, 2], pose-free lips and chin.
-        mel: float16 [N, 80, 40]; of mended sound where there is a manifest.
+        shapes: float32 [N, L, 2], lips and chin without head pose.
+        mel: float16 [N, 80, 40]; with corrected audio offset if there is a manifest.
         time_s: float32 [N].
-        segments: what belongs together.
-        segment_of: int [N].
-        mended: whether a manifest says which segments speak, and at which offset.
-        speaks: for each segment, whether its sound belongs to its picture; without a manifest, whether it has any.
-        people: for each segment, who is seen; without a manifest, the clip.
+        segments: the segments.
+        segment_of: int [N], number of each frame's segment.
+        has_manifest: whether there is a manifest, which has the audio offsets and the segments with usable speech.
+        speaks: for each segment, whether its audio matches its picture; without a manifest, whether it has audio.
+        people: for each segment, the name of the person; without a manifest, the clip.
 
     Raises:
-        FileNotFoundError: this is no data set.
-        ValueError: nothing of it is kept, or its curation was interrupted.
+        FileNotFoundError: the folder is not a data set.
+        ValueError: the manifest keeps no segment, or the curation was interrupted.
     """
 
     def __init__(self, folder: Path, split: str | None = None) -> None:
         missing = [name for name in ("segments.json", "frames.npz") if not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(
-                f"{folder.name} is no data set, {' and '.join(missing)} not there: curate footage first"
+                f"{folder.name} is not a data set, {' and '.join(missing)} missing: create one with `insync curate`"
             )
         self.segments = [Segment(**entry) for entry in json.loads((folder / "segments.json").read_text())]
         with np.load(folder / "frames.npz") as rows:
             columns = {name: rows[name] for name in rows.files}
-        self.mended = (folder / FILE).exists()
-        if self.mended:
+        self.has_manifest = (folder / FILE).exists()
+        if self.has_manifest:
             manifest = [row for row in read_manifest(folder / FILE) if row.stored]
             if sum(row.frames for row in manifest) != len(columns["time_s"]) or len(manifest) != len(self.segments):
-                raise ValueError(f"{folder.name}: its curation was interrupted: curate the footage again")
+                raise ValueError(f"the curation of {folder.name} was interrupted: run `insync curate` again")
             kept = [i for i, row in enumerate(manifest) if row.kept and split in (None, row.split)]
             if not kept:
-                raise ValueError(f"{folder.name}: its manifest keeps nothing{'' if split is None else ' of ' + split}")
+                raise ValueError(
+                    f"the manifest of {folder.name} keeps no segment{'' if split is None else f' of the split {split}'}: "
+                    "see its report.html"
+                )
             columns, manifest = self._select(columns, kept), [manifest[i] for i in kept]
             self.speaks = [row.spoken for row in manifest]
             self.people = [row.person for row in manifest]
@@ -73,11 +76,12 @@ class Dataset:
         self.mel = columns["mel"]
         self.time_s: Floats = columns["time_s"]
         self.segment_of = columns["segment"]
-        # Read at once: random access to a mapped file of this size is slower than the training step.
+        # Read into memory: random access to a memory-mapped file of this size is slower than the training step.
         self.crops = read_crops(folder, self.segments, columns)
         self.apertures = np.array([aperture(shape) for shape in self.shapes], np.float32)
 
     def _select(self, columns: dict[str, npt.NDArray[Any]], kept: list[int]) -> dict[str, npt.NDArray[Any]]:
+        """Keep only these segments; return their columns."""
         index, start, segments = [], 0, []
         for number in kept:
             rows = self.rows(number)
@@ -89,7 +93,7 @@ class Dataset:
         return chosen | {"segment": np.repeat(np.arange(len(kept)), [segment.frames for segment in segments])}
 
     def _shift(self, folder: Path, manifest: list[Row], columns: dict[str, npt.NDArray[Any]]) -> None:
-        """Computes the log-mel anew where a person gave another offset than the one that the windows were read at."""
+        """Recompute the log-mel of segments whose offset was overruled after the log-mel was computed."""
         for number, row in enumerate(manifest):
             rows = self.rows(number)
             if row.has_sound and abs(row.used_offset_s - float(columns["mel_offset_s"][rows.start])) > 1e-3:
@@ -100,16 +104,16 @@ class Dataset:
                 columns["mel"][rows] = LogMel()(windows(audio, times))
 
     def rows(self, segment: int) -> slice:
-        """The rows of a segment."""
+        """Return the rows of a segment."""
         entry = self.segments[segment]
         return slice(entry.start, entry.start + entry.frames)
 
     def neutrals(self, basis: MouthBasis) -> Floats:
-        """Each segment's resting shape: float32 [S, L, 2]."""
+        """Return each segment's resting shape: float32 [S, L, 2]."""
         return np.stack([basis.neutral(self.shapes[self.rows(i)]) for i in range(len(self.segments))])
 
     def codes(self, basis: MouthBasis) -> tuple[Floats, Floats]:
-        """Mouth codes of all frames and of their mirror images: float32 [N, MOUTH] twice."""
+        """Return the mouth codes of all frames and of their mirror images: float32 [N, MOUTH] twice."""
         differences = self.shapes - self.neutrals(basis)[self.segment_of]
         return tuple(  # type: ignore[return-value]
             (d.reshape(len(d), -1) @ basis.components.T / basis.deviation).astype(np.float32)
@@ -118,14 +122,14 @@ class Dataset:
 
 
 def mirrored(differences: Floats, rest: Floats) -> Floats:
-    """Shape differences float32 [N, L, 2] as a mirror shows them, given the mean resting shape float32 [L, 2]."""
+    """Mirror shape differences float32 [N, L, 2], given the mean resting shape float32 [L, 2]."""
     flipped = rest * np.array([-1, 1], np.float32)
     partner = np.linalg.norm(rest[:, None] - flipped[None], axis=2).argmin(1)
     return differences[:, partner] * np.array([-1, 1], np.float32)
 
 
 def fit_basis(dataset: Dataset, rigid: Floats) -> MouthBasis:
-    """The principal components of how lips and chin leave their resting shape, each segment weighing by the root of its length.
+    """Fit the principal components of the deviation of lips and chin from their resting shape; a segment's weight is the root of its length.
 
     Args:
         dataset: the footage.
@@ -151,4 +155,5 @@ def fit_basis(dataset: Dataset, rigid: Floats) -> MouthBasis:
 
 
 def _resting(shapes: Floats, apertures: Floats) -> Floats:
+    """Return the resting shape: the median of the seventh of the frames with the smallest apertures."""
     return np.asarray(np.median(shapes[np.argsort(apertures)[: max(1, len(shapes) // 7)]], axis=0), np.float32)

@@ -1,4 +1,4 @@
-"""A segment of footage, and the files that hold its parts."""
+"""A segment of footage, and the paths of a data set's parts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Segment:
-    """An unbroken stretch of one face: rows [start, start + frames) of the data set."""
+    """Consecutive frames of one face: rows [start, start + frames) of the data set."""
 
     clip: str
     start: int
@@ -21,5 +21,5 @@ PARTS = "parts"
 
 
 def part_path(folder: Path, clip: str, ending: str) -> Path:
-    """Where a clip's part of a data set lies."""
+    """Return the path of a file of a clip's part."""
     return folder / PARTS / f"{clip}{ending}"

@@ -1,9 +1,9 @@
-"""`insync evaluate`: how good is a dub? Measured on held-out footage, through the same ONNX graphs that are served.
+"""The evaluation of `insync evaluate`: it measures the quality of dubs of held-out footage, made with the ONNX graphs that are served.
 
-Each clip is split: a twin is registered from its first part, and the rest is drawn anew, with its own sound (self-reenactment), with its
-own sound shifted by half (shuffled), with silence (the mean mouth), and with other speech (cross) where some is given. The first is held
-against what was filmed; the others are the baselines that a lip-sync must beat, beside the source itself, untouched. Clips without sound,
-or whose mouth stays still, can only be dubbed with other speech.
+Each clip is split: a twin is registered from its first part, and the rest is dubbed with its own audio (self-reenactment), with its own
+audio shifted by half its length (shuffled), with silence (the mean mouth), and with other speech (cross) if some is given. The first is
+compared with what was filmed. The others are baselines that lip sync must beat, as is the untouched source. Clips without audio, or
+whose mouth stays still, can only be dubbed with other speech.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from skimage.metrics import structural_similarity
 from tqdm import tqdm
 
 from insync.core.head import head_of
+from insync.core.images import encode_jpeg
 from insync.core.mouth import OUTER_LIPS, MouthBasis, aperture
 from insync.core.spec import CROP_SIZE, MAX_REGISTRATION_FRAMES
 from insync.ensemble.inference.pipeline import Chain, Twin
@@ -35,7 +36,7 @@ from insync.network import mask
 from insync.training.curation.pipeline import CLIP_ENDINGS
 from insync.training.data.audio import read_speech, windows
 from insync.training.evaluation.perturbations import ROBUSTNESS
-from insync.training.evaluation.report import Shown, markdown, page
+from insync.training.evaluation.report import ClipPictures, markdown, page
 from insync.training.metrics import published
 from insync.training.metrics.frechet import MISSING, FeatureNetwork, Networks, distances
 from insync.training.metrics.identity import Likeness
@@ -47,28 +48,28 @@ log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 Picture = npt.NDArray[np.uint8]
 
-FOOTAGE_SHARE = 0.4  # of a clip registers its twin
+FOOTAGE_SHARE = 0.4  # share of a clip that its twin is registered from
 MIN_FRAMES = 20
 MOVING = 0.01  # standard deviation of an aperture, in distances of the outer eye corners, that counts as speaking
-ROOM = 64  # pixels
-FACE_IN_CROP = np.array([30, 10, 226, 250], np.float32)  # about where alignment puts faces
+MARGIN = 64  # pixels
+FACE_IN_CROP = np.array([30, 10, 226, 250], np.float32)  # approximate box of an aligned face
 EYES = (33, 263)  # outer corners
 NOTHING = float("nan")
 
 
 @dataclass(frozen=True)
 class Footage:
-    """A clip's frames, found and aligned.
+    """The frames of a clip, with detected and aligned faces.
 
     Attributes:
         crops: uint8 [N, 256, 256, 3] RGB.
         heads: float32 [N, 75, 2], see `insync.core.head`.
         landmarks: float32 [N, 468, 2], in pixels of the crops.
-        apertures: float32 [N], NaN as the landmarks where no face was found.
+        apertures: float32 [N], mouth apertures; NaN, as are the landmarks, if no face was found.
         times_s: float32 [N].
-        sound: float32 [samples] at 16 kHz; empty without sound.
-        frames: the encoded frames that register the twin.
-        first: the first frame that the twin has not seen.
+        sound: float32 [samples] at 16 kHz; empty without audio track.
+        frames: encoded frames that the twin is registered from.
+        first: index of the first frame after those.
     """
 
     crops: Picture
@@ -82,18 +83,18 @@ class Footage:
 
     @property
     def speaks(self) -> bool:
-        """Whether there is sound, and a mouth that moves."""
+        """Whether there is audio, and the mouth moves."""
         return bool(self.sound.size) and bool(np.nanstd(self.apertures) >= MOVING)
 
 
 class Drawing(NamedTuple):
-    """One condition to dub one clip.
+    """The dub of one clip in one condition.
 
     Attributes:
-        results: uint8 [N, 256, 256, 3].
-        sources: the crops that they were made of, of the same shape.
-        alphas: uint8 [N, 256, 256], of the patches.
-        predicted: float32 [N], apertures that the network predicted; NaN where it was not asked.
+        results: uint8 [N, 256, 256, 3], dubbed crops.
+        sources: uint8 [N, 256, 256, 3], the crops that were dubbed.
+        alphas: uint8 [N, 256, 256], alpha of the patches.
+        predicted: float32 [N], apertures that the network predicted; NaN if it was not run.
     """
 
     results: Picture
@@ -103,29 +104,29 @@ class Drawing(NamedTuple):
 
     @classmethod
     def untouched(cls, real: Picture) -> Drawing:
-        """What was filmed, as if it were a result."""
+        """Return the filmed crops as if they were a result."""
         return cls(real, real, np.zeros(real.shape[:3], np.uint8), np.full(len(real), NOTHING, np.float32))
 
 
 class Graphs(Protocol):
-    """What draws: `Chain`, or what stands in for it."""
+    """The interface of the graphs that dub; `Chain` implements it."""
 
     def reference(self, record: Record) -> Twin:
-        """A twin's features."""
+        """Compute a twin's features."""
         ...
 
     def patch(self, crop: Floats, mel: Floats, head: Floats, twin: Twin) -> tuple[Picture, Floats]:
-        """One frame's patch uint8 [256, 256, 4] and mouth code float32 [12]; see `Chain.patch`."""
+        """Render one frame's patch uint8 [256, 256, 4] and return it with the mouth code float32 [12]; see `Chain.patch`."""
         ...
 
 
 class Evaluation:
-    """Draws clips anew with the served graphs and measures the result.
+    """An evaluator, which dubs clips with the served graphs and measures the result.
 
     Args:
         repository: the model repository.
-        threads: CPU threads.
-        graphs: what draws; by default the repository's graphs.
+        threads: number of CPU threads.
+        graphs: the graphs that dub; by default those of the repository.
     """
 
     def __init__(self, repository: Path, threads: int = 2, graphs: Graphs | None = None) -> None:
@@ -135,7 +136,7 @@ class Evaluation:
         self._mel, self._sync, self._likeness = LogMel(), SyncJudge(), Likeness()
 
     def read(self, path: Path, seconds: float, share: float = FOOTAGE_SHARE) -> Footage:
-        """Reads the first `seconds` of a clip, this share of which registers its twin.
+        """Read the first `seconds` of a clip. The twin is registered from the first `share` of them.
 
         Raises:
             ValueError: too few frames show a face.
@@ -156,15 +157,12 @@ class Evaluation:
                 times.append(time_s)
                 encoded.append(image)
         if len(crops) < MIN_FRAMES:
-            raise ValueError(f"{path.name}: a face in {len(crops)} frames, at least {MIN_FRAMES} are needed")
+            raise ValueError(f"{path.name}: {len(crops)} frames with a face; must be at least {MIN_FRAMES}")
         first = max(1, round(share * len(crops)))
         step = -(-first // MAX_REGISTRATION_FRAMES)
-        jpegs = [
-            cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-            for image in encoded[:first:step]
-        ]
+        jpegs = [encode_jpeg(image, 95) for image in encoded[:first:step]]
         sound = read_speech(path)
-        # Read off the crops, as the results' are: the landmarks' own error is the same on both sides.
+        # Detected in the crops, as those of the results are, so that the detection error is the same on both sides.
         landmarks, apertures = self._landmarks(np.stack(crops))
         return Footage(
             np.stack(crops), np.stack(heads), landmarks, apertures, np.array(times, np.float32),
@@ -172,12 +170,12 @@ class Evaluation:
         )  # fmt: skip
 
     def draw(self, footage: Footage, sound: Floats, change: Callable[[Picture, int], Picture] | None = None) -> Drawing:
-        """Draws the frames that the twin has not seen with a sound.
+        """Dub the frames after those that the twin is registered from.
 
         Args:
             footage: the clip.
             sound: float32 [samples] at 16 kHz.
-            change: makes of each crop, and its number, what is dubbed in its place.
+            change: perturbs each crop before it is dubbed; called with the crop and its number.
         """
         record = register(footage.frames, self._finder, self._basis)
         twin = self._chain.reference(record)
@@ -206,16 +204,16 @@ class Evaluation:
         sound: Floats | None = None,
         filmed: bool = True,
     ) -> Metrics:
-        """Measures a drawing.
+        """Measure a dub.
 
         Args:
-            clip: its name.
-            condition: its name.
+            clip: name of the clip.
+            condition: name of the condition.
             footage: the clip.
-            drawing: what was made of it.
-            lag: frames by which the clip's sound trails its picture.
-            sound: what should be seen, float32 [samples]; None or silence is not judged.
-            filmed: whether the filmed mouth says what the drawn one should; otherwise nothing is held against it.
+            drawing: its dub.
+            lag: frames by which the clip's audio trails its picture.
+            sound: audio that the mouth should match, float32 [samples]; for None or silence, sync is not measured.
+            filmed: whether the filmed mouth speaks the same audio; if not, the metrics in `COMPARED` are NaN.
         """
         results, real = drawing.results, drawing.sources
         truth = footage.landmarks[footage.first :]
@@ -231,7 +229,7 @@ class Evaluation:
             frames=len(results),
             lag=lag,
             predicted_aperture_corr=correlation(apertures, drawing.predicted),
-            source_bleed=_leak(drawing.alphas, truth),
+            source_bleed=_source_bleed(drawing.alphas, truth),
             identity=self._likeness.alike(results, real),
             seam=_edges(results, ring) / max(_edges(real, ring), 1e-6),
             lse_c=lse_c,
@@ -243,12 +241,12 @@ class Evaluation:
     def _against(
         self, footage: Footage, drawing: Drawing, landmarks: Floats, apertures: Floats, lag: int
     ) -> dict[str, float]:
-        """What compares a drawing with what was filmed."""
+        """Compute the metrics that compare a dub with what was filmed."""
         results, real = drawing.results, drawing.sources
         filmed, real_apertures = footage.landmarks[footage.first :], footage.apertures[footage.first :]
         lips = list(OUTER_LIPS)
         eyes = np.linalg.norm(filmed[:, EYES[0]] - filmed[:, EYES[1]], axis=1)
-        away = np.linalg.norm(landmarks[:, lips] - filmed[:, lips], axis=2).mean(1) / eyes
+        distance = np.linalg.norm(landmarks[:, lips] - filmed[:, lips], axis=2).mean(1) / eyes
         rows, columns = slice(*mask.MOUTH_ROWS), slice(*mask.MOUTH_COLUMNS)
         mouths, truths = results[:, rows, columns], real[:, rows, columns]
         whole, similar = (
@@ -256,55 +254,59 @@ class Evaluation:
             for drawn, filmed_too in ((results, real), (mouths, truths))
         )
         error = ((mouths.astype(np.float32) - truths) ** 2).mean((1, 2, 3))
-        trembling = [_known(np.mean, np.abs(np.diff(points[:, lips], n=2, axis=0))) for points in (landmarks, filmed)]
+        jitter = [_known(np.mean, np.abs(np.diff(points[:, lips], n=2, axis=0))) for points in (landmarks, filmed)]
         return {
             "ssim_crop": fmean(whole),
             "ssim": fmean(similar),
             "psnr_db": float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-2)))),
-            "lmd": 100 * _known(np.mean, away),
+            "lmd": 100 * _known(np.mean, distance),
             "aperture_corr": lagged(apertures, real_apertures, lag),
             "aperture_std_ratio": _known(np.std, apertures) / max(_known(np.std, real_apertures), 1e-6),
-            "jitter": trembling[0] / max(trembling[1], 1e-6),
+            "jitter": jitter[0] / max(jitter[1], 1e-6),
         }
 
     def _in_sync(self, footage: Footage, results: Picture, sound: Floats | None) -> tuple[float, float, float]:
+        """Return LSE-C, LSE-D and offset; NaN if they cannot be measured."""
         known = None
         if sound is not None and sound.any():
-            known = self._sync.figures(results, footage.times_s[footage.first :], sound)
+            known = self._sync.metrics(results, footage.times_s[footage.first :], sound)
         return (NOTHING,) * 3 if known is None else (known.lse_c, known.lse_d, float(known.offset))
 
     def neutral(self, footage: Footage) -> Floats:
-        """The resting mouth of a clip's twin, float32 [44, 2]."""
+        """Return the resting mouth shape of a clip's twin, float32 [44, 2]."""
         return register(footage.frames, self._finder, self._basis).neutral
 
     def apertures(self, results: Picture) -> Floats:
-        """Opening of the mouth in every crop, NaN where no face is found: float32 [N]."""
+        """Measure the mouth aperture in every crop: float32 [N], NaN if no face is found."""
         return self._landmarks(results)[1]
 
     def _landmarks(self, crops: Picture) -> tuple[Floats, Floats]:
+        """Detect the landmarks float32 [N, 468, 2] of crops, and their mouth apertures float32 [N]."""
         landmarks, apertures = [], []
         for crop in crops:
-            # Some room around the face, which the finder wants; every crop is read alone, so that equal crops read equally.
-            framed = cv2.copyMakeBorder(crop, ROOM, ROOM, ROOM, ROOM, cv2.BORDER_REPLICATE)
-            face = self._finder.find(framed, FACE_IN_CROP + ROOM)
-            landmarks.append(np.full((468, 2), np.nan) if face is None else face.landmarks[:468, :2] - ROOM)
+            # The detector needs a margin around the face. Crops are independent, so that equal crops give equal landmarks.
+            framed = cv2.copyMakeBorder(crop, MARGIN, MARGIN, MARGIN, MARGIN, cv2.BORDER_REPLICATE)
+            face = self._finder.find(framed, FACE_IN_CROP + MARGIN)
+            landmarks.append(np.full((468, 2), np.nan) if face is None else face.landmarks[:468, :2] - MARGIN)
             apertures.append(np.nan if face is None else aperture(self._basis.shape(face.landmarks)))
         return np.array(landmarks, np.float32), np.array(apertures, np.float32)
 
 
-def _known(figure: Callable[[Floats], Any], values: Floats) -> float:
+def _known(statistic: Callable[[Floats], Any], values: Floats) -> float:
+    """Return a statistic of the finite values; NaN if there are none."""
     known = values[np.isfinite(values)]
-    return float(figure(known)) if known.size else float("nan")
+    return float(statistic(known)) if known.size else float("nan")
 
 
 def _edges(crops: Picture, ring: npt.NDArray[np.bool_]) -> float:
+    """Return the mean absolute Laplacian of crops inside a mask."""
     return fmean(
         float(np.abs(cv2.Laplacian(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.CV_32F))[ring].mean()) for crop in crops
     )
 
 
-def _leak(alphas: Picture, landmarks: Floats) -> float:
-    """How much of the filmed lips alphas uint8 [N, 256, 256] let through, given their landmarks float32 [N, 468, 2]."""
+def _source_bleed(alphas: Picture, landmarks: Floats) -> float:
+    """Return the share of the filmed lips that remains visible, from alphas uint8 [N, 256, 256] and landmarks float32 [N, 468, 2]."""
     shares = []
     for alpha, points in zip(alphas, landmarks, strict=True):
         if np.isfinite(points).all():
@@ -317,21 +319,21 @@ def _leak(alphas: Picture, landmarks: Floats) -> float:
 def conditions(
     evaluation: Evaluation, clip: str, footage: Footage, speech: Floats | None
 ) -> Iterator[tuple[Metrics, Picture]]:
-    """Every condition to dub a clip: its figures and results.
+    """Dub a clip in every condition; yield the metrics and results of each.
 
     Args:
-        evaluation: draws and measures.
-        clip: its name.
+        evaluation: the evaluator.
+        clip: name of the clip.
         footage: the clip.
-        speech: what is not its own, float32 [samples] at 16 kHz.
+        speech: other speech, float32 [samples] at 16 kHz, or None.
 
     Raises:
-        ValueError: the clip does not speak, and no speech is given.
+        ValueError: the clip has no speech of its own, and no other speech is given.
     """
     own = footage.speaks
     if not own and speech is None:
-        reason = "its mouth stays still" if footage.sound.size else "it has no sound"
-        raise ValueError(f"{clip}: {reason}: give it speech to be dubbed with (--speech FILE)")
+        reason = "its mouth stays still" if footage.sound.size else "it has no audio"
+        raise ValueError(f"{clip}: {reason}: give speech to dub it with (--speech FILE)")
     main = footage.sound if own or speech is None else speech
     first = evaluation.draw(footage, main)
     lag = best_lag(evaluation.apertures(first.results), footage.apertures[footage.first :]) if own else 0
@@ -341,7 +343,7 @@ def conditions(
         drawing = evaluation.draw(footage, shuffled)
         yield evaluation.measure(clip, "shuffled", footage, drawing, lag, shuffled), drawing.results
     drawing = evaluation.draw(footage, np.zeros_like(main))
-    # Silence is judged with the sound that is not heard: how far a resting mouth seems to speak.
+    # The sync of a resting mouth is measured with the clip's own audio, as a baseline.
     yield evaluation.measure(clip, "silence", footage, drawing, lag, main, own), drawing.results
     if own and speech is not None:
         drawing = evaluation.draw(footage, speech)
@@ -362,86 +364,91 @@ def evaluate(
     networks: Networks | None = None,
     speech: Path | None = None,
 ) -> list[Metrics]:
-    """Evaluates clips; writes `evaluation.json`, `evaluation.md` and `evaluation.html` into out.
+    """Evaluate clips, and write `evaluation.json`, `evaluation.md` and `evaluation.html` into a folder.
 
     Args:
-        clips: videos that show one face each; those that cannot be judged are reported and passed over.
-        out: folder.
-        repository: the model repository whose graphs are judged.
-        seconds: of each clip.
-        threads: CPU threads.
-        networks: for FID and FVD; without them these are not measured, and the page says so.
-        speech: a file whose sound every clip is dubbed with too, and clips that do not speak alone.
+        clips: videos that show one face each; those that cannot be evaluated are skipped and listed with the reason.
+        out: output folder.
+        repository: the model repository whose graphs are evaluated.
+        seconds: duration to use of each clip.
+        threads: number of CPU threads.
+        networks: networks for FID and FVD; without them these are not measured, which the page reports.
+        speech: a file whose audio every clip is also dubbed with; clips without speech are dubbed with it only.
 
     Raises:
-        ValueError: no clip could be judged, or the speech has no sound.
-        FileNotFoundError: a feature network is not there.
+        ValueError: no clip could be evaluated, or the speech file has no audio.
+        FileNotFoundError: the file of a feature network does not exist.
     """
-    judges = (networks or Networks()).load()
+    feature_networks = (networks or Networks()).load()
     other = None if speech is None else read_speech(speech)
     if speech is not None and other is None:
-        raise ValueError(f"{speech.name} has no sound")
+        raise ValueError(f"{speech.name} has no audio; must be a file with an audio track")
     evaluation = Evaluation(repository, threads)
-    figures: list[Metrics] = []
-    shown: list[Shown] = []
-    refused: dict[str, str] = {}
+    metrics: list[Metrics] = []
+    pictures: list[ClipPictures] = []
+    skipped: dict[str, str] = {}
     for path in tqdm(clips, desc="evaluate", unit="clip"):
         try:
             footage = evaluation.read(path, seconds)
             found = list(conditions(evaluation, path.name, footage, other))
         except (av.error.FFmpegError, ValueError) as error:
-            refused[path.name] = str(error)
+            skipped[path.name] = str(error)
             continue
-        figures += [one for one, _ in found]
+        metrics += [one for one, _ in found]
         rows = {one.condition: results for one, results in found if one.condition != "untouched"}
-        shown.append(Shown(path.name, {"filmed": footage.crops[footage.first :], **rows}))
-    if not figures:
-        raise ValueError("no clip could be judged: " + "; ".join(refused.values()))
-    _write(out, figures, shown, refused, judges)
-    return figures
+        pictures.append(ClipPictures(path.name, {"filmed": footage.crops[footage.first :], **rows}))
+    if not metrics:
+        raise ValueError("no clip could be evaluated: " + "; ".join(skipped.values()))
+    _write(out, metrics, pictures, skipped, feature_networks)
+    return metrics
 
 
 def _write(
-    out: Path, figures: list[Metrics], shown: list[Shown], refused: dict[str, str], judges: dict[str, FeatureNetwork]
+    out: Path,
+    metrics: list[Metrics],
+    pictures: list[ClipPictures],
+    skipped: dict[str, str],
+    networks: dict[str, FeatureNetwork],
 ) -> None:
-    frechet = {name: _frechet(shown, judge) for name, judge in judges.items()}
+    """Write the results as JSON, Markdown and HTML."""
+    frechet = {name: _frechet(pictures, network) for name, network in networks.items()}
     notes = [
         f"{name.upper()}: " + ", ".join(f"{w} {v:.1f}" for w, v in of.items()) + "." for name, of in frechet.items()
     ]
     notes += [] if frechet else [MISSING]
-    own = {one.condition: one for one in means(figures)}
-    best = own.get("cross", own.get("self", figures[0]))
+    own = {one.condition: one for one in means(metrics)}
+    best = own.get("cross", own.get("self", metrics[0]))
     fid = frechet.get("fid", {}).get(best.condition)
-    beside = published.table(published.Published(f"InSync, {best.condition}", fid, best.identity, best.lse_c))
+    comparison = published.table(published.Published(f"InSync, {best.condition}", fid, best.identity, best.lse_c))
     sources = [published.SOURCE, published.OURS]
     out.mkdir(parents=True, exist_ok=True)
-    document = {"figures": [asdict(one) for one in figures], "refused": refused, "frechet": frechet}
+    document = {"figures": [asdict(one) for one in metrics], "refused": skipped, "frechet": frechet}
     (out / "evaluation.json").write_text(json.dumps(document, indent=1, allow_nan=True))
-    paragraphs = [markdown(table(figures)), *notes, "## Published elsewhere", markdown(beside), *sources]
+    paragraphs = [markdown(table(metrics)), *notes, "## Published results", markdown(comparison), *sources]
     (out / "evaluation.md").write_text("\n\n".join(paragraphs) + "\n")
-    (out / "evaluation.html").write_text(page(table(figures), notes, beside, sources, refused, shown))
+    (out / "evaluation.html").write_text(page(table(metrics), notes, comparison, sources, skipped, pictures))
 
 
-def _frechet(shown: list[Shown], judge: FeatureNetwork) -> dict[str, float]:
-    """FID or FVD of every condition, over all clips that are dubbed that condition."""
+def _frechet(pictures: list[ClipPictures], network: FeatureNetwork) -> dict[str, float]:
+    """Compute FID or FVD of every condition, over all clips that are dubbed in it."""
     names = dict.fromkeys(
-        condition for one in shown for condition in one.rows if condition not in ("filmed", *ROBUSTNESS)
+        condition for one in pictures for condition in one.rows if condition not in ("filmed", *ROBUSTNESS)
     )
     return {
         condition: distances(
-            {condition: [one.rows[condition] for one in shown if condition in one.rows]},
-            [one.rows["filmed"] for one in shown if condition in one.rows],
-            judge,
+            {condition: [one.rows[condition] for one in pictures if condition in one.rows]},
+            [one.rows["filmed"] for one in pictures if condition in one.rows],
+            network,
         )[condition]
         for condition in names
     }
 
 
 def clips_of(paths: list[Path]) -> list[Path]:
-    """Files as they are, folders as the clips in them.
+    """Replace every folder by the clips in it; keep files.
 
     Raises:
-        FileNotFoundError: a path does not exist, or a folder holds no clip.
+        FileNotFoundError: a path does not exist, or a folder has no clip in it.
     """
     found: list[Path] = []
     for path in paths:
@@ -449,6 +456,6 @@ def clips_of(paths: list[Path]) -> list[Path]:
             raise FileNotFoundError(f"{path} does not exist")
         inside = sorted(p for p in path.iterdir() if p.suffix.lower() in CLIP_ENDINGS) if path.is_dir() else [path]
         if not inside:
-            raise FileNotFoundError(f"{path} holds no clip; known endings: {', '.join(CLIP_ENDINGS)}")
+            raise FileNotFoundError(f"no clip in {path}; file names must end in {', '.join(CLIP_ENDINGS)}")
         found += inside
     return found

@@ -1,4 +1,4 @@
-"""What evaluation does to frames before they are dubbed: poor light, something before the mouth, a shaking head."""
+"""Perturbations of frames before they are dubbed, for the robustness conditions: poor light, an occluder, motion blur."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Picture = npt.NDArray[np.uint8]
 
 
 def darkened(crop: Picture, _number: int) -> Picture:
-    """The crop in poor, warm light."""
+    """Darken a crop, as in poor, warm light."""
     return np.asarray(np.round(crop * np.array([0.45, 0.38, 0.3])), np.uint8)
 
 
 def covered(crop: Picture, number: int) -> Picture:
-    """The crop with a bar before the mouth that moves from side to side."""
+    """Cover the mouth with a bar that moves from side to side."""
     x = CROP_SIZE // 2 + int(40 * np.sin(number / 8))
     return np.asarray(
         cv2.line(crop.copy(), (x, 150), (x + 40, CROP_SIZE + 20), (40, 70, 150), 18, cv2.LINE_AA), np.uint8
@@ -27,7 +27,7 @@ def covered(crop: Picture, number: int) -> Picture:
 
 
 def moving(crop: Picture, number: int) -> Picture:
-    """The crop as it looks while the head shakes: blurred along one direction."""
+    """Blur a crop along one direction, as when the head shakes."""
     length = 7
     kernel = np.zeros((length, length), np.float32)
     angle = number / 6

@@ -1,33 +1,36 @@
-"""The page of an evaluation: its tables, stills and short clips, in one self-contained HTML file."""
+"""The page of an evaluation: tables, stills and short videos in one self-contained HTML file."""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import av
-import cv2
+import jinja2
 import numpy as np
 import numpy.typing as npt
 
+from insync.core.images import encode_jpeg
 from insync.core.spec import CROP_SIZE
 
 Picture = npt.NDArray[np.uint8]
 
-STILLS = 8
-FILMED_SIDE_BY_SIDE = 4  # the first rows of a clip
-STYLE = (
-    "body{font:14px sans-serif;margin:2em;max-width:1500px}table{border-collapse:collapse}td,th{padding:2px 8px;text-align:right}"
-    "tr:nth-child(even){background:#f2f2f2}td:first-child,th:first-child,.own td:nth-child(2),.own th:nth-child(2){text-align:left}"
-    "img,video{max-width:100%}"
+STILLS = 8  # in a row
+FILMED_SIDE_BY_SIDE = 4  # the first conditions of a clip
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
 )
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What the page shows of one clip: rows of stills and one clip side by side."""
+class ClipPictures:
+    """The pictures of one clip: uint8 [N, 256, 256, 3] for each condition, shown as rows of stills and as one video side by side."""
 
     clip: str
     rows: dict[str, Picture]
@@ -36,65 +39,48 @@ class Shown:
 def page(
     own: list[list[str]],
     notes: list[str],
-    elsewhere: list[list[str]],
+    published: list[list[str]],
     sources: list[str],
-    refused: dict[str, str],
-    shown: list[Shown],
+    skipped: dict[str, str],
+    clips: list[ClipPictures],
 ) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        own: head, alignment and cells of our table.
-        notes: what is to be said of it.
-        elsewhere: the same of what others published.
-        sources: of that.
-        refused: clips that could not be judged, and why.
-        shown: the clips that could.
+        own: header, alignment and cells of our table.
+        notes: notes on our table.
+        published: header, alignment and cells of the table of published results.
+        sources: sources of the published results.
+        skipped: clips that could not be evaluated, and why.
+        clips: pictures of the clips that were evaluated.
     """
-    parts = [
-        f"<!doctype html><meta charset=utf-8><title>InSync: evaluation</title><style>{STYLE}</style>",
-        "<h1>Evaluation</h1><p>Twins are registered from the first two fifths of each clip; figures are of the rest. "
-        "Columns are explained in <code>insync.training.metrics.summary.Metrics</code>.</p>",
-        _table(own, "own"),
-        *(f"<p>{html.escape(note)}</p>" for note in notes),
-        "<h2>Published elsewhere</h2>",
-        _table(elsewhere, "elsewhere"),
-        *(f"<p>{html.escape(source)}</p>" for source in sources),
-    ]
-    for name, reason in refused.items():
-        parts.append(f"<p>Not judged: {html.escape(name)}: {html.escape(reason)}</p>")
-    for one in shown:
-        side_by_side = list(one.rows)[:FILMED_SIDE_BY_SIDE]
-        parts += [
-            f"<h2>{html.escape(one.clip)}</h2><p>Top to bottom: {', '.join(one.rows)}.</p>",
-            f"<img src='data:image/jpeg;base64,{_still(one)}'>",
-            f"<p>{' | '.join(side_by_side)}</p><video controls loop src='data:video/mp4;base64,{_film(one)}'></video>",
-        ]
-    return "\n".join(parts)
+    return _TEMPLATES.get_template("evaluation.html.j2").render(
+        own=own,
+        notes=notes,
+        published=published,
+        sources=sources,
+        skipped=skipped,
+        clips=[(one.clip, list(one.rows), _still(one), _film(one)) for one in clips],
+        filmed=FILMED_SIDE_BY_SIDE,
+    )
 
 
 def markdown(table: list[list[str]]) -> str:
-    """A table as Markdown."""
+    """Format a table as Markdown."""
     return "\n".join("| " + " | ".join(row) + " |" for row in table)
 
 
-def _table(table: list[list[str]], name: str) -> str:
-    head, _, *body = table
-    lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body]
-    return f"<table class={name}>{''.join(lines)}</table>"
-
-
-def _still(one: Shown) -> str:
+def _still(one: ClipPictures) -> str:
+    """Return the rows of stills as base64 of a JPEG."""
     lines = []
     for crops in one.rows.values():
         index = np.linspace(0, len(crops) - 1, STILLS).astype(int)
         lines.append(np.hstack(list(crops[index])))
-    sheet = cv2.cvtColor(np.vstack(lines), cv2.COLOR_RGB2BGR)
-    return base64.b64encode(cv2.imencode(".jpg", sheet, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()).decode()
+    return base64.b64encode(encode_jpeg(np.vstack(lines), 85)).decode()
 
 
-def _film(one: Shown) -> str:
+def _film(one: ClipPictures) -> str:
+    """Return the first conditions side by side as base64 of an MP4."""
     sink = io.BytesIO()
     conditions = list(one.rows.values())[:FILMED_SIDE_BY_SIDE]
     with av.open(sink, "w", format="mp4") as container:

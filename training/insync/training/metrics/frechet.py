@@ -1,8 +1,8 @@
-"""FID and FVD: how far the distribution of drawn pictures, or clips, lies from that of the filmed ones.
+"""FID and FVD: the distance between the distributions of dubbed and filmed pictures, or clips.
 
-Both are the Fréchet distance between two Gaussians that are fitted to features (Heusel et al., 2017; Unterthiner et al., 2019). The
-features are those of published networks, which do not come with InSync and are never fetched: whoever has them names their
-files. Expected are the TorchScript files that StyleGAN's and StyleGAN-V's evaluations use, or any of the same signature:
+Both are the Fréchet distance between two Gaussians fitted to features (Heusel et al., 2017; Unterthiner et al., 2019). The features
+are those of published networks, which are not included in InSync and never downloaded: the user gives their files. These must be
+the TorchScript files that the evaluations of StyleGAN and StyleGAN-V use, or others with the same signature:
 
     FID: Inception,   uint8 [N, 3, H, W], return_features=True → float32 [N, F]
     FVD: I3D,         float32 [N, 3, T, H, W] in [0, 255], rescale=True, resize=True, return_features=True → float32 [N, F]
@@ -23,21 +23,21 @@ from scipy.linalg import sqrtm
 Picture = npt.NDArray[np.uint8]
 Doubles = npt.NDArray[np.float64]
 
-CLIP_FRAMES = 16  # of a clip that FVD looks at
+CLIP_FRAMES = 16  # length of a clip for FVD
 BATCH = 16
 MIN_SAMPLES = 2
 MISSING = (
-    "FID and FVD are not measured: their published feature networks do not come with InSync and are not fetched. Where they are at hand, "
-    "name them: --fid-network inception-2015-12-05.pt --fvd-network i3d_torchscript.pt (TorchScript)."
+    "FID and FVD are not measured: their published feature networks are not included in InSync and not downloaded. If you have them, "
+    "give their files: --fid-network inception-2015-12-05.pt --fvd-network i3d_torchscript.pt (TorchScript)."
 )
 
 
 def frechet_distance(a: Doubles, b: Doubles) -> float:
-    """Fréchet distance of the Gaussians fitted to features float64 [N, F] and [M, F]; NaN for fewer than two of either."""
+    """Compute the Fréchet distance of the Gaussians fitted to features float64 [N, F] and [M, F]; NaN for fewer than two of either."""
     if min(len(a), len(b)) < MIN_SAMPLES:
         return float("nan")
     covariances = [np.atleast_2d(np.cov(one, rowvar=False)) for one in (a, b)]
-    # Few samples leave the product singular; what this adds lies far below what is reported.
+    # With few samples the product is singular; the added term is far below the reported precision.
     root = sqrtm(covariances[0] @ covariances[1] + 1e-9 * np.eye(a.shape[1]))
     distance = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * np.real(root))
     return float(max(distance, 0.0))
@@ -48,11 +48,11 @@ class FeatureNetwork:
 
     Args:
         path: TorchScript file.
-        of_clips: whether it is FVD's, which looks at 16 frames at once, or FID's.
+        of_clips: whether it is for FVD, which takes 16 frames at once, or for FID.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not TorchScript.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not TorchScript.
     """
 
     def __init__(self, path: Path, of_clips: bool) -> None:
@@ -66,7 +66,7 @@ class FeatureNetwork:
 
     @torch.no_grad()
     def features(self, takes: Iterable[Picture]) -> Doubles:
-        """Features float64 [N, F] of takes uint8 [T, H, W, 3]: of each frame, or of each whole 16 frames."""
+        """Compute features float64 [N, F] of takes uint8 [T, H, W, 3]: of each frame, or of each complete group of 16 frames."""
         found = []
         for take in takes:
             planes = torch.from_numpy(np.ascontiguousarray(take.transpose(0, 3, 1, 2)))
@@ -86,13 +86,13 @@ class FeatureNetwork:
 
 @dataclass(frozen=True)
 class Networks:
-    """Files of published feature networks, for FID and FVD."""
+    """The files of published feature networks for FID and FVD."""
 
     fid: Path | None = None
     fvd: Path | None = None
 
     def load(self) -> dict[str, FeatureNetwork]:
-        """Those that are given, by name."""
+        """Load the networks that are given, by name."""
         return {
             name: FeatureNetwork(path, of_clips=name == "fvd")
             for name, path in (("fid", self.fid), ("fvd", self.fvd))
@@ -101,12 +101,12 @@ class Networks:
 
 
 def distances(conditions: dict[str, list[Picture]], real: list[Picture], network: FeatureNetwork) -> dict[str, float]:
-    """The distance of every condition of dubbing from what was filmed, over all clips together.
+    """Compute the Fréchet distance of every condition from what was filmed, over all clips together.
 
     Args:
-        conditions: for each condition its results, uint8 [T, 256, 256, 3] each.
-        real: what was filmed.
-        network: FID's or FVD's.
+        conditions: results of each condition, uint8 [T, 256, 256, 3] each.
+        real: the filmed crops.
+        network: feature network of FID or FVD.
     """
     truth = network.features(real)
     return {condition: frechet_distance(network.features(results), truth) for condition, results in conditions.items()}

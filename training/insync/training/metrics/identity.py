@@ -1,13 +1,13 @@
-"""Does a face with another mouth still look like the same person? A stand-in for face recognition, whose networks do not come with InSync.
+"""Identity preservation of a dub, as a similarity of appearance. It replaces face recognition, whose networks are not included in InSync.
 
-What is compared is the look of the region that the patch covers: features of a frozen copy of the reference encoder's first layers, which
-learned to keep what a person's mouth looks like, averaged over the region and over frames, each in units of its spread over the training footage.
-The figure is the cosine of two such descriptors. Kept people's takes of the training footage say what it is worth: two halves of one
-take reach 0.99 (median), other takes of one clip 0.94, different people -0.07 (a tenth of them 0.54 and more); a take of the same clip is ranked
-above one of a stranger in 98 of 100 pairs.
+It compares the appearance of the region that the patch covers: features of a frozen copy of the reference encoder's first layers, which
+learned to represent the appearance of a person's mouth, averaged over the region and over frames, each divided by its standard deviation
+over the training footage. The metric is the cosine of two such descriptors. On takes from the training footage, two halves of one take
+reach 0.99 (median), different takes of one clip 0.94, different people -0.07 (a tenth of them 0.54 and more); a take of the same clip is
+ranked above a take of another person in 98 of 100 pairs.
 
-It sees colours, skin, beard, lips and their shape at small scale. It does not know who anybody is: two people with like skin, lips and light
-look alike to it, one person in other light looks different, and it compares with no CSIM of published tables.
+It is sensitive to colours, skin, beard, lips and their small-scale shape. It does not recognize people: two people with similar skin, lips
+and light look alike to it, one person in other light looks different. It is not comparable with the CSIM of published tables.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ PART = 32  # crops at once
 
 
 class Likeness:
-    """Describes what people look like around the mouth.
+    """A descriptor of a person's appearance around the mouth.
 
     Args:
-        weights: `.npz` as `freeze` writes it; by default the one that comes with InSync, so that figures compare with each other.
+        weights: `.npz` file written by `freeze`; by default the one included in InSync, so that results are comparable.
     """
 
     def __init__(self, weights: Path = WEIGHTS) -> None:
@@ -45,19 +45,19 @@ class Likeness:
         self._encoder.load_state_dict(state, strict=False)
 
     def describe(self, crops: Picture) -> Floats:
-        """The look of one person in crops uint8 [N, 256, 256, 3]: a unit vector float32 [64]."""
+        """Describe the appearance of one person in crops uint8 [N, 256, 256, 3] by a unit vector float32 [64]."""
         mean = features(self._encoder.stem, self._encoder.body, crops).mean(0)
         centred = (mean - self._mean) / self._spread
         return np.asarray(centred / np.linalg.norm(centred), np.float32)
 
     def alike(self, a: Picture, b: Picture) -> float:
-        """The cosine of two looks: 1 where they are the same, about 0 for strangers."""
+        """Return the cosine of two descriptors: 1 for equal appearance, about 0 for different people."""
         return float(self.describe(a) @ self.describe(b))
 
 
 @torch.no_grad()
 def features(stem: nn.Module, body: nn.Module, crops: Picture) -> Floats:
-    """Features float32 [N, 64] of crops uint8 [N, 256, 256, 3], averaged where the patch may cover them."""
+    """Compute features float32 [N, 64] of crops uint8 [N, 256, 256, 3], averaged over the region that the patch may cover."""
     weight = F.avg_pool2d(mask.window(mask.feather()), 4)
     parts = []
     for start in range(0, len(crops), PART):
@@ -68,7 +68,7 @@ def features(stem: nn.Module, body: nn.Module, crops: Picture) -> Floats:
 
 
 def freeze(encoder: ReferenceEncoder, takes: list[Picture], path: Path) -> None:
-    """Writes a reference encoder's first layers, and the mean and spread of its features over people's takes, for `Likeness`."""
+    """Write the first layers of a reference encoder, and the mean and standard deviation of their features over takes, for `Likeness`."""
     looks = np.stack([features(encoder.stem, encoder.body, take).mean(0) for take in takes])
     layers = {name: value for name, value in encoder.state_dict().items() if name.startswith(("stem.", "body."))}
     np.savez_compressed(

@@ -1,4 +1,4 @@
-"""What others have published of lip-sync on video: to stand beside our own table, never to be read across."""
+"""Published results of other lip-sync methods, shown next to our own table. They are not directly comparable with ours."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class Published:
     """One row of a published table.
 
     Attributes:
-        method: its name.
-        fid: Fréchet distance of the faces, smaller is better; None where not published.
+        method: name of the method.
+        fid: Fréchet distance of the faces, smaller is better; None if not published.
         csim: cosine of a face recognition network's features with the source's, larger is better.
         lse_c: SyncNet's confidence (Chung & Zisserman, 2016), larger is better.
     """
@@ -34,19 +34,19 @@ ROWS = (
     Published("filmed", 0.0, 1.0, 7.73),
 )
 SOURCE = (
-    "Measured elsewhere, on other data: 26 videos of HDTF with speech that is not their own, by Zhang et al. (MuseTalk: Real-Time High-Fidelity "
+    "Measured by others, on other data: 26 videos of HDTF with speech that is not their own, by Zhang et al. (MuseTalk: Real-Time High-Fidelity "
     "Video Dubbing via Spatio-Temporal Sampling, arXiv:2410.10122, table 1; taken from a transcription of that table in a public review, the "
-    "paper itself was not at hand). The table that the talk showed could not be found in any source at hand: its row stays empty, and the six "
-    "methods stand in for its five others."
+    "paper itself was not available). The table shown in the talk was not found in any available source: its row is empty, and the six "
+    "methods replace the five others in it."
 )
 OURS = (
-    "The last row is this run's. It does not compare with those above: other people and videos, our own SyncNet, whose distances lie in [0, 2] "
-    "where the others' reach 15, and a likeness of our own in place of a face recognition network."
+    "The last row is from this run. It is not comparable with the rows above: other people and videos, our own SyncNet, whose distances are in [0, 2] "
+    "while those of the others reach 15, and our own appearance similarity instead of a face recognition network."
 )
 
 
 def table(ours: Published) -> list[list[str]]:
-    """Head, alignment and cells: the published rows, and a row of ours."""
+    """Return the header, alignment and cells of a table with the published rows and our row."""
     cells = [
         [row.method, *("–" if value is None else f"{value:.2f}" for value in (row.fid, row.csim, row.lse_c))]
         for row in (*ROWS, ours)

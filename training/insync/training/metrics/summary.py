@@ -1,4 +1,4 @@
-"""What evaluation measures, and how it is put down."""
+"""The metrics of an evaluation, their means over clips, and their table."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
-MAX_LAG = 5  # frames by which a clip's sound may lead or trail its picture
-CONDITIONS = ("self", "shuffled", "silence", "cross", "untouched")  # in the order of the means; others follow
+MAX_LAG = 5  # frames by which a clip's audio may lead or trail its picture
+CONDITIONS = ("self", "shuffled", "silence", "cross", "untouched")  # first in the table of means, in this order
 COMPARED = (
     "ssim_crop",
     "ssim",
@@ -21,34 +21,35 @@ COMPARED = (
     "aperture_corr",
     "aperture_std_ratio",
     "jitter",
-)  # with a filmed mouth
+)  # metrics that compare with the filmed mouth
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What was measured of one condition to dub one clip; NaN where a figure has no meaning, as `COMPARED` have in `cross`.
+    """The metrics of one clip in one condition; NaN where a metric is undefined, as those in `COMPARED` are in the condition `cross`.
 
     Attributes:
-        clip: its name.
-        condition: self, shuffled, silence, untouched; cross, with speech that is not its own; or its first condition with a robustness change.
-        frames: drawn.
+        clip: name of the clip.
+        condition: self, shuffled, silence or untouched; cross, with other speech; or a perturbation of the frames with the clip's main audio.
+        frames: number of dubbed frames.
         ssim_crop: structural similarity of the whole crop with the filmed one (Wang et al., 2004), 1 is equal.
-        ssim: the same of the mouth region alone, where everything is drawn.
+        ssim: the same of the mouth region alone, all of which is rendered.
         psnr_db: peak signal-to-noise ratio of the mouth region.
         lmd: mean distance of the lips' landmarks from the filmed ones, in percent of the distance of the outer eye corners.
         aperture_corr: correlation of the mouth's aperture with the filmed one, at the clip's lag.
-        lag: frames by which the clip's sound trails its picture, where `follows` is best.
+        lag: frames by which the clip's audio trails its picture; the lag at which `aperture_corr` is best.
         predicted_aperture_corr: correlation of the mouth's aperture with the aperture that the network predicted.
         aperture_std_ratio: standard deviation of the aperture over that of the filmed mouth.
         jitter: mean second difference of the lips' landmarks over that of the filmed ones.
-        source_bleed: share of the filmed lips that the patch lets through, 1 minus alpha. Where nothing covers the mouth, anything above 0 is a
-            filmed mouth that goes on speaking, whatever the sound: `follows` is then too good, and silence too lively.
-        identity: how alike the person looks around the mouth, 1 is the same, 0 a stranger (`insync.training.metrics.identity`; no face recognition).
-        seam: gradients in the ring where alpha fades, over those of the source in the same ring; 1 is invisible.
-        lse_c: confidence of our SyncNet that the mouth speaks the sound that drove it, or, where that was silence, the clip's own
-            (`insync.training.metrics.sync`); larger is better. Compares with figures of this SyncNet only.
-        lse_d: its smallest distance; smaller is better.
-        offset: frames of 40 ms by which it finds that sound trailing.
+        source_bleed: share of the filmed lips that stays visible, 1 minus alpha. If nothing covers the mouth, any value above 0 means that the
+            filmed mouth remains visible whatever the audio: `aperture_corr` is then too high, and so is `aperture_std_ratio` in silence.
+        identity: similarity of the person's appearance around the mouth, 1 for the same, 0 for another person
+            (`insync.training.metrics.identity`; not face recognition).
+        seam: gradients in the ring where alpha fades, divided by those of the source in the same ring; 1 is invisible.
+        lse_c: confidence of our SyncNet that the mouth matches the audio it was dubbed with or, for silence, the clip's own audio
+            (`insync.training.metrics.sync`); larger is better. Only comparable with values of this SyncNet.
+        lse_d: smallest distance of our SyncNet; smaller is better.
+        offset: frames of 40 ms by which that audio trails the picture, according to our SyncNet.
     """
 
     clip: str
@@ -72,7 +73,7 @@ class Metrics:
 
 
 def correlation(a: Floats, b: Floats) -> float:
-    """Pearson's, over the frames where both are known; NaN where one is constant."""
+    """Compute Pearson's correlation over the frames where both are finite; NaN if one is constant."""
     known = np.isfinite(a) & np.isfinite(b)
     if known.sum() < 10 or a[known].std() < 1e-6 or b[known].std() < 1e-6:
         return float("nan")
@@ -80,26 +81,26 @@ def correlation(a: Floats, b: Floats) -> float:
 
 
 def lagged(a: Floats, b: Floats, lag: int) -> float:
-    """Correlation of a, read `lag` frames later, with b."""
+    """Compute the correlation of a, read `lag` frames later, with b."""
     return correlation(a[max(0, lag) : len(a) + min(0, lag)], b[max(0, -lag) : len(b) - max(0, lag)])
 
 
 def best_lag(a: Floats, b: Floats) -> int:
-    """The lag of at most ±5 frames at which a follows b best; 0 where nothing is known."""
+    """Return the lag, at most ±5 frames, at which a and b correlate best; 0 if the correlation is undefined."""
     scores = {lag: lagged(a, b, lag) for lag in range(-MAX_LAG, MAX_LAG + 1)}
     known = {lag: score for lag, score in scores.items() if np.isfinite(score)}
     return max(known, key=lambda lag: known[lag]) if known else 0
 
 
-def means(figures: list[Metrics]) -> list[Metrics]:
-    """The mean over clips of every condition, over the clips where a figure has a meaning."""
+def means(metrics: list[Metrics]) -> list[Metrics]:
+    """Compute the means over clips for every condition, leaving out undefined values."""
     result = []
-    known_conditions = {one.condition: None for one in figures}
+    known_conditions = {one.condition: None for one in metrics}
     for condition in [
         *(condition for condition in CONDITIONS if condition in known_conditions),
         *(condition for condition in known_conditions if condition not in CONDITIONS),
     ]:
-        ones = [one for one in figures if one.condition == condition]
+        ones = [one for one in metrics if one.condition == condition]
         values: dict[str, Any] = {
             "clip": "mean",
             "condition": condition,
@@ -114,11 +115,11 @@ def means(figures: list[Metrics]) -> list[Metrics]:
     return result
 
 
-def table(figures: list[Metrics]) -> list[list[str]]:
-    """Head, alignment and cells of the table of these figures and of their means."""
+def table(metrics: list[Metrics]) -> list[list[str]]:
+    """Return the header, alignment and cells of a table of these metrics and of their means."""
     names = [field.name for field in fields(Metrics)]
     rows = [names, ["---"] * 2 + ["---:"] * (len(names) - 2)]
-    for one in [*figures, *means(figures)]:
+    for one in [*metrics, *means(metrics)]:
         cells = []
         for name in names:
             value = getattr(one, name)

@@ -1,9 +1,9 @@
-"""What SyncNet says of a clip: offset of its sound, LSE-C, LSE-D; and how well mouths fit their sound, as a loss.
+"""SyncNet metrics of a clip: audio offset, LSE-C and LSE-D; and a lip-sync loss.
 
 The definitions are those of Wav2Lip's evaluation (Prajwal et al., 2020), which are those of SyncNet (Chung & Zisserman, 2016): distances
-between the embeddings of picture and sound at every offset up to ±15 frames, averaged over the clip; LSE-D is the smallest of these
-means, LSE-C their median minus the smallest, and the offset is where the smallest lies. Our embeddings are unit vectors, so distances lie in [0, 2]
-and random pairs near √2: figures compare with each other, not with those of other SyncNets.
+between the embeddings of picture and audio at every offset up to ±15 frames, averaged over the clip; LSE-D is the smallest of these
+means, LSE-C their median minus the smallest, and the offset is that of the smallest. Our embeddings are unit vectors, so distances are in
+[0, 2] and those of random pairs near √2: values are comparable with each other, not with those of other SyncNets.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ Picture = npt.NDArray[np.uint8]
 
 WEIGHTS = Path(__file__).parent / "weights" / "syncnet.npz"
 MAX_OFFSET = 15  # frames of 40 ms
-MIN_SPAN_FRAMES = 15  # shorter clips say nothing
-PART = 256  # embeddings computed at once
+MIN_SPAN_FRAMES = 15  # shorter clips are not measured
+PART = 256  # batch size of the embeddings
 
 
 @dataclass(frozen=True)
-class SyncFigures:
-    """What SyncNet says of one clip.
+class SyncMetrics:
+    """The SyncNet metrics of one clip.
 
     Attributes:
-        offset: frames of 40 ms by which the sound trails the picture; to mend, read the sound that much later.
+        offset: frames of 40 ms by which the audio trails the picture; to correct it, read the audio that much later.
         lse_c: confidence; the median distance over offsets minus the smallest. Larger is better.
         lse_d: the smallest mean distance, in [0, 2]. Smaller is better.
-        curve: float32 [31], mean distance at offsets -15 … 15 frames.
-        frames: mouths that were compared.
+        curve: float32 [31], mean distance at offsets of -15 … 15 frames.
+        frames: number of mouths compared.
     """
 
     offset: int
@@ -52,11 +52,11 @@ class SyncFigures:
     frames: int
 
 
-def mouths_of(crops: Picture, room: int = 0) -> Picture:
-    """Grey mouths at half size: crops uint8 [N, 256, 256, 3] → uint8 [N, 56 + room, 56 + room]; room is even and lies around."""
-    rows = slice(mask.MOUTH_ROWS[0] - room, mask.MOUTH_ROWS[1] + room)
-    columns = slice(mask.MOUTH_COLUMNS[0] - room, mask.MOUTH_COLUMNS[1] + room)
-    side = MOUTH_SIZE + room
+def mouths_of(crops: Picture, margin: int = 0) -> Picture:
+    """Extract grey mouths at half size from crops uint8 [N, 256, 256, 3]: uint8 [N, 56 + margin, 56 + margin]; the margin, an even number, is the sum of both sides."""
+    rows = slice(mask.MOUTH_ROWS[0] - margin, mask.MOUTH_ROWS[1] + margin)
+    columns = slice(mask.MOUTH_COLUMNS[0] - margin, mask.MOUTH_COLUMNS[1] + margin)
+    side = MOUTH_SIZE + margin
     result = np.empty((len(crops), side, side), np.uint8)
     for number, crop in enumerate(crops):
         luma = crop[rows, columns] @ np.array(LUMA, np.float32)
@@ -65,13 +65,13 @@ def mouths_of(crops: Picture, room: int = 0) -> Picture:
 
 
 def frame_grid(times_s: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """A clip of any frame rate at 25 frames per second.
+    """Resample a clip of any frame rate to 25 frames per second.
 
     Args:
         times_s: float32 [N], ascending.
 
     Returns:
-        Times in seconds float32 [T], and for each the five frames around it, the nearest in time: int64 [T, 5].
+        Times in seconds float32 [T], and for each the indices of five frames 40 ms apart around it, nearest in time: int64 [T, 5].
     """
     reach = MOUTH_FRAMES // 2
     count = int(np.floor((times_s[-1] - times_s[0]) / FRAME_S + 1e-3)) + 1
@@ -83,22 +83,22 @@ def frame_grid(times_s: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
     return grid.astype(np.float32), nearest.astype(np.int64)
 
 
-def metrics_of_curve(curve: Floats, frames: int) -> SyncFigures:
-    """The figures that a curve of mean distances float32 [31] holds."""
+def metrics_of_curve(curve: Floats, frames: int) -> SyncMetrics:
+    """Compute the metrics from a curve of mean distances float32 [31]."""
     best = int(curve.argmin())
-    return SyncFigures(best - MAX_OFFSET, float(np.median(curve) - curve[best]), float(curve[best]), curve, frames)
+    return SyncMetrics(best - MAX_OFFSET, float(np.median(curve) - curve[best]), float(curve[best]), curve, frames)
 
 
 def curve_of(seen: Floats, audio: Floats, sounding: npt.NDArray[np.bool_]) -> tuple[Floats, int]:
-    """Mean distance at every offset.
+    """Compute the mean distance at every offset.
 
     Args:
-        seen: float32 [T, 128], unit vectors of the mouths.
-        audio: float32 [T + 30, 128], those of the sound, from 15 frames before the first mouth to 15 after the last.
-        sounding: bool [T + 30], False where the clip has no sound (before its beginning, after its end).
+        seen: float32 [T, 128], embeddings of the mouths (unit vectors).
+        audio: float32 [T + 30, 128], embeddings of the audio, from 15 frames before the first mouth to 15 after the last.
+        sounding: bool [T + 30], False where the clip has no audio (before its start, after its end).
 
     Returns:
-        float32 [31]; and the number of mouths compared at offset 0.
+        The curve float32 [31], and the number of mouths compared at offset 0.
     """
     curve = np.full(2 * MAX_OFFSET + 1, 2**0.5, np.float32)
     for shift in range(len(curve)):
@@ -109,30 +109,30 @@ def curve_of(seen: Floats, audio: Floats, sounding: npt.NDArray[np.bool_]) -> tu
 
 
 class SyncJudge:
-    """A trained SyncNet that judges clips.
+    """A trained SyncNet that measures clips.
 
     Args:
-        weights: `.npz` as `save_weights` writes it; by default the one that comes with InSync.
+        weights: `.npz` file written by `save_weights`; by default the one included in InSync.
 
     Raises:
-        FileNotFoundError: there are no weights.
+        FileNotFoundError: the file does not exist.
     """
 
     def __init__(self, weights: Path = WEIGHTS) -> None:
         self._model, self._mel = load_weights(weights), LogMel()
 
-    def figures(self, crops: Picture, times_s: Floats, audio: Floats) -> SyncFigures | None:
-        """Judges a clip; see `metrics_of_mouths`.
+    def metrics(self, crops: Picture, times_s: Floats, audio: Floats) -> SyncMetrics | None:
+        """Measure a clip; see `metrics_of_mouths`.
 
         Args:
-            crops: uint8 [N, 256, 256, 3] RGB, of one unbroken take.
-            times_s: float32 [N], ascending, on the clock of the audio.
+            crops: uint8 [N, 256, 256, 3] RGB, consecutive frames of one face.
+            times_s: float32 [N], ascending; time 0 is the start of the audio.
             audio: float32 [samples] at 16 kHz.
         """
         return self.metrics_of_mouths(mouths_of(crops), times_s, audio)
 
-    def metrics_of_mouths(self, mouths: Picture, times_s: Floats, audio: Floats) -> SyncFigures | None:
-        """Judges a clip, given as mouths uint8 [N, 56, 56]. None where it is too short, or has no sound."""
+    def metrics_of_mouths(self, mouths: Picture, times_s: Floats, audio: Floats) -> SyncMetrics | None:
+        """Measure a clip, given as mouths uint8 [N, 56, 56]; None if it is too short or has no audio."""
         if len(times_s) < MOUTH_FRAMES:
             return None
         grid, nearest = frame_grid(times_s)
@@ -149,7 +149,7 @@ class SyncJudge:
 
     @torch.no_grad()
     def seen(self, mouths: Picture) -> Floats:
-        """Unit vectors float32 [T, 128] of five mouths each, uint8 [T, 5, 56, 56]."""
+        """Compute the embeddings float32 [T, 128] of groups of five mouths uint8 [T, 5, 56, 56]."""
         parts = [
             self._model.seen(torch.from_numpy(mouths[i : i + PART]).float() / 255).numpy()
             for i in range(0, len(mouths), PART)
@@ -158,7 +158,7 @@ class SyncJudge:
 
     @torch.no_grad()
     def embed_audio(self, mels: Floats) -> Floats:
-        """Unit vectors float32 [T, 128] of log-mel windows [T, 80, 40]."""
+        """Compute the embeddings float32 [T, 128] of log-mel windows [T, 80, 40]."""
         parts = [
             self._model.embed_audio(torch.from_numpy(mels[i : i + PART]).float()).numpy()
             for i in range(0, len(mels), PART)
@@ -166,16 +166,16 @@ class SyncJudge:
         return np.concatenate(parts) if parts else np.zeros((0, EMBEDDING), np.float32)
 
 
-def sync_figures(crops: Picture, times_s: Floats, audio: Floats, judge: SyncJudge | None = None) -> SyncFigures | None:
-    """LSE-C, LSE-D and offset of one clip: `SyncJudge.figures`, with the weights that come with InSync unless a judge is given."""
-    return (judge or SyncJudge()).figures(crops, times_s, audio)
+def sync_metrics(crops: Picture, times_s: Floats, audio: Floats, judge: SyncJudge | None = None) -> SyncMetrics | None:
+    """Compute LSE-C, LSE-D and offset of one clip by `SyncJudge.metrics`, with the weights included in InSync unless a judge is given."""
+    return (judge or SyncJudge()).metrics(crops, times_s, audio)
 
 
 class SyncLoss(nn.Module):
-    """How badly drawn mouths fit their sound: one minus the cosine of their embeddings. Differentiable in the mouths; the SyncNet is frozen.
+    """A lip-sync loss: one minus the cosine of the embeddings of mouths and audio. Differentiable in the mouths; the SyncNet is frozen.
 
     Args:
-        model: a trained SyncNet; by default the one that comes with InSync.
+        model: a trained SyncNet; by default the one included in InSync.
     """
 
     def __init__(self, model: SyncNet | None = None) -> None:
@@ -183,17 +183,17 @@ class SyncLoss(nn.Module):
         self.model = (model or load_weights(WEIGHTS)).eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> SyncLoss:
-        """Stays in evaluation mode: the batch's statistics must not judge it."""
+        """Stay in evaluation mode, because batch statistics must not affect the loss."""
         del mode
         return super().train(False)
 
     def forward(self, mouths: Tensor, mel: Tensor) -> Tensor:
-        """Mean over the batch.
+        """Compute the mean loss over the batch.
 
         Args:
             mouths: [B, T, 3, 112, 112] in [0, 1], the mouth region of the crop (`mask.MOUTH_ROWS`, `mask.MOUTH_COLUMNS`) in T = 5
-                frames 40 ms apart, or T = 1: the network has also learned from stills.
-            mel: [B, 80, 40], the sound of the middle frame.
+                frames 40 ms apart, or T = 1: SyncNet is also trained on still pictures.
+            mel: [B, 80, 40], log-mel of the middle frame.
         """
         luma = torch.einsum("btchw,c->bthw", mouths, mouths.new_tensor(LUMA))
         half = F.avg_pool2d(luma, 2)
@@ -204,7 +204,7 @@ class SyncLoss(nn.Module):
 
 
 def save_weights(model: SyncNet, path: Path) -> None:
-    """Writes a SyncNet in half precision, which changes no figure's third digit, as one compressed `.npz`."""
+    """Write a SyncNet as a compressed `.npz` in half precision, which does not change the third digit of any metric."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         path,
@@ -216,13 +216,13 @@ def save_weights(model: SyncNet, path: Path) -> None:
 
 
 def load_weights(path: Path) -> SyncNet:
-    """The SyncNet that `save_weights` wrote, in evaluation mode.
+    """Load a SyncNet that `save_weights` wrote, in evaluation mode.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path.name}: no SyncNet weights there; train them (insync train syncnet)")
+        raise FileNotFoundError(f"no SyncNet weights at {path.name}: train them with `insync train syncnet`")
     model = SyncNet()
     with np.load(path) as data:
         state = {name: torch.from_numpy(data[name]) for name in data.files}

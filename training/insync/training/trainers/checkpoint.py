@@ -1,4 +1,4 @@
-"""A training run's results as one network."""
+"""Loading of a training run's results as one network."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import torch
 from insync.network.model import LipSync
 from insync.training.trainers.run import load_checkpoint
 
-OCCLUSION_PARTS = ("source.occluder",)  # prefixes of names, as below
+# Prefixes of parameter names.
+OCCLUSION_PARTS = ("source.occluder",)
 RENDERER_PARTS = ("source", "reference", "alignment", "placing", "inpainter")
 
-# Predictions regress to the mean: on speakers never trained on the predicted aperture varies 0.6 times as much as the real one. Scaling codes
-# restores the aperture_std_ratio, leaves every correlation as it is, and leaves the resting mouth (a code of zeros) at rest.
+# Predictions regress to the mean: on unseen speakers, the predicted aperture varies 0.6 times as much as the real one. Scaling the codes
+# restores the aperture_std_ratio, does not change any correlation, and keeps the resting mouth (a code of zeros) at rest.
 EXPRESSION = 1.5
 
 
 def load_network(run: Path) -> LipSync:
-    """The network of a run folder.
+    """Load the network of a run folder.
 
     Raises:
         FileNotFoundError: `speech.pt`, `renderer.pt` or `occlusion.pt` is missing.

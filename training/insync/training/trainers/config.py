@@ -1,4 +1,4 @@
-"""The settings of a training, in one TOML file: a table for each stage. `insync train settings` prints it with every default."""
+"""The settings of a training run in one TOML file, with a table for each stage. `insync train settings` prints all defaults."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-FILE = "training.toml"  # in a run folder: what it was trained with
+FILE = "training.toml"  # in a run folder: the settings of that run
 _STAGES = ("speech", "reader", "occlusion", "renderer")
 
 
 @dataclass(frozen=True)
 class Shares:
-    """How `insync train all` divides its minutes; they add up to 1.
+    """Shares of the minutes of `insync train all` for each stage; they must add up to 1.
 
     Attributes:
         speech: audio projection layer and audio mapping network.
-        reader: the mouth reader that judges the renderer.
-        occlusion: what lies over or beside the mouth and must stay.
+        reader: mouth reader, which is a loss of the renderer.
+        occlusion: occlusion branch, which keeps what covers or surrounds the mouth.
         renderer: encoders, alignment network, inpainter.
     """
 
@@ -43,15 +43,15 @@ class Shares:
     def __post_init__(self) -> None:
         total = sum(getattr(self, stage) for stage in _STAGES)
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"they add up to {total:g}; they must add up to 1")
+            raise ValueError(f"the shares add up to {total:g}; must add up to 1")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything about a training but its data and its time.
+    """All settings of a training run except for its data and its duration.
 
     Attributes:
-        seed: of weights at the beginning and of all draws.
+        seed: random seed of the initial weights and of all random draws.
     """
 
     seed: int = 0
@@ -63,11 +63,11 @@ class Config:
 
 
 def read(path: Path) -> Config:
-    """Reads a file of settings; what it leaves out has its default.
+    """Read a settings file; settings that it omits have their defaults.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is no TOML, or has a setting that does not exist or a value that is not allowed; the message names it.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not TOML, or has an unknown setting or a value that is not allowed; the message names it.
     """
     try:
         config: Config = _build(Config, tomllib.loads(path.read_text(encoding="utf-8")), "")
@@ -77,13 +77,13 @@ def read(path: Path) -> Config:
 
 
 def write(config: Config, path: Path) -> None:
-    """Writes all settings, so that a run can be repeated when defaults have changed."""
+    """Write all settings, so that a run can be repeated after the defaults have changed."""
     path.write_text(text(config), encoding="utf-8")
 
 
 def text(config: Config) -> str:
-    """All settings as TOML, with what each means."""
-    lines = ["# Settings of `insync train`, each with its default unless changed; a file may leave any of them out."]
+    """Format all settings as TOML, each with its meaning as a comment."""
+    lines = ["# Settings of `insync train`. A file may omit any of them; omitted settings have their defaults."]
     lines += _lines(config)
     for name in ("shares", *_STAGES):
         table = getattr(config, name)
@@ -92,7 +92,7 @@ def text(config: Config) -> str:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """The lines of settings in which two differ: "[stage] name = old → new"."""
+    """List the settings in which two configurations differ, as "[stage] name = old → new"."""
     found = [f"seed = {old.seed} → {new.seed}"] if old.seed != new.seed else []
     for name in ("shares", *_STAGES):
         before, after = getattr(old, name), getattr(new, name)
@@ -104,26 +104,28 @@ def differences(old: Config, new: Config) -> list[str]:
 
 
 def _lines(table: Any) -> list[str]:
+    """Format the settings of one table; their meaning comes from the docstring of its class."""
     explained = dict(re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", inspect.getdoc(table) or "", re.MULTILINE))
     lines = []
     for one in fields(table):
         value = getattr(table, one.name)
-        if isinstance(value, (bool, int, float, str, tuple)):  # else a table
+        if isinstance(value, (bool, int, float, str, tuple)):  # otherwise it is a table
             meaning = re.sub(r"\s+", " ", explained.get(one.name, ""))
             lines.append(f"{one.name} = {json.dumps(value)}" + (f"  # {meaning}" if meaning else ""))
     return lines
 
 
 def _build(kind: type[Any], values: dict[str, Any], where: str) -> Any:
+    """Create the dataclass `kind` from the values of a TOML table, with every name and value checked."""
     known = {one.name: one for one in fields(kind)}
     hints = get_type_hints(kind)
     given = {}
     for name, value in values.items():
         if name not in known:
-            raise ValueError(f"{where}{name}: no such setting; there are {', '.join(known)}")
+            raise ValueError(f"{where}{name}: no such setting; must be one of {', '.join(known)}")
         if known[name].default is MISSING:
             if not isinstance(value, dict):
-                raise ValueError(f"{name} is {json.dumps(value)}; it is a table: [{name}]")
+                raise ValueError(f"{name} is {json.dumps(value)}; it must be a table: [{name}]")
             given[name] = _build(hints[name], value, f"[{name}] ")
         else:
             given[name] = _checked(f"{where}{name}", value, known[name].default)
@@ -134,11 +136,11 @@ def _build(kind: type[Any], values: dict[str, Any], where: str) -> Any:
 
 
 def _checked(name: str, value: Any, default: Any) -> Any:
-    """A value of its default's type and range: none of the settings can be negative, and what is counted is at least 1."""
+    """Return the value if it has the default's type and range: no setting may be negative, and counts must be at least 1."""
     if isinstance(default, tuple):
         if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):
             return tuple(value)
-        raise ValueError(f"{name} is {value!r}; it must be a list of texts")
+        raise ValueError(f"{name} is {value!r}; it must be a list of strings, not empty")
     if isinstance(default, bool):
         if isinstance(value, bool):
             return value
@@ -150,4 +152,4 @@ def _checked(name: str, value: Any, default: Any) -> Any:
         raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"):
         return float(value)
-    raise ValueError(f"{name} is {value!r}; it must be a number, 0 or more")
+    raise ValueError(f"{name} is {value!r}; it must be a number of at least 0")

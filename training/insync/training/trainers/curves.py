@@ -1,4 +1,4 @@
-"""Draws the figures of a training stage, from its CSV into a PNG beside it."""
+"""Plots of the metrics of a training stage, from its CSV into a PNG next to it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _X = ("step", "seconds")
 
 
 def draw(path: Path) -> Path | None:
-    """Draws every column of a stage's CSV over its steps, as written and smoothed, one plot each.
+    """Plot every column of a stage's CSV over the steps, raw and smoothed.
 
     Args:
         path: the CSV that `insync.training.trainers.run.Log` writes.
 
     Returns:
-        The PNG, or None where there are fewer than two rows yet.
+        The path of the PNG, or None if there are fewer than two rows.
     """
     table = np.atleast_1d(np.genfromtxt(path, delimiter=",", names=True))
     if len(table) < 2:
@@ -57,7 +57,7 @@ def draw(path: Path) -> Path | None:
 
 
 def _smooth(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Gaussian mean over neighbouring rows, fewer of them at both ends."""
+    """Smooth values with a Gaussian kernel, cut off at both ends."""
     deviation = max(1.0, _SMOOTH_SHARE * len(values))
     reach = min(math.ceil(3 * deviation), (len(values) - 1) // 2)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)

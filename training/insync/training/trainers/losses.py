@@ -1,4 +1,4 @@
-"""Losses of the renderer."""
+"""The losses of the renderer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from insync.network.discriminators import Discriminator
 from insync.network.mouth_reader import MouthReader
 
 
-class _Judge:
-    """Distances between two mouths in the frozen mouth reader's features and reading."""
+class MouthReaderLoss:
+    """The distance between two mouths in the frozen mouth reader's features and in its predicted lip shape."""
 
     def __init__(self, reader: MouthReader, basis: MouthBasis) -> None:
         self._reader = reader.eval().requires_grad_(False)
         self._weights = torch.from_numpy(basis.deviation / basis.deviation[0]).sqrt()
 
     def __call__(self, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the distance in features and the distance in lip shapes."""
         read, maps = self._reader(fake)
         with torch.no_grad():
             target, target_maps = self._reader(real)
@@ -32,11 +33,12 @@ class _Judge:
 
 
 def _gradients(picture: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the differences of neighbouring rows and of neighbouring columns."""
     return picture[..., 1:, :] - picture[..., :-1, :], picture[..., :, 1:] - picture[..., :, :-1]
 
 
 def picture_loss(fake: Tensor, real: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted L1 of colours at three scales, and of gradients; windows [B, 3, H, W], weight [B, 1, H, W]."""
+    """Compute the weighted L1 distance of colours at three scales, and of gradients; windows [B, 3, H, W], weight [B, 1, H, W]."""
     colour = torch.zeros(())
     a, b, w = fake, real, weight
     for _ in range(3):
@@ -50,7 +52,7 @@ def picture_loss(fake: Tensor, real: Tensor, weight: Tensor) -> tuple[Tensor, Te
 
 
 def flow_error(places: Tensor, points: Tensor, reference_points: Tensor) -> Tensor:
-    """How far from the references' landmarks the flow fetches what it puts where the target's landmarks lie.
+    """Compute the distance between where the flow copies the target's landmarks from and the references' landmarks.
 
     Args:
         places: [B, R, 2, H, W], see `Copying`.
@@ -58,7 +60,7 @@ def flow_error(places: Tensor, points: Tensor, reference_points: Tensor) -> Tens
         reference_points: [B, R, P, 2].
 
     Returns:
-        Mean distance in pixels, of the landmarks that lie in the window on both sides; far ones count less (Huber, 1964).
+        Mean distance in pixels, of the landmarks that are inside the window on both sides; large distances count less (Huber, 1964).
     """
     count, _, height, width = places.shape[1:]
     where = points[:, None].expand(-1, count, -1, -1).flatten(0, 1)
@@ -72,8 +74,8 @@ def flow_error(places: Tensor, points: Tensor, reference_points: Tensor) -> Tens
     return (error * inside).sum() / (inside.sum() + 1e-6)
 
 
-def _squared_gradient(critic: Discriminator, view: Tensor, codes: Tensor) -> Tensor:
-    """Squared gradient of a critic's scores at real pictures, averaged over the batch."""
+def squared_gradient(critic: Discriminator, view: Tensor, codes: Tensor) -> Tensor:
+    """Compute the squared gradient of a discriminator's scores at real pictures, averaged over the batch."""
     view = view.detach().requires_grad_()
     score, _ = critic(view, codes)
     (slope,) = torch.autograd.grad(score.mean((1, 2, 3)).sum(), view, create_graph=True)

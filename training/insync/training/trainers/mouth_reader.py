@@ -1,4 +1,4 @@
-"""Trains the mouth reader, which then judges the renderer: the lip shape that a picture of a mouth shows."""
+"""Training of the mouth reader, which predicts the lip shape from a picture of a mouth and is then a loss of the renderer."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ReaderOptions:
 
     Attributes:
         batch: frames in a batch.
-        learning_rate: at its peak.
-        jitter: pixels by which a mouth may lie beside its place.
+        learning_rate: peak learning rate.
+        jitter: maximum random shift of a mouth, in pixels.
     """
 
     batch: int = 48
@@ -36,7 +36,7 @@ class ReaderOptions:
 def train_reader(
     dataset: Dataset, basis: MouthBasis, out: Path, minutes: float, seed: int = 0, options: ReaderOptions | None = None
 ) -> None:
-    """Trains on real frames; writes `reader.pt`, `reader.csv` and its plot into out, and goes on with an unfinished run there."""
+    """Train on real frames, and write `reader.pt`, `reader.csv` and its plot into `out`; resume an unfinished run there."""
     options = options or ReaderOptions()
     rng = np.random.default_rng(seed)
     differences = dataset.shapes - basis.rest
@@ -52,7 +52,7 @@ def train_reader(
         model.load_state_dict(last["model"])
         optimizer.load_state_dict(last["optimizer"])
     budget = Budget(minutes, 0.0 if last is None else float(last["spent_s"]))
-    figures, first = Log(out / "reader.csv"), 0 if last is None else int(last["step"])
+    metrics, first = Log(out / "reader.csv"), 0 if last is None else int(last["step"])
     running = 0.0
     for step, bar in budget.steps(first, "mouth reader"):
         for group in optimizer.param_groups:
@@ -73,7 +73,7 @@ def train_reader(
         running = float(loss.detach()) if step == first else 0.98 * running + 0.02 * float(loss.detach())
         if step % 50 == 0:
             bar.set_postfix(loss=f"{running:.3f}")
-            figures.write({"step": step, "loss": running, "seconds": budget.spent_s})
+            metrics.write({"step": step, "loss": running, "seconds": budget.spent_s})
         if step % 500 == 499:
             state = {
                 "model": model.state_dict(),
@@ -82,6 +82,6 @@ def train_reader(
                 "spent_s": budget.spent_s,
             }
             save_checkpoint(out / "reader_last.pt", state)
-            figures.draw()
-    figures.draw()
+            metrics.draw()
+    metrics.draw()
     save_checkpoint(out / "reader.pt", {"model": model.state_dict()})

@@ -1,7 +1,7 @@
-"""Trains what decides over alpha, and over what the encoder may see: its occlusion branch.
+"""Training of the encoder's occlusion branch, which determines alpha and what is hidden from the encoder.
 
-It learns from synthetic occluders and from the face's outline: where an object or the surroundings of the face show, alpha falls to 0. No other
-loss reaches it, so it has a stage of its own, quick since it needs no rendering.
+It learns from synthetic occluders and from the face's outline: alpha falls to 0 where an object or the surroundings of the face are visible.
+No other loss trains it, so it has its own stage, which is fast because it needs no rendering.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class OcclusionOptions:
 
     Attributes:
         batch: frames in a batch.
-        learning_rate: at its peak.
-        bare_weight: how much more bare skin counts than what covers it: a beard taken for a hand spoils more than a hand that is painted over.
-        lips_weight: how much is added to that at bare lips: teeth, tongue and moustaches look like objects, and a filmed mouth that shows
-            through spoils everything.
+        learning_rate: peak learning rate.
+        bare_weight: loss weight of uncovered skin relative to occluders: taking a beard for a hand is worse than painting over a hand.
+        lips_weight: additional loss weight of uncovered lips: teeth, tongue and moustaches look like objects, and it is worst if the filmed
+            mouth remains visible.
     """
 
     batch: int = 16
@@ -49,15 +49,15 @@ def train_occlusion(
     start: Path | None = None,
     options: OcclusionOptions | None = None,
 ) -> None:
-    """Trains until the minutes are used up; writes `occlusion.pt`, `occlusion.csv` and its plot into out, and goes on with an unfinished run there.
+    """Train until the time is used up, and write `occlusion.pt`, `occlusion.csv` and its plot into `out`; resume an unfinished run there.
 
     Args:
         dataset: the footage.
         basis: its mouth basis.
         out: run folder.
-        minutes: training time, earlier runs in out counted in.
-        seed: of the draw.
-        start: another run's `occlusion.pt`, to begin with.
+        minutes: training time, including earlier runs in `out`.
+        seed: random seed.
+        start: `occlusion.pt` of another run, to initialize the weights.
         options: settings.
     """
     options = options or OcclusionOptions()
@@ -76,7 +76,7 @@ def train_occlusion(
     batches = Batches(dataset, basis, 1, 1, seed)
     hole = (mask.window(mask.hole()) > 0).float()
     budget = Budget(minutes, 0.0 if last is None else float(last["spent_s"]))
-    figures, first = Log(out / "occlusion.csv"), 0 if last is None else int(last["step"])
+    metrics, first = Log(out / "occlusion.csv"), 0 if last is None else int(last["step"])
     running = 0.0
     for step, bar in budget.steps(first, "occlusion"):
         for group in optimizer.param_groups:
@@ -96,10 +96,10 @@ def train_occlusion(
         running = float(loss.detach()) if step == first else 0.98 * running + 0.02 * float(loss.detach())
         if step % 50 == 0:
             bar.set_postfix(loss=f"{running:.3f}")
-            figures.write({"step": step, "loss": running, "seconds": budget.spent_s})
+            metrics.write({"step": step, "loss": running, "seconds": budget.spent_s})
         if step % 500 == 499:
             state = {"optimizer": optimizer.state_dict(), "step": step, "spent_s": budget.spent_s}
             save_checkpoint(out / "occlusion_last.pt", {"model": {k: v.detach() for k, v in trained.items()}, **state})
-            figures.draw()
-    figures.draw()
+            metrics.draw()
+    metrics.draw()
     save_checkpoint(out / "occlusion.pt", {"model": {name: p.detach() for name, p in trained.items()}})

@@ -1,9 +1,9 @@
-"""Trains the renderer: source and reference encoders, alignment network and inpainter, on codes of real frames, adversarially.
+"""Adversarial training of the renderer on mouth codes of real frames: source and reference encoders, alignment network and inpainter.
 
-Losses: colour and its gradients (L1) weighted towards the lips; where the copying looks, against landmarks; the mouth reader's features and reading; discriminators, local and global,
-conditioned on the mouth code, with the non-saturating loss (Goodfellow et al., 2014), lazy R1 (Karras et al., 2020), feature matching (Wang
-et al., 2018) and a weight that holds their pull in proportion to that of the other losses (after Esser et al., 2021). Alpha is learned apart
-(`occlusion`).
+Losses: colours and their gradients (L1), weighted towards the lips; the flow of the copying, against landmarks; the mouth reader's features
+and predicted lip shape; a local and a global discriminator, conditioned on the mouth code, with the non-saturating loss (Goodfellow et al., 2014),
+lazy R1 (Karras et al., 2020), feature matching (Wang et al., 2018) and an adaptive weight that keeps their gradient in proportion to that of
+the other losses (after Esser et al., 2021). Alpha is trained separately (`occlusion`).
 """
 
 from __future__ import annotations
@@ -35,49 +35,49 @@ from insync.training.data.batches import Batch, Batches
 from insync.training.data.dataset import Dataset
 from insync.training.metrics.sync import SyncLoss
 from insync.training.trainers.checkpoint import OCCLUSION_PARTS, RENDERER_PARTS
-from insync.training.trainers.losses import _Judge, _squared_gradient, flow_error, picture_loss
+from insync.training.trainers.losses import MouthReaderLoss, flow_error, picture_loss, squared_gradient
 from insync.training.trainers.run import (
     Budget,
     Clock,
     Log,
     cosine,
-    follow,
     load_checkpoint,
     mixed_precision,
     save_checkpoint,
+    update_average,
 )
 
 log = logging.getLogger(__name__)
 
 
-# Weight of what is painted beside the lips, where it is rarely wanted.
+# Weight of inpainted colours outside the lips, where they are rarely used.
 BESIDE = 0.1
-# Weight of colours beside the face: alpha hides them, but not to the last pixel.
+# Weight of colours outside the face: alpha hides them, but not completely at the edge.
 SURROUNDINGS = 0.4
 
 
 @dataclass(frozen=True)
 class RendererOptions:
-    """Settings of a renderer training.
+    """Settings of the renderer's training.
 
     Attributes:
-        selective: whether references are chosen over mouth shapes, as registration chooses them, or at random.
-        photos: share of people who are twins of one photo: five times the same reference, most often with the mouth at rest.
-        occluded: share of frames with something before the mouth.
-        sync: weight of the SyncNet loss (Prajwal et al., 2020): how badly five drawn frames in a row fit their sound. 0 leaves it out.
-        sync_every: steps between batches of five frames in a row, which it needs.
-        trained: prefixes of the names of what learns; the rest stays as it begins.
-        people: identities in a batch.
-        targets: frames of each.
-        learning_rate: of the generator, at its peak.
-        discriminator_rate: of the discriminators.
-        adversarial_from: share of the time after which the discriminators join, at once where they begin trained; 1 or more: never.
-        answer_leak_prob: chance, at first, that a person's references include the answer; falls to 0.
-        hinted_until: share of the time after which it is 0.
-        realism: pull of the discriminators on the picture's colours, as a share of the other losses' pull.
+        selective: whether references are selected for different mouth shapes, as registration does, or at random.
+        photos: share of people whose references are a single photo, five times, in most cases with the mouth at rest.
+        occluded: share of frames with an occluder in front of the mouth.
+        sync: weight of the SyncNet loss (Prajwal et al., 2020), on five consecutive rendered frames and their audio; 0 disables it.
+        sync_every: steps between the batches of five consecutive frames that it needs.
+        trained: prefixes of the names of trained parameters; the others keep their initial values.
+        people: people in a batch.
+        targets: frames of each person.
+        learning_rate: peak learning rate of the generator.
+        discriminator_rate: peak learning rate of the discriminators.
+        adversarial_from: share of the time after which the discriminators are used; at once if they are already trained; 1 or more: never.
+        answer_leak_prob: initial probability that a person's references include the target; falls to 0.
+        hinted_until: share of the time after which that probability is 0.
+        realism: gradient of the adversarial loss at the picture's colours, relative to that of the other losses.
         r1: weight of the gradient penalty.
-        lazy_every: steps between gradient penalties and between measurements of the pull.
-        ema: decay of the averaged weights, which are the ones that count.
+        lazy_every: steps between gradient penalties, and between measurements for `realism`.
+        ema: decay of the averaged weights, which are the result.
         sheet_every: steps between sample sheets.
         checkpoint_every: steps between checkpoints.
     """
@@ -104,31 +104,33 @@ class RendererOptions:
 
 
 def _finished(out: Path, stage: str) -> dict[str, Any]:
+    """Load the result of another stage."""
     state = load_checkpoint(out / f"{stage}.pt")
     if state is None:
-        raise FileNotFoundError(f"{stage}.pt: train that stage first (insync train {stage})")
+        raise FileNotFoundError(f"{stage}.pt is not in the run's folder: train that stage first (insync train {stage})")
     return state
 
 
-def _take(module: nn.Module, state: dict[str, Tensor]) -> None:
+def _load_fitting(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load the tensors whose names and shapes agree."""
     own = module.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     missing = sorted(own.keys() - fitting.keys())
     if missing:
-        log.info("%d of %d tensors begin anew: %s", len(missing), len(own), ", ".join(missing))
+        log.info("%d of %d tensors keep their random initialization: %s", len(missing), len(own), ", ".join(missing))
     module.load_state_dict(fitting, strict=False)
 
 
 class RendererTraining:
-    """One training run: its networks, optimisers and state.
+    """A training run: its networks, optimizers and state.
 
     Args:
         dataset: the footage.
         basis: its mouth basis.
-        out: run folder with `reader.pt` and `occlusion.pt`; gets `renderer_last.pt`, `renderer.pt`, `renderer.csv` and `sheets/`.
+        out: run folder with `reader.pt` and `occlusion.pt`; receives `renderer_last.pt`, `renderer.pt`, `renderer.csv` and `sheets/`.
         options: settings.
         validation: footage for the sample sheets.
-        start: another run's `renderer_last.pt`, whose networks are the beginning of this one's, as far as their shapes agree.
+        start: `renderer_last.pt` of another run, to initialize the networks as far as shapes agree.
     """
 
     def __init__(
@@ -154,29 +156,30 @@ class RendererTraining:
             beginning = load_checkpoint(start)
             if beginning is None:
                 raise FileNotFoundError(f"{start} does not exist")
-            _take(self._network, beginning["average"])
+            _load_fitting(self._network, beginning["average"])
             for name, part in (("local", self._local), ("global", self._global)):
                 if name in beginning:
-                    _take(part, beginning[name])
+                    _load_fitting(part, beginning[name])
                     self._joining = 0.0 if options.adversarial_from < 1 else 1.0
         self._network.load_state_dict(_finished(out, "occlusion")["model"], strict=False)
         self._network.placing.follow(basis)
         self._average = copy.deepcopy(self._network).eval().requires_grad_(False)
         reader = MouthReader()
         reader.load_state_dict(_finished(out, "reader")["model"])
-        self._judge = _Judge(channels_last(reader).to(self._device), basis)
+        self._judge = MouthReaderLoss(channels_last(reader).to(self._device), basis)
         self._sync = SyncLoss().to(self._device) if options.sync > 0 else None
         trained = [p for name, p in self._network.named_parameters() if name.startswith(options.trained)]
         self._optimizer = torch.optim.Adam(trained, lr=options.learning_rate, betas=(0.5, 0.99))
         critics = [*self._local.parameters(), *self._global.parameters()]
         self._critic_optimizer = torch.optim.Adam(critics, lr=options.discriminator_rate, betas=(0.5, 0.99))
-        self._step, self._spent_s, self._hinted = 0, 0.0, options.answer_leak_prob
+        self._step, self._spent_s, self._answer_leak_prob = 0, 0.0, options.answer_leak_prob
         self._feather = mask.feather()[..., slice(*mask.ROWS), slice(*mask.COLUMNS)].to(self._device)
-        self._figures: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
         self._log = Log(out / "renderer.csv")
         self._pull: float | None = None
 
     def _parts(self) -> dict[str, Any]:
+        """Return everything that a checkpoint contains."""
         return {
             "network": self._network, "average": self._average, "local": self._local, "global": self._global,
             "optimizer": self._optimizer, "critic_optimizer": self._critic_optimizer,
@@ -184,11 +187,11 @@ class RendererTraining:
 
     @property
     def steps(self) -> int:
-        """Taken so far."""
+        """Number of steps so far."""
         return self._step
 
     def resume(self) -> None:
-        """Goes on where an earlier run in the same folder stopped."""
+        """Resume from the checkpoint of an earlier run in the same folder."""
         state = load_checkpoint(self._out / "renderer_last.pt")
         if state is not None:
             for name, part in self._parts().items():
@@ -197,7 +200,7 @@ class RendererTraining:
             log.info("resumed at step %d", self._step)
 
     def run(self, minutes: float, clock: Clock = time.monotonic) -> None:
-        """Trains until `minutes` of training by this clock, earlier runs included, are used up; then writes `renderer.pt`."""
+        """Train until `minutes`, including earlier runs, have passed on the clock; then write `renderer.pt`."""
         budget = Budget(minutes, self._spent_s, clock)
         for step, bar in budget.steps(self._step, "renderer"):
             self._step = step
@@ -208,17 +211,19 @@ class RendererTraining:
             ):
                 for group in optimizer.param_groups:
                     group["lr"] = rate * factor
-            self._hinted = self._options.answer_leak_prob * max(0.0, 1 - budget.share / self._options.hinted_until)
+            self._answer_leak_prob = self._options.answer_leak_prob * max(
+                0.0, 1 - budget.share / self._options.hinted_until
+            )
             self._train_step(adversarial=min(1.0, max(0.0, budget.share - self._joining) / 0.05))
             if self._step % 20 == 0:
                 bar.set_postfix(
                     **{
                         key: f"{value:.3f}"
-                        for key, value in self._figures.items()
+                        for key, value in self._metrics.items()
                         if key in ("colour", "code", "astray", "real", "fake")
                     }
                 )
-                self._log.write({"step": self._step, "seconds": budget.spent_s, **self._figures})
+                self._log.write({"step": self._step, "seconds": budget.spent_s, **self._metrics})
             if self._step % self._options.sheet_every == 0:
                 self.sheet(self._out / "sheets" / f"{self._step:06d}.jpg")
             if self._step % self._options.checkpoint_every == self._options.checkpoint_every - 1:
@@ -233,11 +238,13 @@ class RendererTraining:
         self.sheet(self._out / "sheets" / "last.jpg")
 
     def _save(self, budget: Budget) -> None:
+        """Write a checkpoint and the plot of the metrics."""
         state = {name: part.state_dict() for name, part in self._parts().items()}
         self._log.draw()
         save_checkpoint(self._out / "renderer_last.pt", {**state, "step": self._step + 1, "spent_s": budget.spent_s})
 
     def _render(self, network: LipSync, batch: Batch, codes: Tensor, hidden: Tensor | None) -> Painted:
+        """Render a batch."""
         references = batch.references.to(self._device)
         features, identity = network.reference(references, batch.reference_codes.to(self._device))
         repeat = len(codes) // len(features)
@@ -255,8 +262,9 @@ class RendererTraining:
         return Painted(*(part.float() for part in painted))
 
     def _train_step(self, adversarial: float) -> None:
+        """Take one step; `adversarial` is the weight of the adversarial losses, 0 to 1."""
         spoken = self._sync is not None and self._step % self._options.sync_every == 0
-        batch = self._batches.draw(answer_leak_prob=self._hinted, spoken=spoken)
+        batch = self._batches.draw(answer_leak_prob=self._answer_leak_prob, spoken=spoken)
         codes, real = batch.codes.to(self._device), batch.real.to(self._device)
         window = real[..., slice(*mask.ROWS), slice(*mask.COLUMNS)]
         lips = batch.lips.to(self._device)
@@ -274,11 +282,11 @@ class RendererTraining:
             copied_points = copied_points.repeat_interleave(len(codes) // len(copied_points), 0).flatten(2)
             copied_points = taken(painted.chosen, copied_points).unflatten(2, (-1, 2))
             astray = flow_error(painted.places, batch.points.to(self._device), copied_points)
-            # The painter learns the mouth's inside also where all of it is copied: else nothing would ever call it.
+            # The inpainter is trained inside the mouth even where everything is copied; otherwise it would never come into use.
             own, own_edges = picture_loss(painted.own, window, self._feather * (BESIDE + lips))
             loss = 4 * colour + 4 * edges + 0.5 * perceptual + 1.5 * reading + copied + 0.1 * astray
             loss = loss + own + own_edges
-            self._figures = {
+            self._metrics = {
                 "colour": float(colour.detach()), "edges": float(edges.detach()), "perceptual": float(perceptual.detach()),
                 "code": float(reading.detach()), "copied": float(copied.detach()), "own": float(own.detach()), "astray": float(astray.detach()),
                 "painted": float((weight * (1 - painted.kept.detach())).sum() / weight.sum()),
@@ -287,12 +295,12 @@ class RendererTraining:
             if self._sync is not None:
                 unsynced = self._unsynced(self._sync, shown, batch) if spoken else torch.zeros((), device=self._device)
                 loss = loss + self._options.sync * unsynced
-                self._figures["unsynced"] = float(unsynced.detach())
+                self._metrics["unsynced"] = float(unsynced.detach())
             if adversarial > 0:
                 matching, fooled = self._fool(shown, window, real, codes)
                 pull = self._measured_pull(loss, fooled, colours)
                 loss = loss + adversarial * (0.5 * matching + pull * fooled)
-                self._figures |= {
+                self._metrics |= {
                     "matching": float(matching.detach()), "adversarial": float(fooled.detach()), "pull": pull,
                 }  # fmt: skip
         self._optimizer.zero_grad()
@@ -302,10 +310,10 @@ class RendererTraining:
         self._optimizer.step()
         if adversarial > 0:
             self._train_critics(shown.detach(), window, real, codes)
-        follow(self._average, self._network, self._step, self._options.ema)
+        update_average(self._average, self._network, self._step, self._options.ema)
 
     def _measured_pull(self, loss: Tensor, fooled: Tensor, colours: Tensor) -> float:
-        """The weight at which `fooled` moves the picture's colours `realism` times as strongly as the other losses do."""
+        """Return the weight of `fooled` at which its gradient at the picture's colours is `realism` times that of the other losses."""
         if self._pull is None or self._step % self._options.lazy_every == 0:
             others, own = (torch.autograd.grad(part, colours, retain_graph=True)[0].norm() for part in (loss, fooled))
             now = min(10.0, self._options.realism * float(others) / (float(own) + 1e-8))
@@ -313,14 +321,17 @@ class RendererTraining:
         return self._pull
 
     def _unsynced(self, loss: SyncLoss, shown: Tensor, batch: Batch) -> Tensor:
-        heard = batch.mel.to(self._device)[MOUTH_FRAMES // 2 :: MOUTH_FRAMES]
-        value: Tensor = loss(local_view(shown).unflatten(0, (-1, MOUTH_FRAMES)), heard)
+        """Compute the SyncNet loss."""
+        mel = batch.mel.to(self._device)[MOUTH_FRAMES // 2 :: MOUTH_FRAMES]
+        value: Tensor = loss(local_view(shown).unflatten(0, (-1, MOUTH_FRAMES)), mel)
         return value
 
     def _views(self, shown: Tensor, real: Tensor) -> tuple[tuple[Discriminator, Tensor], ...]:
+        """Return each discriminator with its view of a batch."""
         return (self._local, local_view(shown)), (self._global, global_view(real, shown))
 
     def _fool(self, shown: Tensor, window: Tensor, real: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the generator's feature matching loss and adversarial loss."""
         matching, fooled = torch.zeros((), device=self._device), torch.zeros((), device=self._device)
         for (critic, fake_view), (_, real_view) in zip(
             self._views(shown, real), self._views(window, real), strict=True
@@ -343,7 +354,8 @@ class RendererTraining:
         return matching, fooled
 
     def _train_critics(self, shown: Tensor, window: Tensor, real: Tensor, codes: Tensor) -> None:
-        # A real mouth with another frame's code counts as fake too (Reed et al., 2016): it is the code that must be obeyed.
+        """Take one step of the discriminators."""
+        # A real mouth with the code of another frame also counts as fake (Reed et al., 2016), so that the mouth must match its code.
         wrong = torch.roll(codes, 1, 0)
         differs = ((wrong - codes).abs().mean(1) > 0.5).float()[:, None, None, None]
         with mixed_precision(self._device):
@@ -356,20 +368,20 @@ class RendererTraining:
                 mismatch, _ = critic(real_view, wrong)
                 loss = loss + F.softplus(-true.float()).mean() + 0.75 * F.softplus(false.float()).mean()
                 loss = loss + 0.25 * (differs * F.softplus(mismatch.float())).mean()
-                self._figures |= {
+                self._metrics |= {
                     "real": float(true.detach().float().mean()),
                     "fake": float(false.detach().float().mean()),
                 }
         if self._step % self._options.lazy_every == 0:
             for critic, view in self._views(window, real):
-                loss = loss + self._options.lazy_every * self._options.r1 / 2 * _squared_gradient(critic, view, codes)
+                loss = loss + self._options.lazy_every * self._options.r1 / 2 * squared_gradient(critic, view, codes)
         self._critic_optimizer.zero_grad()
         loss.backward()
         self._critic_optimizer.step()
 
     @torch.no_grad()
     def sheet(self, path: Path) -> None:
-        """Draws a sample sheet from the validation footage: real, painted anew, what was copied for it, and how much of that is kept."""
+        """Draw a sample sheet from the validation footage; rows: real, rendered, the copied colours, and the share of these that is kept."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._shown._rng = np.random.default_rng(1)
         batch = self._shown.draw(augmented=False)
@@ -397,7 +409,7 @@ def train_renderer(
     options: RendererOptions | None = None,
     start: Path | None = None,
 ) -> None:
-    """Trains the renderer, or goes on with the unfinished training in out; see `RendererTraining`."""
+    """Train the renderer, or resume an unfinished run in `out`; see `RendererTraining`."""
     training = RendererTraining(dataset, basis, out, options or RendererOptions(), validation, start)
     training.resume()
     training.run(minutes)

@@ -1,7 +1,7 @@
-"""Trains the audio projection layer and the audio mapping network: from speech to mouth codes.
+"""Training of the audio projection layer and the audio mapping network, which predict mouth codes from speech.
 
-Sound that leads or trails its picture teaches a blur. So a first, short training is asked for each segment's offset, segments that follow
-no offset at all are dropped, and the real training starts anew on what was mended.
+Audio that leads or trails its picture leads to averaged predictions. So a first, short training finds each segment's offset, segments
+without correlation at any offset are dropped, and the actual training starts from scratch on the corrected data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from insync.core.mouth import MouthBasis
 from insync.network.audio_mapping import AudioMapping
 from insync.network.audio_projection import AudioProjection
 from insync.training.data.dataset import Dataset
-from insync.training.trainers.run import Budget, Clock, Log, cosine, follow, load_checkpoint, save_checkpoint
+from insync.training.trainers.run import Budget, Clock, Log, cosine, load_checkpoint, save_checkpoint, update_average
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,10 @@ class SpeechOptions:
 
     Attributes:
         batch: frames in a batch.
-        learning_rate: at its peak.
-        weight_decay: of AdamW.
-        silent: share of a batch that is silence and faint noise, with the mouth at rest.
-        ema: decay of the averaged weights, which are the ones that count.
+        learning_rate: peak learning rate.
+        weight_decay: weight decay of AdamW.
+        silent: share of a batch that is silence or faint noise, with the mouth at rest.
+        ema: decay of the averaged weights, which are the result.
     """
 
     batch: int = 256
@@ -53,20 +53,20 @@ class SpeechOptions:
 
 
 class SpeechToMouth(nn.Module):
-    """Audio projection layer and audio mapping network, one after the other."""
+    """The audio projection layer, followed by the audio mapping network."""
 
     def __init__(self) -> None:
         super().__init__()
         self.projection, self.mapping = AudioProjection(), AudioMapping()
 
     def forward(self, mel: Tensor) -> Tensor:
-        """Log-mel [B, 80, 40] → mouth code [B, 12]."""
+        """Predict mouth codes [B, 12] from log-mel [B, 80, 40]."""
         code: Tensor = self.mapping(self.projection(mel))
         return code
 
 
 def augment(mel: Tensor) -> Tensor:
-    """Other loudness, voice pitch, room noise and missing bands for log-mel windows [B, 80, 40]."""
+    """Change loudness and voice pitch of log-mel windows [B, 80, 40], add room noise, and remove bands."""
     batch = len(mel)
     mel = mel + (torch.rand(batch, 1, 1) - 0.5) * 0.5  # ± 12 dB
     noise = -1 + torch.rand(batch, 1, 1) * 0.55 + 0.1 * torch.randn(batch, 80, 1) + 0.04 * torch.randn(batch, 80, 40)
@@ -82,7 +82,7 @@ def augment(mel: Tensor) -> Tensor:
 
 
 def code_loss(predicted: Tensor, real: Tensor, weights: Tensor, aperture: Tensor) -> Tensor:
-    """Weighted squared error, plus one minus the concordance (Lin, 1989) of the aperture, which a timid mouth cannot satisfy."""
+    """Compute the weighted squared error, plus one minus the concordance (Lin, 1989) of the aperture, which penalizes too little movement."""
     error = (weights * (predicted - real) ** 2).sum(1).mean() / weights.sum()
     a, b = predicted @ aperture, real @ aperture
     covariance = ((a - a.mean()) * (b - b.mean())).mean()
@@ -91,19 +91,19 @@ def code_loss(predicted: Tensor, real: Tensor, weights: Tensor, aperture: Tensor
 
 
 def _pairs(dataset: Dataset, offsets: dict[int, int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows of pictures and the rows whose sound belongs to them, for the segments that have an offset."""
+    """Return the rows of pictures, and the rows of the audio that matches them, for the segments with an offset."""
     if not offsets:
         raise ValueError(
-            "no segment's mouth follows its sound at any offset: more, or other, footage with speech is needed"
+            "no segment has a mouth that matches its audio at any offset: use more, or other, footage with speech"
         )
     pictures, sounds = [], []
     for segment, offset in offsets.items():
         rows = dataset.rows(segment)
         index = np.arange(rows.start, rows.stop)
-        heard = index + offset
-        inside = (heard >= rows.start) & (heard < rows.stop)
+        audio_rows = index + offset
+        inside = (audio_rows >= rows.start) & (audio_rows < rows.stop)
         pictures.append(index[inside])
-        sounds.append(heard[inside])
+        sounds.append(audio_rows[inside])
     return np.concatenate(pictures), np.concatenate(sounds)
 
 
@@ -117,6 +117,7 @@ def _fit(
     out: Path | None,
     options: SpeechOptions,
 ) -> None:
+    """Train a model in place until the budget is used up; its final weights are the averaged ones."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
     average = copy.deepcopy(model)
     weights = torch.from_numpy(basis.deviation / basis.deviation[0])
@@ -127,35 +128,35 @@ def _fit(
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    figures = None if out is None else Log(out / "speech.csv")
+    metrics = None if out is None else Log(out / "speech.csv")
     model.train()
     running = 0.0
     for step, bar in budget.steps(first, "speech" if out else "speech, to find offsets"):
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * cosine(budget.share)
         index = torch.randint(0, len(mel), (options.batch,))
-        heard, real = augment(mel[index].float()), codes[index].clone()
+        inputs, real = augment(mel[index].float()), codes[index].clone()
         silent = round(options.silent * options.batch)
-        heard[:silent] = (SILENCE + torch.rand(silent, 1, 1) ** 2 * 0.5 + 0.05 * torch.randn(silent, 80, 40)).clamp(
+        inputs[:silent] = (SILENCE + torch.rand(silent, 1, 1) ** 2 * 0.5 + 0.05 * torch.randn(silent, 80, 40)).clamp(
             min=SILENCE
         )
-        heard[: silent // 3] = SILENCE
+        inputs[: silent // 3] = SILENCE
         real[:silent] = 0
-        loss = code_loss(model(heard), real, weights, aperture)
+        loss = code_loss(model(inputs), real, weights, aperture)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        follow(average, model, step, options.ema)
+        update_average(average, model, step, options.ema)
         running = 0.98 * running + 0.02 * float(loss.detach()) if step > first else float(loss.detach())
-        if figures is not None and out is not None and step % 100 == 0:
+        if metrics is not None and out is not None and step % 100 == 0:
             bar.set_postfix(loss=f"{running:.3f}")
-            figures.write({"step": step, "loss": running, "seconds": budget.spent_s})
+            metrics.write({"step": step, "loss": running, "seconds": budget.spent_s})
             if step % 1000 == 0:
                 save_checkpoint(out / "speech_last.pt", _state(model, average, optimizer, step, budget))
-                figures.draw()
-    if figures is not None:
-        figures.draw()
+                metrics.draw()
+    if metrics is not None:
+        metrics.draw()
     model.load_state_dict(average.state_dict())
     model.eval()
 
@@ -169,14 +170,14 @@ def _state(
 
 @torch.no_grad()
 def predict(model: SpeechToMouth, mel: npt.NDArray[np.float16]) -> Floats:
-    """Mouth codes float32 [N, MOUTH] for log-mel [N, 80, 40]."""
+    """Predict mouth codes float32 [N, MOUTH] from log-mel [N, 80, 40]."""
     model.eval()
     parts = [model(torch.from_numpy(mel[i : i + 1024].astype(np.float32))).numpy() for i in range(0, len(mel), 1024)]
     return np.concatenate(parts)
 
 
 def offset_curve(predicted: Floats, real: Floats) -> Floats:
-    """Correlation of two aperture curves [T], the first shifted by -6 … 6 frames: float32 [13]; 0 where one is constant."""
+    """Compute the correlations of two aperture curves [T], the first shifted by -6 … 6 frames: float32 [13]; 0 if one is constant."""
     curve = []
     for offset in range(-MAX_OFFSET, MAX_OFFSET + 1):
         a = predicted[max(0, offset) : len(predicted) + min(0, offset)]
@@ -189,7 +190,7 @@ def offset_curve(predicted: Floats, real: Floats) -> Floats:
 def find_offsets(
     dataset: Dataset, model: SpeechToMouth, basis: MouthBasis, codes: Floats
 ) -> dict[int, tuple[int, float]]:
-    """Each sounding segment's best offset in frames (positive: the sound trails the picture) and the correlation there."""
+    """Return the best offset in frames (positive: the audio trails the picture) and its correlation, for each segment with audio."""
     aperture = basis.aperture_row
     result = {}
     for number, segment in enumerate(dataset.segments):
@@ -208,22 +209,22 @@ def train_speech(
     clock: Clock = time.monotonic,
     options: SpeechOptions | None = None,
 ) -> None:
-    """Trains on a data set; writes `speech.pt` (projection and mapping), `offsets.csv`, `speech.csv` and its plot into out.
+    """Train on a data set, and write `speech.pt` (projection and mapping), `offsets.csv`, `speech.csv` and its plot into `out`.
 
     Args:
         dataset: the footage.
         basis: its mouth basis.
-        out: run folder; an unfinished run there goes on.
-        minutes: training time; a quarter of it is added to find the offsets, where the data set has no manifest that tells them.
-        clock: that counts them.
+        out: run folder; an unfinished run there is resumed.
+        minutes: training time; if the data set has no manifest with the offsets, finding them takes another quarter of it.
+        clock: the source of time.
         options: settings.
     """
     options = options or SpeechOptions()
     plain, mirror = dataset.codes(basis)
-    # The sound does not tell left from right: the mean of both is what it can predict.
+    # Left and right cannot be predicted from audio, so the target is the mean of both.
     codes = (plain + mirror) / 2
     last = load_checkpoint(out / "speech_last.pt")
-    if dataset.mended:  # curation has found the offsets, and what speaks
+    if dataset.has_manifest:  # curation has found the offsets and the segments with usable speech
         offsets = {n: 0 for n, speaks in enumerate(dataset.speaks) if speaks}
     elif last is None or not (out / "offsets.csv").exists():
         offsets = {n: 0 for n, s in enumerate(dataset.segments) if s.has_sound}
@@ -249,11 +250,11 @@ def train_speech(
             )
             if offset or number not in offsets:
                 log.info("%s: offset %+d, correlation %.2f", dataset.segments[number].clip, offset, correlation)
-    if not dataset.mended:
+    if not dataset.has_manifest:
         rows = np.atleast_1d(np.genfromtxt(out / "offsets.csv", delimiter=",", names=True))
         offsets = {int(row["segment"]): int(row["offset"]) for row in rows if row["kept"]}
     pictures, sounds = _pairs(dataset, offsets)
-    log.info("%d frames of %d segments teach speech", len(pictures), len(offsets))
+    log.info("speech is trained on %d frames of %d segments", len(pictures), len(offsets))
     model = SpeechToMouth()
     spent = 0.0 if last is None else float(last["spent_s"])
     _fit(
@@ -270,7 +271,7 @@ def train_speech(
 
 
 def evaluate(dataset: Dataset, basis: MouthBasis, model: SpeechToMouth) -> list[dict[str, Any]]:
-    """For each sounding segment: correlation of the aperture at offset 0 and at its best offset, amplitude ratio."""
+    """Measure, for each segment with audio, the correlation of the aperture at offset 0 and at its best offset, and the amplitude ratio."""
     codes = dataset.codes(basis)[0]
     aperture = basis.aperture_row
     table = []

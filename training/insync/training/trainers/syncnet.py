@@ -1,8 +1,8 @@
-"""Trains SyncNet on a curated data set, and mends the offsets that it was given while it does so.
+"""Training of SyncNet on a curated data set, which also corrects the offsets of the data set.
 
-First two networks are trained, each on half of the people, and each is asked for the offsets of the other half: a network that has seen
-a clip with a wrong offset has learned that offset. Then one network learns from everybody, mended. Offsets come from the
-manifest of the data set, or, where it has none, from the `speech` stage, which follows the aperture of the mouth.
+First, two networks are trained, each on half of the people, and each then measures the offsets of the other half, because a network that
+was trained on a clip with a wrong offset has learned that offset. Then one network is trained on all takes with corrected offsets. The
+initial offsets come from the manifest of the data set, or, without one, from the `speech` stage, which uses the aperture of the mouth.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
-ROOM = 12  # pixels around the mouths, for augmentation
-SEGMENTS = 12  # of a batch
-PICTURES = 8  # of each segment
-REACH = 40  # frames: the stretch of a segment that these come from
-STRETCH = 20  # frames of it whose sounds compete for each of the pictures
-STILL_SHARE = 0.15  # of pictures are one frame five times, so that single drawn frames can be judged
+MARGIN = 12  # pixels around the mouths, for augmentation
+SEGMENTS = 12  # segments in a batch
+PICTURES = 8  # pictures of each segment
+REACH = 40  # frames: length of the part of a segment that these are drawn from
+STRETCH = 20  # frames of it whose audio is contrasted with each picture
+STILL_SHARE = 0.15  # share of pictures that are one frame five times, so that single rendered frames can be measured
 LEARNING_RATE = 2e-3
-NEAR = (0.6, 0.2)  # of the target belong to the frame itself and to each neighbour: 40 ms can hardly be told apart
-CODE_WEIGHT = 0.3  # of reading the mouth code off both embeddings, which ties them to lips instead of to people
-FOLD_SHARE = 0.2  # of the time, for each of the two that mend offsets
-EDGE = 6  # frames: the farthest that the speech stage looks; a best offset there is none
-MIN_FRAMES = 30  # of a segment that is asked for its offset
-MIN_CONFIDENCE = 0.03  # LSE-C below which a segment teaches nothing
-MAX_MENDED = 8  # frames; what lies further is chance
+NEAR = (0.6, 0.2)  # target probabilities of the frame itself and of each neighbour: 40 ms are hardly distinguishable
+CODE_WEIGHT = 0.3  # loss weight of predicting the mouth code from both embeddings, which makes them depend on lips instead of people
+FOLD_SHARE = 0.2  # share of the time for each of the two networks that correct offsets
+EDGE = 6  # frames: limit of the speech stage's search; a best offset at the limit is not reliable
+MIN_FRAMES = 30  # minimum length of a segment whose offset is measured
+MIN_CONFIDENCE = 0.03  # LSE-C below which a segment is not used
+MAX_CORRECTED = 8  # frames; larger offsets are assumed to be chance
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class Take:
 
     Attributes:
         name: clip and number of the segment.
-        person: who is seen, for the two halves.
+        person: name of the person, for the split into two halves.
         mouths: rows of the five mouths of each time, int64 [T, 5].
-        sounds: rows whose log-mel belongs to the times, int64 [T]; the offset is not in it.
-        offset: frames of 40 ms by which the sound trails the picture.
-        teaches: whether picture and sound belong together at all.
+        sounds: rows of the log-mel of each time, int64 [T]; without the offset.
+        offset: frames of 40 ms by which the audio trails the picture.
+        in_sync: whether picture and audio match at that offset.
     """
 
     name: str
@@ -68,19 +68,19 @@ class Take:
     mouths: Rows
     sounds: Rows
     offset: int
-    teaches: bool
+    in_sync: bool
 
 
 class Footage:
-    """What SyncNet learns from, in memory: mouths uint8 [N, 68, 68], log-mel float16 [N, 80, 40], mouth codes float32 [N, 12], and takes."""
+    """The training data of SyncNet in memory: mouths uint8 [N, 68, 68], log-mel float16 [N, 80, 40], mouth codes float32 [N, 12], and takes."""
 
     def __init__(self, dataset: Dataset, basis: MouthBasis, offsets: dict[int, int] | None) -> None:
         self.mouths = np.concatenate(
-            [mouths_of(dataset.crops[i : i + 512], ROOM) for i in range(0, len(dataset.time_s), 512)]
+            [mouths_of(dataset.crops[i : i + 512], MARGIN) for i in range(0, len(dataset.time_s), 512)]
         )
         self.mel = dataset.mel
         plain, mirror = dataset.codes(basis)
-        self.codes: Floats = (plain + mirror) / 2  # neither tower has to tell left from right
+        self.codes: Floats = (plain + mirror) / 2  # left and right need not be distinguished
         self.takes: list[Take] = []
         for number, segment in enumerate(dataset.segments):
             rows = dataset.rows(number)
@@ -100,7 +100,7 @@ class Footage:
             )
 
     def halves(self) -> tuple[list[int], list[int]]:
-        """Takes of two halves of the people, by a hash of the person, so that they stay the same when footage is added."""
+        """Split the takes by person into two halves, by a hash of the name, so that the split stays the same when footage is added."""
         sides: tuple[list[int], list[int]] = ([], [])
         for number, take in enumerate(self.takes):
             sides[zlib.crc32(take.person.encode()) & 1].append(number)
@@ -108,11 +108,12 @@ class Footage:
 
 
 def _grid(times_s: Floats) -> tuple[Floats, Rows]:
+    """Resample to 25 frames per second as `frame_grid` does; empty if there are too few frames."""
     return frame_grid(times_s) if len(times_s) > MOUTH_FRAMES else (np.zeros(0, np.float32), np.zeros((0, 5), np.int64))
 
 
 class _Heads(nn.Module):
-    """SyncNet with what only its training needs: a temperature, and mouth codes read off both embeddings."""
+    """SyncNet with the parts that only its training needs: a temperature, and layers that predict mouth codes from both embeddings."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,14 +123,15 @@ class _Heads(nn.Module):
 
 
 def distort(mouths: Tensor, rng: np.random.Generator) -> Tensor:
-    """Other heads, cameras and light: mouths [B, 5, 68, 68] in [0, 1] → [B, 5, 56, 56], the five of a row changed alike."""
+    """Augment pose, camera and light: mouths [B, 5, 68, 68] in [0, 1] → [B, 5, 56, 56], with the same change for all five of a row."""
     batch = len(mouths)
 
     def draw(low: float, high: float) -> Tensor:
+        """Draw a uniform random number for each row."""
         return torch.from_numpy(rng.uniform(low, high, batch).astype(np.float32))
 
     angle, flip = draw(-0.14, 0.14), torch.from_numpy(np.where(rng.random(batch) < 0.5, -1.0, 1.0).astype(np.float32))
-    scale = draw(0.88, 1.1) * (MOUTH_SIZE / (MOUTH_SIZE + ROOM))
+    scale = draw(0.88, 1.1) * (MOUTH_SIZE / (MOUTH_SIZE + MARGIN))
     stretch = draw(0.93, 1.07)
     cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
     matrix = torch.stack([cos * stretch * flip, -sin, draw(-0.1, 0.1), sin * flip, cos, draw(-0.1, 0.1)], 1).view(
@@ -145,7 +147,7 @@ def distort(mouths: Tensor, rng: np.random.Generator) -> Tensor:
     seen = torch.lerp(seen, soft, (draw(-1.0, 1.0).clamp(min=0)).view(-1, 1, 1, 1))
     noise = 0.03 * draw(0, 1).view(-1, 1, 1, 1) * torch.randn(batch, MOUTH_FRAMES, MOUTH_SIZE, MOUTH_SIZE)
     seen = seen + noise
-    # Something before part of the mouth region, in a third of the rows.
+    # An occluder in front of part of the mouth region, in a third of the rows.
     for row in np.flatnonzero(rng.random(batch) < 0.3):
         height, width = rng.integers(6, 24, 2)
         y, x = rng.integers(0, MOUTH_SIZE - height), rng.integers(0, MOUTH_SIZE - width)
@@ -154,11 +156,12 @@ def distort(mouths: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _loss(heads: _Heads, footage: Footage, takes: list[int], chance: Floats, rng: np.random.Generator) -> Tensor:
+    """Compute the loss of a random batch."""
     chosen = rng.choice(takes, min(SEGMENTS, len(takes)), replace=False, p=chance)
     pictures, sounds, at = [], [], []
     for number in chosen:
         take = footage.takes[number]
-        # Pairs of one take, mended; a stretch of them competes.
+        # Pairs of one take at the corrected offset; the audio of one part of the take is contrasted with its pictures.
         offset, count = take.offset, len(take.sounds)
         index = np.arange(max(0, -offset), min(count, count - offset))
         start = int(rng.integers(0, max(1, len(index) - REACH + 1)))
@@ -171,12 +174,12 @@ def _loss(heads: _Heads, footage: Footage, takes: list[int], chance: Floats, rng
         pictures.append(rows)
         sounds.append(take.sounds[index + offset])
         at.append((own, index))
-    rows, heard_rows = np.concatenate(pictures), np.concatenate(sounds)
+    rows, audio_rows = np.concatenate(pictures), np.concatenate(sounds)
     mouths = distort(torch.from_numpy(footage.mouths[rows]).float() / 255, rng)
-    mel = augment(torch.from_numpy(footage.mel[heard_rows]).float())
+    mel = augment(torch.from_numpy(footage.mel[audio_rows]).float())
     seen = heads.net.seen(mouths.contiguous(memory_format=torch.channels_last))
-    heard = heads.net.embed_audio(mel)
-    logits = (seen @ heard.T) * heads.log_scale.clamp(max=3.7).exp()
+    audio = heads.net.embed_audio(mel)
+    logits = (seen @ audio.T) * heads.log_scale.clamp(max=3.7).exp()
     groups = len(chosen)
     target = torch.zeros(len(seen), STRETCH)
     for g, (own, index) in enumerate(at):
@@ -189,12 +192,12 @@ def _loss(heads: _Heads, footage: Footage, takes: list[int], chance: Floats, rng
         [logits[g * PICTURES : (g + 1) * PICTURES, g * STRETCH : (g + 1) * STRETCH] for g in range(groups)]
     ).flatten(0, 1)
     within = -(target * blocks.log_softmax(1)).sum(1).mean()
-    # The other way: which of the take's pictures was this sound's?
+    # The reverse direction: which of the take's pictures matches this audio?
     per_group = blocks.view(groups, PICTURES, STRETCH)
     hit = target.view(groups, PICTURES, STRETCH)
     spoken = hit.sum(1) > 0.5
     backward = -(hit / hit.sum(1, keepdim=True).clamp(min=1e-6) * per_group.log_softmax(1)).sum(1)[spoken].mean()
-    # And against everybody's sounds.
+    # And against the audio of all takes in the batch.
     everything = torch.zeros_like(logits)
     for g in range(groups):
         everything[g * PICTURES : (g + 1) * PICTURES, g * STRETCH : (g + 1) * STRETCH] = target[
@@ -205,18 +208,20 @@ def _loss(heads: _Heads, footage: Footage, takes: list[int], chance: Floats, rng
     truth = torch.from_numpy(
         np.concatenate([footage.codes[footage.takes[n].sounds[i]] for n, (_, i) in zip(chosen, at, strict=True)])
     )
-    read = F.smooth_l1_loss(heads.code[0](seen) * 4, codes) + F.smooth_l1_loss(heads.code[1](heard) * 4, truth)
+    read = F.smooth_l1_loss(heads.code[0](seen) * 4, codes) + F.smooth_l1_loss(heads.code[1](audio) * 4, truth)
     return within + 0.5 * backward + 0.5 * across + CODE_WEIGHT * read
 
 
 def fit(
-    footage: Footage, takes: list[int], minutes: float, path: Path, description: str, seed: int, figures: Log
+    footage: Footage, takes: list[int], minutes: float, path: Path, description: str, seed: int, metrics: Log
 ) -> SyncNet:
-    """Trains one SyncNet on some takes, or goes on with the checkpoint at path; returns it in evaluation mode."""
-    taught = [n for n in takes if footage.takes[n].teaches]
-    if len(taught) < 2:
-        raise ValueError("SyncNet needs at least two segments whose mouths follow their sound: more, or other, footage")
-    lengths = np.sqrt([len(footage.takes[n].sounds) for n in taught])
+    """Train one SyncNet on some takes, or resume from the checkpoint at `path`; return it in evaluation mode."""
+    usable = [n for n in takes if footage.takes[n].in_sync]
+    if len(usable) < 2:
+        raise ValueError(
+            f"{len(usable)} segments have a mouth that matches its audio; SyncNet needs at least two segments: use more, or other, footage"
+        )
+    lengths = np.sqrt([len(footage.takes[n].sounds) for n in usable])
     chance = (lengths / lengths.sum()).astype(np.float64)
     heads = _Heads()
     optimizer = torch.optim.AdamW(heads.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
@@ -232,6 +237,7 @@ def fit(
     step = first
 
     def state() -> dict[str, Any]:
+        """Return everything that a checkpoint contains."""
         return {
             "model": heads.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -242,7 +248,7 @@ def fit(
     for step, bar in budget.steps(first, description):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * cosine(budget.share)
-        loss = _loss(heads, footage, taught, chance, rng)
+        loss = _loss(heads, footage, usable, chance, rng)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(heads.parameters(), 1.0)
@@ -250,69 +256,69 @@ def fit(
         running = float(loss.detach()) if step == first else 0.98 * running + 0.02 * float(loss.detach())
         if step % 20 == 0:
             bar.set_postfix(loss=f"{running:.3f}")
-            figures.write({"step": step, "loss": running, "seconds": budget.spent_s})
+            metrics.write({"step": step, "loss": running, "seconds": budget.spent_s})
         if step % 100 == 99:
             save_checkpoint(path, state())
-            figures.draw()
-    figures.draw()
+            metrics.draw()
+    metrics.draw()
     if step > first or last is None:
         save_checkpoint(path, state())
     return heads.net.eval()
 
 
 @torch.no_grad()
-def judge(net: SyncNet, footage: Footage, take: Take) -> Floats:
-    """Mean distance of a take's mouths and sound at offsets -15 … 15 frames, its own offset not taken into account: float32 [31]."""
-    inner = slice(ROOM // 2, ROOM // 2 + MOUTH_SIZE)
+def distance_curve(net: SyncNet, footage: Footage, take: Take) -> Floats:
+    """Compute the mean distance of a take's mouths and audio at offsets of -15 … 15 frames, ignoring the take's offset: float32 [31]."""
+    inner = slice(MARGIN // 2, MARGIN // 2 + MOUTH_SIZE)
     mouths = footage.mouths[take.mouths][:, :, inner, inner]
     seen = net.seen(torch.from_numpy(mouths).float() / 255).numpy()
-    heard = net.embed_audio(torch.from_numpy(footage.mel[take.sounds]).float()).numpy()
+    audio = net.embed_audio(torch.from_numpy(footage.mel[take.sounds]).float()).numpy()
     blank = np.zeros((MAX_OFFSET, EMBEDDING), np.float32)
-    sounding = np.pad(np.ones(len(heard), bool), MAX_OFFSET)
-    curve, _ = curve_of(seen, np.concatenate([blank, heard, blank]), sounding)
+    sounding = np.pad(np.ones(len(audio), bool), MAX_OFFSET)
+    curve, _ = curve_of(seen, np.concatenate([blank, audio, blank]), sounding)
     return curve
 
 
-def mend(net: SyncNet, footage: Footage, takes: list[int]) -> list[dict[str, Any]]:
-    """Gives takes the offsets that a network finds, and says what changed: one row of figures for each."""
+def correct_offsets(net: SyncNet, footage: Footage, takes: list[int]) -> list[dict[str, Any]]:
+    """Set the offsets of takes to those that a network measures, and return one row of metrics for each take."""
     rows = []
     for number in takes:
         take = footage.takes[number]
         if len(take.sounds) < MIN_FRAMES:
             continue
-        found = metrics_of_curve(judge(net, footage, take), len(take.sounds))
-        sure = found.lse_c >= MIN_CONFIDENCE and abs(found.offset) <= MAX_MENDED
+        found = metrics_of_curve(distance_curve(net, footage, take), len(take.sounds))
+        sure = found.lse_c >= MIN_CONFIDENCE and abs(found.offset) <= MAX_CORRECTED
         rows.append(
             {
                 "take": take.name,
                 "frames": found.frames,
-                "before": take.offset if take.teaches else None,
+                "before": take.offset if take.in_sync else None,
                 "offset": found.offset,
                 "lse_c": round(found.lse_c, 4),
                 "lse_d": round(found.lse_d, 4),
                 "teaches": sure,
             }
         )
-        footage.takes[number] = replace(take, offset=found.offset if sure else take.offset, teaches=sure)
+        footage.takes[number] = replace(take, offset=found.offset if sure else take.offset, in_sync=sure)
     return rows
 
 
 def train_syncnet(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float, seed: int = 0) -> None:
-    """Trains SyncNet; writes `syncnet.npz`, `syncnet_offsets.json` and `syncnet*.csv` into out, and goes on with an unfinished run there.
+    """Train SyncNet, and write `syncnet.npz`, `syncnet_offsets.json` and `syncnet*.csv` into `out`; resume an unfinished run there.
 
     Args:
-        dataset: the footage; its crops may be forgotten by the caller once this has begun.
+        dataset: the footage; its crops are not needed any more once the training runs.
         basis: the mouth basis.
         out: run folder.
-        minutes: training time, of which a fifth goes to each half of the people first.
-        seed: of the draws.
+        minutes: training time, of which a fifth is for each of the two networks that correct offsets.
+        seed: random seed.
 
     Raises:
-        FileNotFoundError: the data set has no manifest, and the run no `offsets.csv`.
-        ValueError: hardly any segment's mouth follows its sound.
+        FileNotFoundError: the data set has no manifest, and the run has no `offsets.csv`.
+        ValueError: fewer than two segments have a mouth that matches its audio.
     """
-    footage = Footage(dataset, basis, None if dataset.mended else read_offsets(out / "offsets.csv"))
-    log.info("SyncNet: %d takes, %d of them in step", len(footage.takes), sum(take.teaches for take in footage.takes))
+    footage = Footage(dataset, basis, None if dataset.has_manifest else read_offsets(out / "offsets.csv"))
+    log.info("SyncNet: %d takes, %d of them in sync", len(footage.takes), sum(take.in_sync for take in footage.takes))
     report = out / "syncnet_offsets.json"
     halves = footage.halves()
     if min(len(half) for half in halves) >= 4:
@@ -325,20 +331,20 @@ def train_syncnet(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float
             for i, half in enumerate(halves)
         ]  # fmt: skip
         for net, other in zip(nets, reversed(halves), strict=True):
-            table += mend(net, footage, other)
+            table += correct_offsets(net, footage, other)
         report.write_text(json.dumps(table, indent=1))
-        log.info("%d takes in step after mending", sum(take.teaches for take in footage.takes))
+        log.info("%d takes in sync after the correction of offsets", sum(take.in_sync for take in footage.takes))
         minutes *= 1 - 2 * FOLD_SHARE
-    everybody = list(range(len(footage.takes)))
-    net = fit(footage, everybody, minutes, out / "syncnet_last.pt", "SyncNet", seed + 2, Log(out / "syncnet.csv"))
+    all_takes = list(range(len(footage.takes)))
+    net = fit(footage, all_takes, minutes, out / "syncnet_last.pt", "SyncNet", seed + 2, Log(out / "syncnet.csv"))
     save_weights(net, out / "syncnet.npz")
 
 
 def read_offsets(path: Path) -> dict[int, int]:
-    """Segments in step, and their offsets in frames, as the `speech` stage found them.
+    """Read the segments in sync, and their offsets in frames, as found by the `speech` stage.
 
     Raises:
-        FileNotFoundError: that stage has not been run here.
+        FileNotFoundError: that stage has not been run in this folder.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path.name} is not in the run's folder: finish the speech stage first")

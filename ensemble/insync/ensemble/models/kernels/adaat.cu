@@ -1,15 +1,15 @@
 // AdaAT on the GPU: each channel of a feature map warped by its own similarity, bilinearly, with zeros beyond the edges.
 //
-// Adaptive affine transformation (Zhang et al., 2022). The meaning is that of `affine_grid` and `grid_sample` for each channel,
-// without the grid tensor (twice as large as the features), and with each value read from and written to device memory once.
-// One block takes one plane: it lies in shared memory, where reading at any angle costs next to nothing.
+// Adaptive affine transformation (Zhang et al., 2022). Equivalent to `affine_grid` and `grid_sample` for each channel, without
+// the grid tensor (twice as large as the features), and with each value read from and written to device memory once.
+// One block warps one plane, which is in shared memory, where reads at any angle cost almost nothing.
 #include "adaat.h"
 
 constexpr int ADAAT_THREADS = 128;
 constexpr int ADAAT_SAMPLES = 32;  // in one launch
 
 // One sample of a batch: reference [C, H, W], affine [C, 4], aligned [C, H, W], each contiguous. Samples come from different
-// requests and lie anywhere: one launch takes them all, and nothing is copied together first.
+// requests and are anywhere in memory: one launch processes them all, without copying them into one batch first.
 struct AdaatSample {
     const float* reference;
     const float* affine;
@@ -67,7 +67,7 @@ __device__ void adaat_load_any(float* bordered, const float* plane, int height, 
 }
 
 // Grid: [channels, samples]. Shared memory: adaat_floats(height, width) + 4 floats.
-// not_finite: one int for each sample, set to 1 where its affine holds infinities or not-a-number; its aligned is zero there.
+// not_finite: one int for each sample, set to 1 if its affine holds infinities or not-a-number; those channels of aligned are 0.
 extern "C" __global__ void __launch_bounds__(ADAAT_THREADS)
     insync_adaat(const AdaatSamples samples, int height, int width, int* not_finite) {
     extern __shared__ float4 adaat_shared[];  // one similarity, then the plane with its border
@@ -77,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(ADAAT_THREADS)
     const AdaatSample& sample = samples.sample[blockIdx.y];
     const size_t offset = static_cast<size_t>(blockIdx.x) * height * width;
     const float* plane = sample.reference + offset;
-    if (threadIdx.x == 0) {  // once, while the others fetch
+    if (threadIdx.x == 0) {  // once, while the other threads load the plane
         const float* affine = sample.affine + 4 * blockIdx.x;
         const bool finite = adaat_finite(affine);
         *similarity = finite ? adaat_similarity(affine, height, width) : AdaatSimilarity{0, 0, 0, 0};
@@ -94,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(ADAAT_THREADS)
     const AdaatSimilarity s = *similarity;
     const AdaatDivisor columns(width);
     float* aligned = sample.aligned + offset;
-    for (int k = threadIdx.x; k < height * width; k += blockDim.x) {  // neighbours write neighbours: whole lines of memory
+    for (int k = threadIdx.x; k < height * width; k += blockDim.x) {  // adjacent threads write adjacent values: coalesced
         const int row = columns.quotient(k);
         aligned[k] = adaat_sample(bordered, s, row, k - row * width, height, width);
     }

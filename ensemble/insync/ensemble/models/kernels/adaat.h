@@ -1,6 +1,6 @@
-// AdaAT's arithmetic: where a channel's similarity looks, and what lies there.
+// AdaAT's arithmetic: the input position of each output pixel, and the value interpolated there.
 //
-// Compiles as CUDA (nvcc, and NVRTC, which knows no standard header) and as plain C++: tests run these very lines on the CPU.
+// Compiles as CUDA (nvcc, and NVRTC, which has no standard headers) and as plain C++: tests run the same code on the CPU.
 #pragma once
 
 #ifdef __CUDACC__
@@ -10,9 +10,9 @@
 #define ADAAT_INLINE inline
 #endif
 
-// A plane lies in memory with zeros around it, so that a clamped coordinate reads four values without a branch: a row above,
-// two below, and between the rows four columns that are right of one row and left of the next. Four, because a row then begins
-// on 16 bytes wherever the width is a multiple of four.
+// A plane is stored with zeros around it, so that a clamped coordinate reads four values without a branch: a row above, two
+// below, and between the rows four columns that are right of one row and left of the next. Four, because rows are then aligned
+// to 16 bytes if the width is a multiple of four.
 constexpr int ADAAT_BORDER = 4;
 
 // Floats from one row to the next.
@@ -21,8 +21,8 @@ ADAAT_INLINE int adaat_stride(int width) { return (width + 3) / 4 * 4 + ADAAT_BO
 // Floats that a plane takes with its border.
 ADAAT_INLINE int adaat_floats(int height, int width) { return (height + 3) * adaat_stride(width) + ADAAT_BORDER; }
 
-// From a place of the output, in pixels, to the place of the bordered plane that it shows. In pixels the aspect of the plane
-// cancels out of PyTorch's formula, which is one of half widths and half heights: a turn is a turn.
+// Maps an output position, in pixels, to the input position in the bordered plane. In pixels the plane's aspect ratio cancels
+// out of PyTorch's formula, which is in half widths and half heights: rotation stays a rotation.
 struct AdaatSimilarity {
     float cos, sin, left, top;
 };
@@ -49,7 +49,7 @@ ADAAT_INLINE bool adaat_finite(const float* affine) {
 // One value of the output. bordered: the plane with its border, of adaat_floats(height, width).
 ADAAT_INLINE float adaat_sample(const float* bordered, const AdaatSimilarity& s, int row, int column, int height, int width) {
     const float x = static_cast<float>(column), y = static_cast<float>(row);
-    // fmaxf and fminf give the number where the other is none: not-a-number ends in the border, which is zero.
+    // fmaxf and fminf return the operand that is a number: not-a-number is clamped to the border, which is zero.
     const float u = fminf(fmaxf(s.cos * x - s.sin * y + s.left, 0), static_cast<float>(width + 1));
     const float v = fminf(fmaxf(s.sin * x + s.cos * y + s.top, 0), static_cast<float>(height + 1));
     const int j = static_cast<int>(u), i = static_cast<int>(v), stride = adaat_stride(width);

@@ -1,8 +1,8 @@
-"""Stand-in for Triton's `dali` backend: DALI itself, on the CPU, running the serialised pipeline `model.dali`.
+"""Fallback for Triton's `dali` backend: DALI itself, on the CPU, running the serialised pipeline `model.dali`.
 
-Honours `num_threads` of the model's config. The pipeline's external sources are the config's inputs by name, its
-outputs the config's outputs in order. Requests that were batched together run as one; a sample that fails fails only
-its own request. A picture in an input FRAME is checked as the guard checks it, before anything decodes it.
+Uses `num_threads` of the model's config. The pipeline's external sources are the config's inputs by name, its outputs the
+config's outputs in order. Batched requests run together; a failing sample fails only its own request. Pictures in an input
+FRAME get the guard's checks before they are decoded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class TritonPythonModel:
     """One instance of one DALI pipeline."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Builds the pipeline."""
+        """Build the pipeline."""
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         self._threads = int(parameters.get("num_threads", "1"))
@@ -38,19 +38,19 @@ class TritonPythonModel:
         self._pipeline = self._build()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Runs all requests in as few runs as the batch size allows."""
+        """Run all requests in as few runs as the batch size allows."""
         responses: list[Any] = [None] * len(requests)
         waiting: list[tuple[int, Arrays]] = []
         for index, request in enumerate(requests):
             try:
                 inputs = {name: array(request, name) for name in self._inputs}
                 for frame in inputs.get("FRAME", ()):
-                    check_frame(memoryview(frame))  # again: anybody may ask this model itself, past the guard
+                    check_frame(memoryview(frame))  # again: clients can call this model directly, bypassing the guard
                 samples = len(inputs[self._inputs[0]])
                 if sum(len(part[self._inputs[0]]) for _, part in waiting) + samples > self._limit:
                     self._flush(waiting, responses)
                 waiting.append((index, inputs))
-            except Exception as error:  # noqa: BLE001  every request has its own answer
+            except Exception as error:  # noqa: BLE001  every request gets its own response
                 responses[index] = failure(error)
         self._flush(waiting, responses)
         return responses
@@ -62,10 +62,10 @@ class TritonPythonModel:
             outputs = self._run([inputs for _, inputs in waiting])
             for (index, _), values in zip(waiting, outputs, strict=True):
                 responses[index] = response(values)
-        except Exception as error:  # noqa: BLE001  DALI raises many kinds, for a bad sample too: it does not say which
-            self._pipeline = self._build()  # a pipeline that failed is not to be used again
+        except Exception as error:  # noqa: BLE001  DALI raises many types for a bad sample, and not which one it was
+            self._pipeline = self._build()  # a pipeline that failed must not be used again
             if len(waiting) == 1:
-                # The checks before this step leave only one cause: the data inside is not what its header says.
+                # After the checks above only one cause is left: the data does not match its header.
                 responses[waiting[0][0]] = failure(
                     BadInput(f"{self._inputs[0]} cannot be processed: {_first_line(error)}")
                 )
@@ -75,7 +75,7 @@ class TritonPythonModel:
         waiting.clear()
 
     def _run(self, batch: list[Arrays]) -> list[Arrays]:
-        """Runs the samples of several requests at once, and gives each request its part."""
+        """Run the samples of several requests at once, and return each request's part."""
         for name in self._inputs:
             self._pipeline.feed_input(name, [sample for inputs in batch for sample in inputs[name]])
         results = self._pipeline.run()
@@ -111,11 +111,11 @@ def _stack(samples: Any, start: int, end: int) -> NDArray[Any]:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [
+    messages = [
         line
         for line in lines
         if not line.startswith(
             ("Error in", "Stacktrace", "[frame", "Current pipeline", "C++ context", "Critical error")
         )
     ]
-    return (said or lines or ["unknown error"])[0][:300]
+    return (messages or lines or ["unknown error"])[0][:300]

@@ -1,4 +1,4 @@
-"""Runs a frame's steps (`insync.ensemble.repository.fused`) in this process: what one puts out, the next takes as it lies."""
+"""The backend of the fused pipeline (`insync.ensemble.repository.fused`): all steps in one process, outputs passed without copies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb
 from insync.ensemble.triton.python_backend import failure
 from insync.ensemble.triton.steps import Step, needed
 
-LIMIT_S = 45.0  # for one request. A process that takes longer hangs: it ends itself, and is replaced by who watches it
+LIMIT_S = 45.0  # for one request. A process that takes longer hangs: it exits, and the supervisor replaces it
 
 _BACKENDS = Path(__file__).resolve().parents[1]
 _VERSION = "1"
@@ -23,10 +23,10 @@ _DTYPES = {"TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
 
 
 class TritonPythonModel:
-    """One process that takes whole frames."""
+    """One process that runs all steps of a frame."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads every step, and warms it up as its config says."""
+        """Load every step and warm it up as configured."""
         self._steps = [Step(**step) for step in json.loads(_parameter(args, "steps"))]
         self._models = {}
         for step in self._steps:
@@ -37,16 +37,16 @@ class TritonPythonModel:
         self._needed: dict[frozenset[str], list[Step]] = {}
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answers each request by itself."""
-        return [self._answer(request) for request in requests]
+        """Process each request by itself."""
+        return [self._process(request) for request in requests]
 
     def finalize(self) -> None:
-        """Lets every step end."""
+        """Finalize every step."""
         for model in self._models.values():
             if hasattr(model, "finalize"):
                 model.finalize()
 
-    def _answer(self, request: Any) -> Any:
+    def _process(self, request: Any) -> Any:
         faulthandler.dump_traceback_later(LIMIT_S, exit=True)
         try:
             wanted = frozenset(request.requested_output_names())
@@ -55,13 +55,13 @@ class TritonPythonModel:
             tensors = {tensor.name(): tensor for tensor in request.inputs()}
             for step in self._needed[wanted]:
                 inputs = [_named(theirs, tensors[ours]) for theirs, ours in step.inputs.items() if ours in tensors]
-                answer = _run(self._models[step.model], step.model, inputs, list(step.outputs.values()))
-                if answer.has_error():
-                    return pb.InferenceResponse(error=answer.error())
+                response = _run(self._models[step.model], step.model, inputs, list(step.outputs.values()))
+                if response.has_error():
+                    return pb.InferenceResponse(error=response.error())
                 for ours, theirs in step.outputs.items():
-                    tensors[ours] = pb.get_output_tensor_by_name(answer, theirs)
+                    tensors[ours] = pb.get_output_tensor_by_name(response, theirs)
             return pb.InferenceResponse([_named(name, tensors[name]) for name in wanted])
-        except Exception as error:  # noqa: BLE001  every request has its own answer
+        except Exception as error:  # noqa: BLE001  every request gets its own response
             return failure(error)
         finally:
             faulthandler.cancel_dump_traceback_later()
@@ -72,7 +72,7 @@ def _parameter(args: dict[str, str], name: str) -> str:
 
 
 def _named(name: str, tensor: Any) -> Any:
-    """The tensor under another name; its data is not copied."""
+    """Return the tensor under another name, without copying its data."""
     return tensor if tensor.name() == name else pb.Tensor(name, tensor.as_numpy())
 
 
@@ -81,14 +81,14 @@ def _run(model: Any, name: str, inputs: list[Any], outputs: list[str]) -> Any:
 
 
 def _load(step: Step, args: dict[str, str]) -> Any:
-    """One step's model, started and warmed up as Triton would."""
+    """Load one step's model, initialized and warmed up as by Triton."""
     folder = Path(step.folder)
     file = (folder / _VERSION if step.backend == "python" else _BACKENDS / step.backend) / "model.py"
-    described = importlib.util.spec_from_file_location(f"{step.model}_model", file)
-    if described is None or described.loader is None:
+    spec = importlib.util.spec_from_file_location(f"{step.model}_model", file)
+    if spec is None or spec.loader is None:
         raise ImportError(f"{file} cannot be loaded")
-    module = importlib.util.module_from_spec(described)
-    described.loader.exec_module(module)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     model = module.TritonPythonModel()
     model.initialize(
         {
@@ -101,10 +101,10 @@ def _load(step: Step, args: dict[str, str]) -> Any:
     )
     for warmup in step.config.get("model_warmup", ()):
         zeros = [
-            pb.Tensor(name, np.zeros((warmup["batch_size"], *map(int, told["dims"])), _DTYPES[told["data_type"]]))
-            for name, told in warmup["inputs"].items()
+            pb.Tensor(name, np.zeros((warmup["batch_size"], *map(int, given["dims"])), _DTYPES[given["data_type"]]))
+            for name, given in warmup["inputs"].items()
         ]
-        answer = _run(model, step.model, zeros, list(step.outputs.values()))
-        if answer.has_error():
-            raise RuntimeError(f"it does not warm up: {answer.error().message()}")
+        response = _run(model, step.model, zeros, list(step.outputs.values()))
+        if response.has_error():
+            raise RuntimeError(f"its warm-up failed: {response.error().message()}")
     return model

@@ -1,8 +1,8 @@
-"""Stand-in for Triton's `onnxruntime` backend: ONNX Runtime itself, on the CPU; with `INSYNC_GPU=1` what `insync.ensemble.inference.onnx_session` finds.
+"""Fallback for Triton's `onnxruntime` backend: ONNX Runtime on the CPU, or with `INSYNC_GPU=1` the GPU runtime.
 
-Honours `intra_op_thread_count`, `inter_op_thread_count` and `default_model_filename` of the model's config, and
-`idle_thread_count`, which the backend that it stands in for does not know: the threads of a run while cores stand idle.
-Requests that were batched together run as one, where their shapes are equal.
+`insync.ensemble.inference.runtime` chooses the GPU runtime. Uses `intra_op_thread_count`, `inter_op_thread_count` and
+`default_model_filename` of the model's config, and `idle_thread_count`, which the compiled backend does not have: the
+threads of a run while cores are idle. Batched requests run together if their shapes are equal.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TritonPythonModel:
     """One instance of one ONNX model."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the graph and checks that it has the tensors of the config."""
+        """Load the graph and check that it has the tensors of the config."""
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"]
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
@@ -53,10 +53,10 @@ class TritonPythonModel:
         ):
             missing = set(names) - set(known)
             if missing:
-                raise ValueError(f"{path.name} has no {kind} {sorted(missing)}, it has {list(known)}")
+                raise ValueError(f"{path.name} has no {kind} {sorted(missing)}: it must be one of {list(known)}")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Runs all requests, those of equal shapes together."""
+        """Run all requests, those of equal shapes together."""
         inputs: list[Arrays] = []
         groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
         responses: list[Any] = [None] * len(requests)
@@ -65,16 +65,16 @@ class TritonPythonModel:
                 inputs.append({name: array(request, name) for name in self._inputs})
                 shapes = tuple(value.shape[self._batched :] for value in inputs[-1].values())
                 groups.setdefault(shapes, []).append(index)
-            except Exception as error:  # noqa: BLE001  every request has its own answer
+            except Exception as error:  # noqa: BLE001  every request gets its own response
                 inputs.append({})
                 responses[index] = failure(error)
         for group in groups.values():
-            for index, reply in zip(group, self._together([inputs[index] for index in group]), strict=True):
-                responses[index] = reply
+            for index, result in zip(group, self._together([inputs[index] for index in group]), strict=True):
+                responses[index] = result
         return responses
 
     def _together(self, inputs: list[Arrays]) -> list[Any]:
-        """Answers requests of equal shapes in one run; if that fails, each by itself: only the culprit fails."""
+        """Process requests of equal shapes in one run; if that fails, each by itself, so that only the bad one fails."""
         try:
             if len(inputs) == 1:
                 return [response(self._run(inputs[0]))]
@@ -95,8 +95,8 @@ def _options(parameters: dict[str, str]) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", "0"))
     options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", "1"))
-    # Threads that spin while they wait take the core from the other models' threads.
+    # Threads that busy-wait take the core from the other models' threads.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Work is dealt out in small portions: a thread whose core is taken for a while holds up the others for less.
+    # Small blocks of work: a thread that is preempted for a while then delays the other threads less.
     options.add_session_config_entry("session.dynamic_block_base", "4")
     return options
