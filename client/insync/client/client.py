@@ -263,10 +263,10 @@ class Client:
                 give more throughput. For a live stream it should be at least fps × `deadline_s`, or reading stalls before
                 the deadline is over.
             region: send only the face's surroundings, at no more than the crop's resolution; False sends whole frames.
-            composite: "client" blends the patch into the caller's own pixels; "server" returns whole frames as JPEGs.
+            composite: "client" blends the patch into a copy of the caller's own pixels; "server" returns whole frames as JPEGs.
             deadline_s: makes this a live stream; seconds, above 0 and up to 60. It counts from the moment the stream has
-                read the frame and the frame's audio has arrived (120 ms of look-ahead included), not from the camera's
-                capture, to the synced frame. The server reserves capacity for a live stream, or refuses it at once.
+                read the frame and its audio has arrived (up to 120 ms after the frame's time), not from the camera's
+                capture, until the synced frame is ready. The server reserves capacity for a live stream, or refuses it at once.
             late: the policy for a live stream's frame that misses its deadline. "wait" yields it late. "skip" leaves it
                 out. "repeat" yields the previous synced frame again in its place. With "skip" and "repeat", the client
                 sends fewer frames while they are late, as many as return in time. `SyncedFrame` and `clock` record it.
@@ -280,7 +280,8 @@ class Client:
             BadInput: an option is not allowed or the client is not connected (raised by the call itself); or a frame or
                 audio chunk is not allowed.
             NotFound: no twin has this id.
-            Overloaded: no server has capacity for another live stream, or for a frame within `overload_s`.
+            Overloaded: no server has capacity for another live stream, or for a frame within `overload_s`
+                (`retry_s` in a live stream).
             InsyncError: any other failure. The frames before the failed one are yielded first.
         """
         if not self._connected:
