@@ -1,7 +1,7 @@
 """Make a live camera speak: `python examples/live_camera.py SPEECH [--camera NUMBER or CLIP] [--out FOLDER]`.
 
-SPEECH stands for a microphone: the stream gets its samples as they would come out of one. A clip stands for a camera: its
-frames come at their own times. Without --out, the frames are shown in a window.
+SPEECH simulates a microphone: the stream gets its samples in real time. A clip simulates a camera: its frames come at their
+own times. Without --out, the frames are shown in a window.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from insync.client import Client, InsyncError, SyncedFrame, TimedFrame
 
 RATE_HZ = 16_000
-PIECE = RATE_HZ // 50  # samples that a microphone gives at once: 20 ms
+CHUNK = RATE_HZ // 50  # samples that a microphone delivers at once: 20 ms
 REGISTRATION_FRAMES = 50
 
 
@@ -32,44 +32,44 @@ def load_speech(path: str) -> Any:
     resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE_HZ)
     with av.open(path) as file:
         if not file.streams.audio:
-            sys.exit(f"live_camera: {path} has no sound; name a file that has")
-        decoded = [*file.decode(audio=0), None]  # None asks for what the resampler still holds
+            sys.exit(f"live_camera: {path} has no sound; it must be a file with an audio track")
+        decoded = [*file.decode(audio=0), None]  # None flushes the resampler
         return np.concatenate([part.to_ndarray()[0] for frame in decoded for part in resampler.resample(frame)])
 
 
 def microphone(speech: Any, start_s: float) -> Iterator[Any]:
-    """Yield pieces of the speech, each when a microphone that was switched on at `start_s` has heard it."""
-    for first in range(0, len(speech), PIECE):
-        piece = speech[first : first + PIECE]
-        time.sleep(max(0.0, start_s + (first + len(piece)) / RATE_HZ - time.monotonic()))
-        yield piece
+    """Yield chunks of the speech in real time, like a microphone that was switched on at `start_s`."""
+    for first in range(0, len(speech), CHUNK):
+        chunk = speech[first : first + CHUNK]
+        time.sleep(max(0.0, start_s + (first + len(chunk)) / RATE_HZ - time.monotonic()))
+        yield chunk
 
 
 def live_frames(camera: Any, is_clip: bool, fps: float, start_s: float, length_s: float) -> Iterator[TimedFrame]:
-    """Yield a camera's frames, each with the time at which it came, in seconds after `start_s`.
+    """Yield a camera's frames, each with its capture time in seconds after `start_s`.
 
-    The stream asks for the next frame when it has the sound for this one, 120 ms later. So a thread takes the frames as they
-    come, for their times to be the camera's. Where nobody asks for them for longer, it drops the oldest.
+    The stream requests the next frame only when it has the audio for this one, 120 ms later. So a thread captures the frames,
+    to record their true times. If the stream does not request them for longer, it drops the oldest.
     """
-    taken: queue.Queue[TimedFrame | None] = queue.Queue()
+    captured: queue.Queue[TimedFrame | None] = queue.Queue()
     ended = threading.Event()
 
-    def take() -> None:
+    def capture() -> None:
         while not ended.is_set():
-            there, bgr = camera.read()
+            success, bgr = camera.read()
             time_s = camera.get(cv2.CAP_PROP_POS_MSEC) / 1000 if is_clip else time.monotonic() - start_s
-            if not there or time_s >= length_s:
+            if not success or time_s >= length_s:
                 break
             if is_clip:
                 time.sleep(max(0.0, start_s + time_s - time.monotonic()))
-            if taken.qsize() > fps * 0.25:
-                taken.get()
-            taken.put(TimedFrame(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), time_s))
-        taken.put(None)
+            if captured.qsize() > fps * 0.25:
+                captured.get()
+            captured.put(TimedFrame(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), time_s))
+        captured.put(None)
 
-    threading.Thread(target=take, daemon=True).start()
+    threading.Thread(target=capture, daemon=True).start()
     try:
-        yield from iter(taken.get, None)
+        yield from iter(captured.get, None)
     finally:
         ended.set()
 
@@ -85,16 +85,16 @@ async def show(synced: SyncedFrame, out: Path | None) -> None:
 
 
 async def speak(options: argparse.Namespace) -> None:
-    """Register the person in front of the camera, then show them speaking until the speech ends."""
+    """Register the person in front of the camera, then show them speaking the speech until it ends."""
     speech = load_speech(options.speech)
     is_clip = not options.camera.isdigit()
     camera = cv2.VideoCapture(options.camera if is_clip else int(options.camera))
     if not camera.isOpened():
-        sys.exit(f"live_camera: camera {options.camera!r} cannot be opened; allowed: a camera's number, or a clip")
+        sys.exit(f"live_camera: camera {options.camera!r} cannot be opened; it must be a camera's number, or a clip")
     async with Client(options.server) as client:
         first = [camera.read() for _ in range(REGISTRATION_FRAMES)]
-        twin = await client.register([cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB) for there, bgr in first if there])
-        camera.set(cv2.CAP_PROP_POS_FRAMES, 0)  # a clip begins again; a camera cannot
+        twin = await client.register([cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB) for success, bgr in first if success])
+        camera.set(cv2.CAP_PROP_POS_FRAMES, 0)  # a clip starts over; a camera ignores this
         fps, start_s, length_s = camera.get(cv2.CAP_PROP_FPS) or 25, time.monotonic(), len(speech) / RATE_HZ
         stream = client.stream(
             live_frames(camera, is_clip, fps, start_s, length_s),
@@ -102,7 +102,10 @@ async def speak(options: argparse.Namespace) -> None:
             twin=twin,
             fps=fps,
             audio_rate_hz=RATE_HZ,
-            in_flight=2 + int(fps * options.deadline),  # as many as a camera gives while one may take
+            in_flight=2
+            + int(
+                fps * options.deadline
+            ),  # at least fps × deadline: the frames that a camera delivers within a deadline
             deadline_s=options.deadline,
             late="skip",
         )
@@ -110,23 +113,23 @@ async def speak(options: argparse.Namespace) -> None:
         async for synced in stream:
             await show(synced, options.out)
             shown += 1
-    print(f"{shown} frames shown in {length_s:.1f} s; the camera gives {fps:g} a second")  # noqa: T201
+    print(f"{shown} frames shown in {length_s:.1f} s; the camera has {fps:g} frames/s")  # noqa: T201
 
 
 def main() -> None:
-    """Read the command line, and say what went wrong in one line."""
+    """Parse the command line, and run; report an error in one line."""
     parser = argparse.ArgumentParser(description="Make a live camera speak.")
-    parser.add_argument("speech", help="sound file that stands for a microphone")
-    parser.add_argument("--camera", default="0", help="a camera's number, or a clip (default: 0)")
+    parser.add_argument("speech", help="audio file that simulates a microphone")
+    parser.add_argument("--camera", default="0", help="number of a camera, or a clip that simulates one (default: 0)")
     parser.add_argument("--server", default="127.0.0.1:8001", metavar="HOST:PORT", help="default: %(default)s")
     parser.add_argument(
         "--deadline",
         type=float,
         default=0.2,
         metavar="SECONDS",
-        help="later frames are left out (default: %(default)s)",
+        help="skip frames that are later than this (default: %(default)s)",
     )
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write JPEGs there, in place of a window")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write JPEGs to FOLDER instead of showing a window")
     options = parser.parse_args()
     try:
         if options.out:
@@ -135,7 +138,7 @@ def main() -> None:
             cv2.namedWindow("InSync")
         asyncio.run(speak(options))
     except cv2.error:
-        sys.exit("live_camera: this OpenCV opens no windows (opencv-python does, on a desktop); use --out FOLDER")
+        sys.exit("live_camera: this OpenCV cannot open windows (opencv-python can, on a desktop); use --out FOLDER")
     except (InsyncError, OSError, av.FFmpegError) as exc:
         sys.exit(f"live_camera: {exc}")
 

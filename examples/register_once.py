@@ -1,7 +1,7 @@
-"""Register a person once, then let them say many sentences: `python examples/register_once.py CLIP SENTENCE.wav… --out FOLDER`.
+"""Register a person once, then make them speak many sentences: `python examples/register_once.py CLIP SENTENCE.wav… --out FOLDER`.
 
-The twin's id is kept in a text file, so that the next run needs no registration. All sentences are streamed at the same
-time, over one connection; each becomes FOLDER/SENTENCE.mp4.
+The twin's id is stored in a text file, so that the next run needs no registration. All sentences are streamed concurrently
+over one connection; each becomes FOLDER/SENTENCE.mp4.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from insync.client import Client, InsyncError, NotFound
 
 RATE_HZ = 16_000
-# Says in the file that it is synthetic; `insync verify` reads it.
+# Marks the file as synthetic; `insync verify` reads it.
 COMMENT = "Digital source type: http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 
 
@@ -28,42 +28,42 @@ def load_speech(path: Path) -> Any:
     resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE_HZ)
     with av.open(str(path)) as file:
         if not file.streams.audio:
-            sys.exit(f"register_once: {path} has no sound; name a file that has")
-        decoded = [*file.decode(audio=0), None]  # None asks for what the resampler still holds
+            sys.exit(f"register_once: {path} has no sound; it must be a file with an audio track")
+        decoded = [*file.decode(audio=0), None]  # None flushes the resampler
         return np.concatenate([part.to_ndarray()[0] for frame in decoded for part in resampler.resample(frame)])
 
 
 def footage(clip: Path, count: int | None = None) -> Iterator[Any]:
-    """Yield RGB frames of the clip: each once, or `count` of them, from the start again where the clip is too short."""
-    given = 0
-    while given != count:
+    """Yield RGB frames of the clip: each once, or `count` of them, in a loop if the clip is shorter."""
+    yielded = 0
+    while yielded != count:
         with av.open(str(clip)) as file:
             for frame in file.decode(video=0):
                 yield frame.to_ndarray(format="rgb24")
-                given += 1
-                if given == count:
+                yielded += 1
+                if yielded == count:
                     return
-        count = count or given
+        count = count or yielded
 
 
-async def twin_of(client: Client, clip: Path, kept: Path) -> str:
-    """Take the kept id where the server still knows it; else register the person in the clip, and keep the new id."""
-    if kept.exists():
-        twin = kept.read_text().strip()
-        try:  # one silent frame tells
+async def load_or_register(client: Client, clip: Path, stored: Path) -> str:
+    """Return the stored id if the server still has this twin; else register the person in the clip, and store the new id."""
+    if stored.exists():
+        twin = stored.read_text().strip()
+        try:  # sync one silent frame to find out
             async for _ in client.stream(footage(clip, 1), np.zeros(1), twin=twin):
-                print(f"twin {twin}, from {kept}")  # noqa: T201
+                print(f"twin {twin}, from {stored}")  # noqa: T201
             return twin
         except NotFound:
-            print(f"the server does not know twin {twin} any more")  # noqa: T201
+            print(f"the server has no twin {twin} any more")  # noqa: T201
     twin = await client.register(footage(clip))
-    kept.write_text(f"{twin}\n")
-    print(f"twin {twin}, registered and kept in {kept}")  # noqa: T201
+    stored.write_text(f"{twin}\n")
+    print(f"twin {twin}, registered and stored in {stored}")  # noqa: T201
     return twin
 
 
-async def say(client: Client, twin: str, clip: Path, speech: Any, out: Path) -> None:
-    """Stream one sentence into a file, which gets its name when it is complete."""
+async def speak(client: Client, twin: str, clip: Path, speech: Any, out: Path) -> None:
+    """Stream one sentence into a file, which is renamed to `out` when it is complete."""
     with av.open(str(clip)) as file:
         fps = file.streams.video[0].average_rate
     frames = footage(clip, max(1, round(len(speech) / RATE_HZ * fps)))
@@ -75,9 +75,9 @@ async def say(client: Client, twin: str, clip: Path, speech: Any, out: Path) -> 
         async for synced in client.stream(frames, speech, twin=twin, fps=fps, audio_rate_hz=RATE_HZ, in_flight=4):
             if synced.index == 0:
                 video.height, video.width = synced.image.shape[:2]
-                heard = av.AudioFrame.from_ndarray(speech[None], format="s16", layout="mono")
-                heard.sample_rate = RATE_HZ
-                file.mux([*audio.encode(heard), *audio.encode(None)])
+                sound = av.AudioFrame.from_ndarray(speech[None], format="s16", layout="mono")
+                sound.sample_rate = RATE_HZ
+                file.mux([*audio.encode(sound), *audio.encode(None)])
             file.mux(await asyncio.to_thread(video.encode, av.VideoFrame.from_ndarray(synced.image)))
         file.mux(video.encode(None))
     unfinished.replace(out)
@@ -85,20 +85,28 @@ async def say(client: Client, twin: str, clip: Path, speech: Any, out: Path) -> 
 
 
 async def run(options: argparse.Namespace) -> None:
-    """Let one twin say every sentence, all at once."""
+    """Make one twin speak all sentences concurrently."""
     speeches = {options.out / f"{path.stem}.mp4": load_speech(path) for path in options.sentences}
     async with Client(options.server) as client:
-        twin = await twin_of(client, options.clip, options.twin_file)
-        await asyncio.gather(*(say(client, twin, options.clip, speech, out) for out, speech in speeches.items()))
+        twin = await load_or_register(client, options.clip, options.twin_file)
+        await asyncio.gather(*(speak(client, twin, options.clip, speech, out) for out, speech in speeches.items()))
 
 
 def main() -> None:
-    """Read the command line, and say what went wrong in one line."""
-    parser = argparse.ArgumentParser(description="Register a person once, then let them say many sentences.")
+    """Parse the command line, and run; report an error in one line."""
+    parser = argparse.ArgumentParser(description="Register a person once, then make them speak many sentences.")
     parser.add_argument("clip", type=Path, help="video of the person")
-    parser.add_argument("sentences", type=Path, nargs="+", metavar="sentence", help="sound file of what to say")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for one .mp4 of each sentence")
-    parser.add_argument("--twin-file", type=Path, default=Path("twin.txt"), metavar="FILE", help="default: %(default)s")
+    parser.add_argument("sentences", type=Path, nargs="+", metavar="sentence", help="audio file of a sentence")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="write an .mp4 of each sentence to FOLDER"
+    )
+    parser.add_argument(
+        "--twin-file",
+        type=Path,
+        default=Path("twin.txt"),
+        metavar="FILE",
+        help="stores the twin's id (default: %(default)s)",
+    )
     parser.add_argument("--server", default="127.0.0.1:8001", metavar="HOST:PORT", help="default: %(default)s")
     options = parser.parse_args()
     try:

@@ -35,6 +35,7 @@ PUBLIC = [
     "ServerError",
     "ServerTimeout",
     "ServerUnavailable",
+    "StageClock",
     "Stages",
     "SyncedFrame",
     "TimedFrame",

@@ -202,7 +202,7 @@ def test_a_video_without_a_face(server: EmbeddedServer, sample_clip: Path, tmp_p
         black, audio, out, server=server.grpc_url, options=DubOptions(twin=twin, quality="lossless", progress=False)
     )
     assert (report.frames, report.changed) == (5, 0)
-    assert report.notes == ("no face was found in any frame: the picture is unchanged",)
+    assert report.notes == ("no face was found in any frame: the video is unchanged",)
     for before, after in zip(read(black)[1], read(out)[1], strict=True):
         for one, other in zip(before, after, strict=True):
             np.testing.assert_array_equal(one, other)
@@ -216,7 +216,7 @@ def test_a_face_that_is_not_in_every_frame(
     audio = write_noise(tmp_path / "a.wav", 0.6)
     report = dub(clip, audio, tmp_path / "out.mp4", server=server.grpc_url, options=DubOptions(progress=False))
     assert (report.frames, report.changed) == (15, 10)
-    assert report.notes == ("5 of 15 frames show no face that can be synced and passed through untouched",)
+    assert report.notes == ("5 of 15 frames show no face that can be synced and passed through unchanged",)
 
 
 @pytest.mark.parametrize("late", ["wait", "skip", "repeat"])
@@ -342,7 +342,7 @@ def test_marks_on_the_command_line(
         ("tagged.mkv", [], "own", 0, 3, "mkv file cannot hold a C2PA manifest"),
         ("plain.mov", ["--no-provenance"], "own", 0, 4, ""),
         ("failed.mp4", [], "file", 3, 3, "but it is not signed: signing failed"),
-        ("quiet.mp4", ["-q"], "file", 3, 3, "is whole, but not signed: signing failed"),
+        ("quiet.mp4", ["-q"], "file", 3, 3, "is complete, but not signed: signing failed"),
     ):
         monkeypatch.setenv("INSYNC_SIGNING", str(tmp_path / signing))
         path = tmp_path / out

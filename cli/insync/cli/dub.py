@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from insync.cli.embedded import embedded_server
-from insync.cli.exit_codes import EXIT_TAGGED, say
+from insync.cli.exit_codes import EXIT_TAGGED, log
 from insync.cli.options import add_server, tls_options
 from insync.client.streaming.frame_dropping import LATE
 from insync.core.errors import missing_extra
@@ -17,57 +17,71 @@ __all__ = ["add_dub"]
 
 
 def add_dub(commands: Any) -> None:
+    """Add the command."""
     dub = commands.add_parser(
         "dub",
         help="make the person in a video speak an audio file",
-        description="Makes the person in VIDEO speak AUDIO and writes the result to OUT. Size, frame rate, rotation "
-        "and colours stay; every pixel outside the mouth is the source's.",
+        description="Make the person in VIDEO speak AUDIO, and write the result to OUT. Size, frame rate, rotation and "
+        "colours stay the same; every pixel outside the mouth comes from VIDEO.",
     )
     dub.add_argument("video", metavar="VIDEO", type=Path, help="video file, or a photo")
     dub.add_argument("audio", metavar="AUDIO", type=Path, help="any file with an audio track")
     dub.add_argument(
-        "-o", "--out", metavar="OUT", type=Path, required=True, help=".mp4, .m4v, .mov or .mkv; replaced if it exists"
+        "-o",
+        "--out",
+        metavar="OUT",
+        type=Path,
+        required=True,
+        help="output: .mp4, .m4v, .mov or .mkv; replaced if it exists",
     )
-    dub.add_argument("--twin", metavar="ID", help="a registered person; default: registers the one in VIDEO")
+    dub.add_argument("--twin", metavar="ID", help="id of a registered person (default: register the person in VIDEO)")
     dub.add_argument(
         "--extend",
         choices=("bounce", "loop", "freeze", "none"),
         default="bounce",
-        help="where the audio is longer, the video runs back and forth, starts again, stands still, or ends with the "
-        "audio cut (default: %(default)s)",
+        help="if AUDIO is longer: play VIDEO backwards and forwards in turn, start it again, repeat its last frame, or end "
+        "with it and cut AUDIO (default: %(default)s)",
     )
     dub.add_argument(
-        "--trim", action="store_true", help="where the video is longer, end with the audio; default: a resting mouth"
+        "--trim",
+        action="store_true",
+        help="if VIDEO is longer, end with AUDIO (default: continue VIDEO with a resting mouth)",
     )
     dub.add_argument(
         "--quality",
         choices=("lossless", "high", "medium", "low"),
         default="high",
-        help="of the result; lossless keeps every pixel outside the mouth exactly (default: %(default)s)",
+        help="quality of OUT; lossless keeps every pixel outside the mouth exactly (default: %(default)s)",
     )
     dub.add_argument(
-        "--in-flight", metavar="N", type=int, default=8, help="frames under way at once (default: %(default)s)"
+        "--in-flight",
+        metavar="N",
+        type=int,
+        default=8,
+        help="maximum number of frames in flight (default: %(default)s)",
     )
     dub.add_argument(
-        "--whole-frames", action="store_true", help="send whole frames to the server, not only the face's surroundings"
+        "--whole-frames",
+        action="store_true",
+        help="send whole frames to the server instead of only the face's surroundings",
     )
     dub.add_argument(
         "--no-provenance",
         action="store_true",
-        help="do not mark OUT as synthetic; default: a signed C2PA manifest (.mp4, .m4v, .mov) and a metadata tag",
+        help="do not mark OUT as synthetic (default: add a signed C2PA manifest to .mp4, .m4v and .mov, and a metadata tag)",
     )
     dub.add_argument(
         "--deadline",
         metavar="S",
         type=float,
-        help="take VIDEO for a camera, whose frames come at their own pace and are wanted S seconds later; the server "
-        "keeps room for it, or refuses it at once (default: as fast as it goes)",
+        help="simulate a live camera: read frames at their own times, and expect each within S seconds; the server reserves "
+        "capacity for the stream, or refuses it at once (default: dub as fast as possible)",
     )
     dub.add_argument(
         "--late",
         choices=LATE,
         default=LATE[0],
-        help="a frame that is not there after --deadline is waited for, is left out, or the one before stands in for it "
+        help="policy for frames that miss --deadline: wait for them, skip them, or repeat the previous frame "
         "(default: %(default)s)",
     )
     dub.add_argument(
@@ -75,21 +89,22 @@ def add_dub(commands: Any) -> None:
         metavar="S",
         type=float,
         default=30.0,
-        help="send frames again for so long while no server answers (default: %(default)s)",
+        help="retry for S seconds while no server responds (default: %(default)s)",
     )
-    dub.add_argument("--timings", action="store_true", help="print where the time went")
-    dub.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no notes")
+    dub.add_argument("--timings", action="store_true", help="print the time of each stage")
+    dub.add_argument("-q", "--quiet", action="store_true", help="show no progress bar and no notes")
     add_server(dub)
     dub.set_defaults(run=_dub)
 
 
 def _dub(options: argparse.Namespace) -> int:
+    """Run the command."""
     try:
         from insync.client.dub import DubJob, DubOptions
     except ImportError as exc:
         raise missing_extra("media", exc) from exc
     tls = tls_options(options, options.server)
-    how = DubOptions(
+    dub_options = DubOptions(
         twin=options.twin,
         extend=options.extend,
         trim=options.trim,
@@ -103,19 +118,19 @@ def _dub(options: argparse.Namespace) -> int:
         retry_s=options.retry,
         tls=tls,
     )
-    job = DubJob(options.video, options.audio, options.out, how)  # refuses bad files before a server is started
+    job = DubJob(options.video, options.audio, options.out, dub_options)  # checks the files before a server is started
     with nullcontext(options.server) if options.server is not None else embedded_server() as address:
         report = job.run(address)
     if options.quiet and report.failed_to_sign:
-        say(f"{report.out} is whole, but not signed: {report.failed_to_sign}")
+        log(f"{report.out} is complete, but not signed: {report.failed_to_sign}")
     if not options.quiet:
         for note in report.notes:
-            say(f"note: {note}")
+            log(f"note: {note}")
     if options.timings:
         stages = report.stages
         parts = ", ".join(f"{stage} {1000 * s / max(1, report.frames):.1f}" for stage, s in report.stages_s.items())
-        say(
+        log(
             f"{report.frames} frames in {stages.wall_s:.1f} s: {stages.fps:.1f} fps; ms per frame: {parts}; "
-            f"client processor time {stages.client_cpu_ms:.1f}"
+            f"client CPU time {stages.client_cpu_ms:.1f}"
         )
     return EXIT_TAGGED if report.failed_to_sign else 0

@@ -1,4 +1,4 @@
-"""Run a server on this machine for one command."""
+"""A server on this machine for one command."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["embedded_server"]
 
 
 def embedded_server(twin_store: Path | None = None) -> AbstractContextManager[str]:
-    """A server on this machine for as long as the block runs: a context manager that gives its address.
+    """Make a context manager that runs a server on this machine, and returns its address HOST:PORT.
 
     Raises:
-        MissingExtra: the serving part is not installed.
-        ServerError: the server does not start.
+        MissingExtra: `insync[serve]` is not installed.
+        ServerError: the server cannot be started.
     """
     return _Embedded(twin_store)
 
@@ -41,4 +41,4 @@ class _Embedded(AbstractContextManager[str]):
 
     def __exit__(self, *exc: object) -> None:
         if self._server is not None:
-            self._server.stop(drain=False)  # nobody waits for an answer any more
+            self._server.stop(drain=False)  # no request is waiting for a response

@@ -1,4 +1,4 @@
-"""The command line: `insync dub`, `twin`, `serve`, `probe`, `verify`, `export`, `evaluate`, `curate`, `train`, `loadtest`. Each command imports its part only when it runs."""
+"""The command line `insync`. Each command imports its package only when it runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from insync.cli.dub import add_dub
-from insync.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, say
+from insync.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, log
 from insync.cli.probe import add_probe
 from insync.cli.serve import add_serve
 from insync.cli.twin import add_twin
@@ -21,32 +21,31 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command.
+    """Run a command. A failure is one line on stderr.
 
     Args:
-        argv: arguments without the program's name; None takes the process's.
+        argv: arguments without the program's name; None uses those of the process.
 
     Returns:
-        0; 1 where the command failed, 2 for wrong usage or a part that is not installed, 130 where it was interrupted;
-        3 to 5 as `insync verify` says, and 3 for a dubbed file that is whole but could not be signed.
-        A failure is one line on stderr.
+        The exit code: 0; 1 if the command failed; 2 for wrong usage or an optional part that is not installed; 130 if it
+        was interrupted; 3 to 5 as in `insync verify --help`, and 3 if a dubbed file is complete but could not be signed.
     """
-    # gRPC's own log would mix its lines with ours; what matters of it comes as an error.
+    # gRPC would write its own log to stderr; relevant failures are raised as errors anyway.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] in (["export"], ["evaluate"], ["curate"], ["train"], ["loadtest"]):  # have parsers of their own
-        return _own_parser(arguments[0], arguments[1:])
+    if arguments[:1] in (["export"], ["evaluate"], ["curate"], ["train"], ["loadtest"]):  # these have their own parsers
+        return _run_own_parser(arguments[0], arguments[1:])
     options = _parser().parse_args(arguments)
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up on both
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up on SIGTERM as on Ctrl-C
     try:
         return int(options.run(options))
     except KeyboardInterrupt:
-        say("interrupted")
+        log("interrupted")
         return EXIT_INTERRUPTED
     except InsyncError as exc:
         if options.debug:
             raise
-        say(str(exc))
+        log(str(exc))
         return EXIT_USAGE if isinstance(exc, MissingExtra) else EXIT_FAILED
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -54,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="insync", description="Makes a filmed person speak any audio, through a Triton Inference Server."
+        prog="insync",
+        description="Make a filmed person speak any audio, with a lip-sync model on Triton Inference Server.",
     )
     parser.set_defaults(debug=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -63,15 +63,16 @@ def _parser() -> argparse.ArgumentParser:
     add_serve(commands)
     add_verify(commands)
     add_probe(commands)
-    commands.add_parser("export", help="write the served artefacts from a checkpoint", add_help=False)
-    commands.add_parser("evaluate", help="measure dubs of held-out footage, with a page to look at", add_help=False)
-    commands.add_parser("loadtest", help="put load on a server: capacity, soak, reports", add_help=False)
-    commands.add_parser("curate", help="turn footage into a training set, with a report to look at", add_help=False)
-    commands.add_parser("train", help="train the network, stage by stage, or all of it", add_help=False)
+    commands.add_parser("export", help="export a checkpoint to the served models", add_help=False)
+    commands.add_parser("evaluate", help="measure dubs of held-out footage, and write a report", add_help=False)
+    commands.add_parser("loadtest", help="load-test a server: capacity, soak, reports", add_help=False)
+    commands.add_parser("curate", help="turn footage into a training set, and write a report", add_help=False)
+    commands.add_parser("train", help="train the network: one stage, or all", add_help=False)
     return parser
 
 
-def _own_parser(command: str, arguments: list[str]) -> int:
+def _run_own_parser(command: str, arguments: list[str]) -> int:
+    """Run a command that parses its own arguments."""
     module, extras = {
         "export": ("insync.export.cli", "export"),
         "evaluate": ("insync.training.cli.evaluate", "serve,train"),
@@ -82,7 +83,7 @@ def _own_parser(command: str, arguments: list[str]) -> int:
     try:
         run = importlib.import_module(module).main
     except ImportError as exc:
-        say(f"this needs a part that is not installed ({exc.name}): pip install 'insync[{extras}]'")
+        log(f"this needs a part that is not installed ({exc.name}): pip install 'insync[{extras}]'")
         return EXIT_USAGE
     return int(run(arguments) or 0)
 

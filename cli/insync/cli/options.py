@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -12,40 +12,42 @@ __all__ = ["add_server", "add_tls_options", "tls_options"]
 
 
 def add_server(command: argparse.ArgumentParser) -> None:
-    """Add the options that say which server does the work."""
+    """Add the options of the server to use."""
     command.add_argument(
         "--server",
         metavar="HOST:PORT",
-        help="gRPC endpoint; several with commas between them, where one goes on when another fails; default: a server "
-        "on this machine, for this command alone",
+        help="gRPC endpoint, or several separated by commas for failover (default: start a server on this machine for this "
+        "command)",
     )
     add_tls_options(command)
     command.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
 def add_tls_options(parser: argparse._ActionsContainer) -> None:
-    """Adds what a command that talks to a server may be told of TLS."""
-    parser.add_argument("--tls", action="store_true", help="speak TLS, trusting the certificates that gRPC brings")
-    parser.add_argument("--tls-ca", metavar="PEM", type=Path, help="speak TLS, trusting this CA")
-    parser.add_argument("--tls-cert", metavar="PEM", type=Path, help="this client's certificate, for mutual TLS")
-    parser.add_argument("--tls-key", metavar="PEM", type=Path, help="its key")
-    parser.add_argument("--tls-name", metavar="HOST", help="the name in the server's certificate, if not the address's")
+    """Add the TLS options of a client."""
+    parser.add_argument("--tls", action="store_true", help="use TLS, and trust gRPC's built-in CA certificates")
+    parser.add_argument("--tls-ca", metavar="PEM", type=Path, help="use TLS, and trust this CA certificate")
+    parser.add_argument("--tls-cert", metavar="PEM", type=Path, help="client certificate, for mutual TLS")
+    parser.add_argument("--tls-key", metavar="PEM", type=Path, help="private key of --tls-cert")
+    parser.add_argument(
+        "--tls-name", metavar="HOST", help="host name in the server's certificate, if it is not the address's"
+    )
 
 
 def tls_options(options: argparse.Namespace, server: str | None, option: str = "--server") -> TlsOptions | None:
-    """What a command was told of TLS; None: to speak without.
+    """Return a command's TLS options; None: without TLS.
 
     Args:
-        options: parsed, of a parser that `add_tls_options` was given.
-        server: that the command was told to talk to.
-        option: which tells it.
+        options: parsed options, from a parser with `add_tls_options`.
+        server: the given server's address; None if no server was given.
+        option: name of the option that gives the server.
 
     Raises:
-        BadInput: it was told of TLS and of no server.
+        BadInput: there are TLS options but no server.
     """
     given = TlsOptions(options.tls_ca, options.tls_cert, options.tls_key, options.tls_name)
     if not options.tls and given == TlsOptions():
         return None
     if server is None:
-        raise BadInput(f"TLS options need {option}: a server of this command's own listens on loopback, without TLS")
+        raise BadInput(f"TLS options need {option}: a server that this command starts listens on loopback, without TLS")
     return given

@@ -12,37 +12,50 @@ __all__ = ["add_serve"]
 
 
 def add_serve(commands: Any) -> None:
+    """Add the command."""
     serve = commands.add_parser(
         "serve",
         help="run the server on this machine",
-        description="Runs Triton with InSync's models until Ctrl-C or SIGTERM, and prints where it listens.",
+        description="Run Triton with InSync's models until Ctrl-C or SIGTERM, and print the addresses that it listens on.",
     )
-    serve.add_argument("--repository", metavar="FOLDER", type=Path, help="model repository (default: the shipped one)")
+    serve.add_argument(
+        "--repository",
+        metavar="FOLDER",
+        type=Path,
+        help="model repository (default: the one that is installed with InSync)",
+    )
     serve.add_argument("--twins", metavar="FOLDER", type=Path, help="twin store (default: $INSYNC_TWINS)")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    for name, port in (("grpc", 8001), ("http", 8000), ("metrics", 8002)):
-        serve.add_argument(f"--{name}-port", metavar="PORT", type=int, default=port, help="default: %(default)s")
+    for name, port, title in (("grpc", 8001, "gRPC"), ("http", 8000, "HTTP"), ("metrics", 8002, "metrics")):
+        serve.add_argument(
+            f"--{name}-port", metavar="PORT", type=int, default=port, help=f"{title} port (default: %(default)s)"
+        )
     serve.add_argument(
-        "--gpu", action="store_true", help="run the networks on the GPU: ONNX Runtime's CUDA, or else PyTorch's"
+        "--gpu",
+        action="store_true",
+        help="run the networks on the GPU, with ONNX Runtime's CUDA provider or else with PyTorch",
     )
     serve.add_argument(
         "--no-fuse",
         dest="unfused",
         action="store_true",
-        help="on the CPU too, a Triton model for each step of a frame, with metrics of its own: slower",
+        help="do not fuse the pipeline on the CPU: serve each step as its own Triton model, with its own metrics; slower",
     )
-    serve.add_argument("--separate-steps", dest="unfused", action="store_true", help=argparse.SUPPRESS)  # its old name
-    serve.add_argument("--tls-cert", metavar="PEM", type=Path, help="speak TLS over gRPC, with this certificate")
-    serve.add_argument("--tls-key", metavar="PEM", type=Path, help="its key")
     serve.add_argument(
-        "--tls-client-ca", metavar="PEM", type=Path, help="let in only clients whose certificate it signed"
+        "--separate-steps", dest="unfused", action="store_true", help=argparse.SUPPRESS
+    )  # the old name of --no-fuse
+    serve.add_argument("--tls-cert", metavar="PEM", type=Path, help="use TLS for gRPC, with this certificate")
+    serve.add_argument("--tls-key", metavar="PEM", type=Path, help="private key of --tls-cert")
+    serve.add_argument(
+        "--tls-client-ca", metavar="PEM", type=Path, help="accept only clients with a certificate from this CA"
     )
-    serve.add_argument("--log", metavar="FILE", type=Path, help="keep the server's log here")
+    serve.add_argument("--log", metavar="FILE", type=Path, help="write the server's log to FILE")
     serve.add_argument("--debug", action="store_true", help="show tracebacks")
     serve.set_defaults(run=_serve)
 
 
 def _serve(options: argparse.Namespace) -> int:
+    """Run the command."""
     try:
         from insync.ensemble.server.security import ServerTls
         from insync.ensemble.server.serve import serve

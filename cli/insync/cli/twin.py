@@ -1,4 +1,4 @@
-"""`insync twin`: register a person, and look after those registered."""
+"""`insync twin`: register, list, show and delete people."""
 
 from __future__ import annotations
 
@@ -14,37 +14,43 @@ __all__ = ["add_twin"]
 
 
 def add_twin(commands: Any) -> None:
-    twin = commands.add_parser("twin", help="register a person, and look after those registered")
+    """Add the command."""
+    twin = commands.add_parser("twin", help="register, list, show and delete people")
     actions = twin.add_subparsers(title="actions", required=True, metavar="ACTION")
 
     create = actions.add_parser(
-        "create", help="register the person in videos or photos", description="Prints the new twin's id."
+        "create",
+        help="register the person in videos or photos",
+        description="Register the person in videos or photos, and print the new twin's id.",
     )
     create.add_argument("sources", metavar="FILE", type=Path, nargs="+", help="a video or photo of the person")
     add_server(create)
     create.set_defaults(run=_twin_create)
 
     for name, function, text in (
-        ("list", _twin_list, "list the registered persons of this machine"),
-        ("show", _twin_show, "draw a person's chosen references"),
+        ("list", _twin_list, "list the people registered on this machine"),
+        ("show", _twin_show, "write a picture of a person's reference crops"),
         ("rm", _twin_rm, "delete a registered person"),
     ):
-        action = actions.add_parser(name, help=text)
+        action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if name != "list":
-            action.add_argument("twin", metavar="ID", help="as 'insync twin create' printed it")
+            action.add_argument("twin", metavar="ID", help="id that 'insync twin create' printed")
         if name == "rm":
             action.add_argument(
-                "--server", metavar="HOST:PORT", help="of this server's store (default: this machine's)"
+                "--server", metavar="HOST:PORT", help="delete from this server's twin store (default: this machine's)"
             )
             add_tls_options(action)
         if name == "show":
-            action.add_argument("-o", "--out", metavar="PNG", type=Path, help="default: ID.png in this folder")
+            action.add_argument(
+                "-o", "--out", metavar="PNG", type=Path, help="output (default: ID.png in the current folder)"
+            )
         action.add_argument("--twins", metavar="FOLDER", type=Path, help="twin store (default: $INSYNC_TWINS)")
         action.add_argument("--debug", action="store_true", help="show tracebacks")
         action.set_defaults(run=function)
 
 
 def _twin_create(options: argparse.Namespace) -> int:
+    """Register a person, and print the id."""
     import itertools
     from contextlib import nullcontext
 
@@ -68,6 +74,7 @@ def _twin_create(options: argparse.Namespace) -> int:
 
 
 def _store(options: argparse.Namespace) -> Any:
+    """Open this machine's twin store."""
     try:
         from insync.core import settings
         from insync.ensemble.models.twin_store import TwinStore
@@ -77,12 +84,14 @@ def _store(options: argparse.Namespace) -> Any:
 
 
 def _twin_list(options: argparse.Namespace) -> int:
+    """Print the id and date of each twin."""
     for entry in _store(options).list():
         print(f"{entry.id}  {entry.created}")  # noqa: T201
     return 0
 
 
 def _twin_show(options: argparse.Namespace) -> int:
+    """Write a picture of a twin's reference crops."""
     import cv2
 
     from insync.core.errors import UnwritableMedia, missing_extra
@@ -96,7 +105,7 @@ def _twin_show(options: argparse.Namespace) -> int:
     try:
         written = cv2.imwrite(str(out), cv2.cvtColor(contact_sheet(twin), cv2.COLOR_RGB2BGR))
     except cv2.error as exc:
-        raise UnwritableMedia(f"{out}: no picture format has this extension; try .png") from exc
+        raise UnwritableMedia(f"{out}: no picture format has this extension; use .png") from exc
     if not written:
         raise UnwritableMedia(f"{out}: cannot be written")
     print(out)  # noqa: T201
@@ -104,6 +113,7 @@ def _twin_show(options: argparse.Namespace) -> int:
 
 
 def _twin_rm(options: argparse.Namespace) -> int:
+    """Delete a twin."""
     if options.server is None and tls_options(options, options.server) is None:
         try:
             _store(options).remove(options.twin)

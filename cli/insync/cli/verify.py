@@ -1,4 +1,4 @@
-"""`insync verify`: read what a file says about having been dubbed."""
+"""`insync verify`: check whether a file is marked as synthetic."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ __all__ = ["add_verify"]
 
 
 def add_verify(commands: Any) -> None:
+    """Add the command."""
     verify = commands.add_parser(
         "verify",
-        help="read what a file says about having been dubbed",
-        description="Exit code 0: a signed manifest says that FILE is synthetic, and fits it. 3: only a metadata tag says "
-        "so. 4: nothing does. 5: FILE was changed after it was signed. 1: it cannot be read. Nothing is fetched.",
+        help="check whether a file is marked as synthetic",
+        description="Check whether FILE is marked as synthetic, offline. Exit code 0: by a signed manifest that matches FILE. "
+        "3: by a metadata tag only. 4: not marked. 5: FILE was changed after it was signed. 1: FILE cannot be read.",
     )
     verify.add_argument("file", metavar="FILE", type=Path, help="a media file")
-    verify.add_argument("--ca", metavar="PEM", type=Path, help="an authority whose certificates count as known")
+    verify.add_argument(
+        "--ca", metavar="PEM", type=Path, help="CA certificate to trust, in addition to this machine's own"
+    )
     verify.add_argument("--debug", action="store_true", help="show tracebacks")
     verify.set_defaults(run=_verify)
 
 
 def _verify(options: argparse.Namespace) -> int:
+    """Run the command."""
     try:
         from insync.client.provenance.manifest import State, read_mark
     except ImportError as exc:

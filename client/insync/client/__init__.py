@@ -1,12 +1,13 @@
-"""InSync's client: streams frames and audio to a server, and gets frames whose mouths follow the audio.
+"""InSync's client library: it streams frames and audio to a server, and yields frames whose mouths follow the audio.
 
-The whole job on files, as `insync dub` does it, is `insync.client.dub.dub`.
+`Client.register` registers a person and returns a `Twin`; `Client.stream` yields a `SyncedFrame` for each frame. All errors
+derive from `InsyncError`. To dub whole files, as `insync dub` does, use `insync.client.dub.dub` (needs `insync[media]`).
 """
 
 from insync.client.client import Client, Twin
 from insync.client.streaming.pictures import TimedFrame
 from insync.client.streaming.stream import SyncedFrame
-from insync.client.streaming.timings import Stages
+from insync.client.streaming.timings import StageClock, Stages
 from insync.client.transport.tls import TlsOptions
 from insync.core.errors import (
     BadInput,
@@ -39,6 +40,7 @@ __all__ = [
     "ServerError",
     "ServerTimeout",
     "ServerUnavailable",
+    "StageClock",
     "Stages",
     "SyncedFrame",
     "TimedFrame",

@@ -1,4 +1,4 @@
-"""The client: talks to the served models over gRPC, and to nothing else."""
+"""The client of the served models, over gRPC."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["DEFAULT_SERVER", "Client", "Twin"]
 
 DEFAULT_SERVER = "127.0.0.1:8001"
 MAX_REGISTRATION_BYTES = 48 * 2**20
-REGISTRATION_FRAMES = 64  # most that are sent
+REGISTRATION_FRAMES = 64  # at most so many are sent
 REGISTRATION_SIDE = 1280  # pixels; larger frames are scaled down
 REGISTRATION_QUALITY = 95
 RETRY_S = 30.0
@@ -42,10 +42,15 @@ _DTYPES = {"UINT8": np.uint8, "FP32": np.float32, "STRING": np.object_}
 
 
 class Twin(str):
-    """The id of a registered person, with the server's report on the registration.
+    """The id of a registered person: a str of 32 hexadecimal digits that can be stored and passed to `Client.stream`.
+
+    Anyone who knows the id can use or delete the twin.
 
     Attributes:
-        report: what the server says of the frames: how many were used, which were chosen, and so on.
+        report: the server's report on the registration: "frames" (number received), "faces" (number with a usable face),
+            "references" (one dict for each reference crop: "frame" is its index, "opening" its mouth aperture,
+            "sharpness", and "pose_deg" three angles in degrees) and "warnings" (list of str). Empty if the id does not
+            come from `Client.register`.
     """
 
     report: dict[str, Any]
@@ -57,7 +62,7 @@ class Twin(str):
 
 
 class Client:
-    """A connection to a server. Used by one event loop; any number of streams may run on it at once.
+    """A connection to one or more servers, for use from one event loop. Any number of streams may run on it at once.
 
     ::
 
@@ -66,21 +71,21 @@ class Client:
             async for synced in client.stream(frames, audio, twin=twin, fps=25):
                 ...
 
-    A request whose answer gets lost is sent again, to the same server or the next: no frame is lost or given twice, and
-    their order is kept. Several servers have to share one twin store.
+    A request whose response is lost is sent again, to the same server or the next: no frame is lost or yielded twice, and
+    the order is kept.
 
     Args:
-        server: HOST:PORT of the server's gRPC endpoint; several as a sequence, or with commas between them. A stream stays
-            with one of them while it answers, and goes on at another where it does not.
-        connect_timeout_s: for the first answer.
-        request_timeout_s: for each frame's answer, before it is asked for again.
-        registration_timeout_s: for a registration's.
-        tls: how to speak TLS; None speaks without.
-        retry_s: for how long requests are sent again while nothing answers; 0: not at all.
-        overload_s: how long a frame waits for room on a full server, where its stream has no deadline.
+        server: HOST:PORT of the server's gRPC endpoint; several as a sequence, or separated by commas. A stream stays
+            with one server while it responds, and moves to another when it does not. Servers must share one twin store.
+        connect_timeout_s: seconds to wait for a server's first response in `connect`.
+        request_timeout_s: seconds to wait for each frame's response before the request is sent again.
+        registration_timeout_s: seconds to wait for the response to `register` or `delete`.
+        tls: certificates and keys for TLS; None connects without TLS.
+        retry_s: seconds for which requests are sent again while no server responds; 0 does not retry.
+        overload_s: seconds for which a frame waits for capacity on an overloaded server, if its stream has no deadline.
 
     Raises:
-        BadInput: `server` is no HOST:PORT, or `tls` names a file that is not what it should be.
+        BadInput: `server` is not HOST:PORT, or a file of `tls` is missing or invalid.
     """
 
     def __init__(
@@ -97,7 +102,7 @@ class Client:
         addresses = server.split(",") if isinstance(server, str) else list(server)
         hosts = {address: _host_and_port(address) for address in addresses}
         if not hosts:
-            raise BadInput("server is an empty sequence; allowed: one HOST:PORT or more")
+            raise BadInput("server is an empty sequence; it must have at least one HOST:PORT")
         self.server = ",".join(hosts)
         self._hosts = hosts
         self._tls = tls
@@ -117,10 +122,12 @@ class Client:
         await self.close()
 
     async def connect(self) -> None:
-        """Opens the connections and makes sure that our models answer at one server at least.
+        """Open the connections, and check that at least one server responds and has loaded the models.
+
+        `async with Client(...)` does it on entry. A second call does nothing.
 
         Raises:
-            ServerUnavailable: nobody answers, or the models are not ready.
+            ServerUnavailable: no server responds within `connect_timeout_s`, TLS fails, or the models are not ready.
         """
         if not self._connected:
             await self._servers.open(self._check_server)
@@ -137,38 +144,44 @@ class Client:
                 raise ServerUnavailable(f"connecting to {address}: {why}", retryable=False) from exc
             if isinstance(exc, ServerTimeout):
                 raise ServerUnavailable(
-                    f"connecting: nothing answers at {address} within {self._connect_timeout_s:g} s; "
+                    f"connecting: no response from {address} within {self._connect_timeout_s:g} s; "
                     "start a server with 'insync serve' or check the address"
                 ) from exc
             raise
         if not ready:
             raise ServerUnavailable(
-                f"connecting: {address} answers, but its model lipsync_patch is not ready: "
-                "it is still loading, or serves other models"
+                f"connecting: {address} responds, but its model lipsync_patch is not ready: "
+                "the server is still loading, or serves other models"
             )
 
     def _open(self, address: str) -> TritonConnection:
         return TritonConnection(*self._hosts[address], self._tls, self._credentials)
 
     async def close(self) -> None:
-        """Ends every stream and closes the connections."""
+        """End all streams and close the connections. `async with` does it on exit."""
         for stream in list(self._streams):
-            await _closed(stream)
+            await _close(stream)
         self._connected = False
         await self._servers.close()
 
     async def register(self, frames: Iterable[Any] | AsyncIterable[Any]) -> Twin:
-        """Registers a person.
+        """Register a person, and return the id of their twin.
+
+        Do it once per person: the id stays valid until it is deleted. All frames are read; of more than 64, at most 64 are
+        sampled evenly. They are scaled down to at most 1280 pixels a side and sent as JPEGs, at most 48 MiB together.
 
         Args:
-            frames: any iterable of frames that show one person: 12 s of footage are plenty, one photo is the least.
-                Each is uint8 [H, W, 3] RGB, or the bytes of a JPEG or PNG. Of many, up to 64 are sampled evenly.
+            frames: any iterable of frames that show one person, plain or asynchronous; from one photo up, and 12 s of
+                footage are enough. Each frame is uint8 [H, W, 3] RGB, or the bytes of a JPEG or PNG.
 
         Returns:
-            The twin's id.
+            The twin's id, with the server's report.
 
         Raises:
-            BadInput: no frames, frames that cannot be decoded, or frames without a usable face.
+            BadInput: there are no frames, one cannot be decoded, or none shows a usable face.
+            ServerError: the server failed; for example its twin store cannot be written.
+            ServerUnavailable, ServerTimeout, Overloaded: no server accepts the request in time.
+            ProtocolError: the response is not what this client's version expects.
         """
         source = Source(frames, "frames")
         kept: list[tuple[int, bytes]] = []
@@ -188,7 +201,7 @@ class Client:
         finally:
             await source.close()
         if not kept:
-            raise BadInput("registering needs at least one frame; got none")
+            raise BadInput("registering: got no frames; there must be at least one frame")
         data = np.empty(len(kept), np.object_)
         data[:] = [jpeg for _, jpeg in kept]
         outputs = await self._infer(
@@ -201,13 +214,14 @@ class Client:
         return Twin(outputs["TWIN"].tobytes().decode(), report)
 
     async def delete(self, twin: str) -> None:
-        """Deletes a registered person from the server's store, for all servers that share it. It cannot be undone.
+        """Delete a registered person from the twin store, for all servers that share it. This cannot be undone.
 
         Args:
-            twin: from `register`: whoever knows the id may delete it.
+            twin: id that `register` returned. Anyone who knows it can delete the twin.
 
         Raises:
-            NotFound: there is none of this id.
+            NotFound: no twin has this id.
+            BadInput: this is not a valid id.
         """
         data = np.array([str(twin)], np.object_)
         await self._infer("lipsync_twin", {"FORGET": data}, "deleting", timeout_s=self._registration_timeout_s)
@@ -227,42 +241,55 @@ class Client:
         late: Late = "wait",
         clock: StageClock | None = None,
     ) -> AsyncGenerator[SyncedFrame, None]:
-        """Makes the person in `frames` speak `audio`.
+        """Yield the frames with the mouth of `twin` speaking `audio`.
 
-        A frame is answered when the audio up to 120 ms after it has come, or has ended; after the audio's end there is
-        silence. Frames are read only while fewer than `in_flight` wait for the consumer. Closing the generator early
-        (`aclose()`, or leaving the client's block) cancels what is under way.
+        A frame is sent once the audio up to 120 ms after its time has arrived, or the audio has ended; after its end there
+        is silence. Frames are read only while fewer than `in_flight` are held, so a slow consumer slows down reading.
+        Nothing paces a file: its frames are read and sent as fast as the server responds. Live sources pace themselves, by
+        blocking or awaiting until the next frame or chunk of audio exists. Closing the generator early (`aclose()`, or
+        leaving the client's block) cancels the requests in flight.
 
         Args:
-            frames: any iterable, plain or asynchronous: uint8 [H, W, 3] RGB arrays, or the bytes of JPEGs or PNGs, or
-                `TimedFrame`s of those where the frame rate varies.
-            audio: any iterable of arrays [N] or [N, channels], float in [-1, 1] or int16; or one such array.
-            twin: from `register`.
-            fps: frames per second.
-            audio_rate_hz: samples per second of `audio`.
-            in_flight: most frames under way; fewer give less latency, more give more throughput.
-            region: send only the face's surroundings.
-            composite: "client" blends on the caller's own pixels; "server" gets finished JPEGs from the server.
-            deadline_s: makes the stream a live one, paced at `fps`: each frame is wanted so many seconds after it and its
-                audio have come. The server keeps room for a live stream, or refuses it at once.
-            late: what becomes of a live stream's frame that is not there in time. "wait": it comes late. "skip": it is left
-                out. "repeat": the synced frame before it comes again. SyncedFrame and the clock say so. While frames come
-                late, fewer are sent: as many as come back in time.
-            clock: takes the times of the stages.
+            frames: any iterable, plain or asynchronous, of uint8 [H, W, 3] RGB arrays, at least 16×16 pixels; of the bytes
+                of JPEGs or PNGs; or of `TimedFrame`s with one of these, for variable frame rates. A plain iterator may
+                block: it runs in its own thread.
+            audio: any iterable, plain or asynchronous, of arrays [N] or [N, channels], or one such array: float in
+                [-1, 1], int16, int32 or uint8 PCM. Channels are averaged.
+            twin: id that `register` returned.
+            fps: frames per second, above 0 and up to 1000: the time of frame k is k / fps s on the audio's clock, unless it
+                is a `TimedFrame`. It is also the rate for which a live stream claims capacity.
+            audio_rate_hz: samples per second of `audio`, 4,000 to 384,000.
+            in_flight: maximum number of frames that are read but not yet yielded, 1 to 256. Fewer give less latency, more
+                give more throughput. For a live stream it should be at least fps × `deadline_s`, or reading stalls before
+                the deadline is over.
+            region: send only the face's surroundings, at no more than the crop's resolution; False sends whole frames.
+            composite: "client" blends the patch into a copy of the caller's own pixels; "server" returns whole frames as JPEGs.
+            deadline_s: makes this a live stream; seconds, above 0 and up to 60. It counts from the moment the stream has
+                read the frame and its audio has arrived (up to 120 ms after the frame's time), not from the camera's
+                capture, until the synced frame is ready. The server reserves capacity for a live stream, or refuses it at once.
+            late: the policy for a live stream's frame that misses its deadline. "wait" yields it late. "skip" leaves it
+                out. "repeat" yields the previous synced frame again in its place. With "skip" and "repeat", the client
+                sends fewer frames while they are late, as many as return in time. `SyncedFrame` and `clock` record it.
+            clock: collects the time of each stage and counts requests and late frames; one per stream.
 
         Yields:
-            One SyncedFrame for each frame, in order. A frame without a face passes through untouched.
+            One SyncedFrame per frame, in order; with `late="skip"` without those left out. A frame without a face passes
+            through unchanged.
 
         Raises:
-            InsyncError: see its tree; frames before the failing one are yielded first. `Overloaded` where no server has
-                room for another live stream.
+            BadInput: an option is not allowed or the client is not connected (raised by the call itself); or a frame or
+                audio chunk is not allowed.
+            NotFound: no twin has this id.
+            Overloaded: no server has capacity for another live stream, or for a frame within `overload_s`
+                (`retry_s` in a live stream).
+            InsyncError: any other failure. The frames before the failed one are yielded first.
         """
         if not self._connected:
-            raise BadInput("the client is not connected: use it as 'async with Client(...)', or call connect()")
+            raise BadInput("the client is not connected; use 'async with Client(...)', or call connect()")
         options = StreamOptions(fps, audio_rate_hz, in_flight, region, composite, deadline_s=deadline_s, late=late)
         clock = clock or StageClock()
         route = Route(live=deadline_s is not None)
-        # Frames of a live stream carry its name and rate: any server can let it in, whatever became of the one before.
+        # Frames of a live stream carry its name and rate, so that any server can admit it if the previous server has failed.
         name = np.array([secrets.token_hex(16).encode()], np.object_)
         rate = max(1.0, float(fps))
         tag = {"STREAM": name, "RATE": np.array([rate], np.float32)} if route.live else {}
@@ -279,21 +306,21 @@ class Client:
     ) -> AsyncGenerator[SyncedFrame, None]:
         frames = stream.run()
         try:
-            if route.live:  # before anything is read of its frames, which a full server would have prepared in vain
-                await self._claim(name, rate, "asking for room", route)
+            if route.live:  # before any frame is read: preparing it for an overloaded server would be wasted
+                await self._claim(name, rate, "claiming capacity", route)
             async for synced in frames:
                 yield synced
         finally:
             await frames.aclose()
             clock.resent, clock.moved, clock.refused = route.resent, route.moved, route.refused
-            if route.live and route.admitted and route.trouble_s is None and self._connected:
-                # RATE 0 gives the stream's room to another now; unsaid, silence does the same seconds later.
+            if route.live and route.admitted and route.failing_since_s is None and self._connected:
+                # RATE 0 releases the stream's capacity now; without it, the server does so seconds after the last frame.
                 with contextlib.suppress(InsyncError, asyncio.TimeoutError):
                     await asyncio.wait_for(self._claim(name, 0.0, "ending the stream", route), _END_TIMEOUT_S)
-            self._servers.leave(route)
+            self._servers.release(route)
 
     async def _claim(self, name: NDArray[Any], rate: float, operation: str, route: Route) -> None:
-        """Tells a server how many frames/s a live stream wants, with the smallest frame that there is."""
+        """Claim `rate` frames/s of a server's capacity for a live stream; sends the smallest possible frame."""
         arrays: dict[str, NDArray[Any]] = {
             "FRAME": np.frombuffer(encode_jpeg(np.zeros((16, 16, 3), np.uint8), 50), np.uint8),
             "AUDIO": np.zeros(spec.WINDOW_SAMPLES, np.float32),
@@ -312,19 +339,19 @@ class Client:
         timeout_s: float | None = None,
         route: Route | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Asks a model, with shapes as in the specification, and holds the answer to it."""
+        """Call a model with arrays of the specified shapes, and check the response against the specification."""
         described = spec.MODELS[model]
         batched = described.max_batch_size > 0
         sent = {name: array[None] for name, array in arrays.items()} if batched else arrays
         limit_s = timeout_s if timeout_s is not None else self._request_timeout_s
-        own = route or Route()
+        own_route = route or Route()
         try:
             received = await self._servers.call(
-                lambda triton: triton.infer(model, described.inputs, sent, limit_s), operation, own
+                lambda triton: triton.infer(model, described.inputs, sent, limit_s), operation, own_route
             )
         finally:
             if route is None:
-                self._servers.leave(own)
+                self._servers.release(own_route)
         outputs: dict[str, NDArray[Any]] = {}
         for tensor in described.outputs:
             array = received.get(tensor.name)
@@ -339,7 +366,7 @@ class Client:
                 got = "missing" if array is None else f"{array.dtype} {list(array.shape)}"
                 raise ProtocolError(
                     f"{operation}: {model}'s {tensor.name} is {got}, expected {tensor.dtype} {list(tensor.shape)}; "
-                    "do the client's and the server's versions differ?"
+                    "the client's and the server's versions may differ"
                 )
             outputs[tensor.name] = array
         return outputs
@@ -348,15 +375,15 @@ class Client:
 def _host_and_port(server: str) -> tuple[str, int]:
     match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(\d{1,5})", server)
     if not match or not 0 < int(match[2]) < 65536:
-        raise BadInput(f"server is {server!r}; allowed: HOST:PORT of its gRPC endpoint, as in {DEFAULT_SERVER}")
+        raise BadInput(f"server is {server!r}; it must be HOST:PORT of a gRPC endpoint, such as {DEFAULT_SERVER}")
     return match[1].strip("[]"), int(match[2])
 
 
-async def _closed(stream: AsyncGenerator[SyncedFrame, None]) -> None:
+async def _close(stream: AsyncGenerator[SyncedFrame, None]) -> None:
     try:
         await stream.aclose()
     except RuntimeError:
-        # It is being iterated by another task just now: its next request fails, and it ends by itself.
+        # Another task is iterating it now: its next request fails, and it ends by itself.
         return
 
 

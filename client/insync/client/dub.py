@@ -1,4 +1,4 @@
-"""The whole job: a video and an audio file in, a video of the same person speaking that audio out."""
+"""Dubbing of files: from a video and an audio file to a video of the same person speaking that audio."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from insync.core.spec import SAMPLE_RATE_HZ
 
 __all__ = ["DubJob", "DubOptions", "DubReport", "dub", "registration_pictures"]
 
-MOST_FPS = Fraction(240)  # that a server admits of one stream
-REGISTRATION_S = 24  # of the video's beginning; twice what a twin needs
+MAX_FPS = Fraction(240)  # that a server admits for one stream
+REGISTRATION_S = 24  # of the video's beginning are used to register; twice what a twin needs
 
 
 @dataclass(frozen=True)
 class DubReport:
-    """What a job did.
+    """The result of a dub.
 
     Attributes:
-        out: the written file.
-        twin: id of the person, as given or registered.
-        frames: written.
-        changed: of them, frames with a new mouth; the others passed through untouched.
-        duration_s: of the written video.
-        stages: where the time went.
-        mark: what marks the file as synthetic.
-        failed_to_sign: why a file that could have been signed is not; empty where it is, or should not be.
-        notes: what the user should know: conversions, cut audio, frames without a face.
+        out: path of the written file.
+        twin: id of the person's twin, as given or newly registered.
+        frames: number of frames written.
+        changed: number of frames with a new mouth; the others passed through unchanged.
+        duration_s: duration of the written video, in seconds.
+        stages: mean time of each stage in ms per frame, and counters of requests and late frames.
+        mark: how the file is marked as synthetic: `Mark.SIGNED`, `TAGGED` or `NONE`.
+        failed_to_sign: the reason why a file that could have been signed is not; empty if it is signed, or should not be.
+        notes: messages for the user, such as conversions, cut audio, frames without a face, and late frames.
     """
 
     out: Path
@@ -60,30 +60,35 @@ class DubReport:
 
     @property
     def stages_s(self) -> dict[str, float]:
-        """Wall seconds of each client stage over the whole job, and of waiting for the server."""
+        """Total wall time of each stage over the whole job, in seconds, by the stage's name."""
         return self.stages.totals_s
 
 
 @dataclass(frozen=True)
 class DubOptions:
-    """How a job is done.
+    """Options of a dub.
 
     Attributes:
-        twin: id of a registered person; None registers the one in the video.
-        extend: how the video goes on where the audio is longer: "bounce", "loop", "freeze", or "none" (audio is cut).
-        trim: end with the audio where the video is longer.
-        quality: "lossless", "high", "medium" or "low".
-        in_flight: frames under way at once.
-        region: send only the face's surroundings.
+        twin: id of a registered person; None registers the person in the video.
+        extend: if the audio is longer, the video plays backwards and forwards in turn ("bounce"), starts again ("loop"),
+            repeats its last frame ("freeze"), or ends and the audio is cut ("none").
+        trim: if the video is longer, end with the audio; otherwise the rest of the video has a resting mouth.
+        quality: "lossless" (every pixel outside the mouth stays exactly the same), "high", "medium" or "low".
+        in_flight: maximum number of frames in flight, 1 to 256. With `deadline_s`, it should be at least the video's frame
+            rate × `deadline_s`.
+        region: send only the face's surroundings; False sends whole frames.
         progress: show a progress bar on stderr.
-        provenance: mark the output as synthetic. Leave it on, unless you mark it yourself.
-        deadline_s: take the video for a camera: its frames come at their own pace, each is wanted so many seconds later.
-        late: the policy for a frame that is not there in time, as in `Client.stream`.
-        retry_s: for how long frames are sent again while no server answers.
-        tls: how to speak TLS with the server; None speaks without.
+        provenance: mark the output as synthetic, with a signed C2PA manifest (.mp4, .m4v, .mov) and a metadata tag. Leave it
+            on, unless you mark the output yourself.
+        deadline_s: None dubs as fast as possible. A number simulates a live camera: frames are read at their own times, and
+            each must be synced within so many seconds, above 0 and up to 60, after it was read and its audio arrived.
+        late: the policy for frames that miss the deadline: "wait", "skip" or "repeat", as in `Client.stream`. Only with
+            `deadline_s`.
+        retry_s: seconds for which requests are sent again while no server responds.
+        tls: certificates and keys for TLS with the server; None connects without TLS.
 
     Raises:
-        BadInput: an option is outside of what is allowed.
+        BadInput: an option is not allowed.
     """
 
     twin: str | None = None
@@ -101,9 +106,9 @@ class DubOptions:
 
     def __post_init__(self) -> None:
         if self.extend not in EXTENSIONS:
-            raise BadInput(f"extend is {self.extend!r}; allowed: {', '.join(EXTENSIONS)}")
+            raise BadInput(f"extend is {self.extend!r}; it must be one of {', '.join(EXTENSIONS)}")
         if self.quality not in QUALITIES:
-            raise BadInput(f"quality is {self.quality!r}; allowed: {', '.join(QUALITIES)}")
+            raise BadInput(f"quality is {self.quality!r}; it must be one of {', '.join(QUALITIES)}")
         StreamOptions(in_flight=self.in_flight, deadline_s=self.deadline_s, late=self.late)  # checks these three
 
 
@@ -112,37 +117,43 @@ def dub(
 ) -> DubReport:
     """Make the person in `video` speak `audio`, and write the result to `out`.
 
-    Not for use inside a running event loop: there, use `Client`.
+    Do not call it inside a running event loop; use `Client` there.
 
     Args:
-        video, audio, out: as of `DubJob`.
-        server: HOST:PORT of a server, or several with commas between them.
-        options: how to do it; None takes the defaults.
+        video: a video file, or a photo, which becomes a still video at 25 fps.
+        audio: any file with an audio track.
+        out: .mp4, .m4v, .mov or .mkv; an existing file is replaced. Size, frame rate, rotation and colours are the video's.
+        server: HOST:PORT of a server, or several separated by commas.
+        options: options of the dub; None uses the defaults.
 
     Returns:
-        What was done, and where the time went.
+        The report: what was written, its marks, and the time of each stage.
 
     Raises:
-        InsyncError: see its tree. `NoVideoTrack`, `NoAudioTrack` and the like for files; `BadInput` where no face is
-            found to register.
+        MediaError: a file cannot be read, or `out` cannot be written; see its subclasses.
+        BadInput: no face was found to register, an audio sample is not finite, or `out` is one of the inputs.
+        NotFound: no twin has the given id.
+        ServerUnavailable, ServerTimeout, Overloaded: no server responds or has capacity in time.
+        InsyncError: any other failure. No incomplete file is left behind.
     """
     return DubJob(video, audio, out, options).run(server)
 
 
 class DubJob:
-    """One job on files, checked before any server is needed.
+    """A dub of files whose inputs are checked before a server is needed; `dub` is the short form.
 
-    Where the video is longer than the audio, its rest is spoken to silence: the mouth rests. Frames without a face pass
-    through untouched. The output appears when it is whole; a failed job leaves nothing.
+    If the video is longer than the audio, the mouth rests after the audio's end, unless `trim` is set. Frames without a face
+    pass through unchanged. The output appears once it is complete; a failed job leaves no file.
 
     Args:
-        video: a video file, or a photo (which becomes a still video at 25 fps).
-        audio: any file with an audio track.
+        video: a video file, or a photo, which becomes a still video at 25 fps.
+        audio: any file with an audio track. It is decoded once here, to find its exact length.
         out: .mp4, .m4v, .mov or .mkv; an existing file is replaced.
-        options: how to do it; None takes the defaults.
+        options: options of the dub; None uses the defaults.
 
     Raises:
-        MediaError: a file cannot be read, or the output cannot be written.
+        MediaError: a file cannot be read, or the output cannot be written; see its subclasses.
+        BadInput: an audio sample is not finite, or `out` is one of the inputs.
     """
 
     def __init__(
@@ -153,13 +164,16 @@ class DubJob:
         check_output(self._out, Path(video), Path(audio))
         self._video = VideoFile(Path(video), upright=not carries_display_matrix(self._out))
         self._audio = AudioFile(Path(audio))
-        self._times: dict[int, int] = {}  # pts of the frames under way
+        self._times: dict[int, int] = {}  # pts of the frames in flight
 
     def run(self, server: str) -> DubReport:
-        """Do the job by a server at HOST:PORT, or several with commas between them.
+        """Run the job on a server, and write the output. Do not call it inside a running event loop.
+
+        Args:
+            server: HOST:PORT of a server, or several separated by commas.
 
         Raises:
-            InsyncError: see its tree.
+            InsyncError: as in `dub`.
         """
         return asyncio.run(self._run(server))
 
@@ -175,8 +189,8 @@ class DubJob:
                     pictures if options.deadline_s is None else _paced(pictures),
                     self._audio.speech(),
                     twin=twin,
-                    # What a live stream asks the server's capacity for. Frames bring their own times.
-                    fps=min(video.fps, MOST_FPS),
+                    # The rate for which a live stream claims capacity. Frames have their own times.
+                    fps=min(video.fps, MAX_FPS),
                     audio_rate_hz=SAMPLE_RATE_HZ,
                     in_flight=options.in_flight,
                     region=options.region,
@@ -197,13 +211,13 @@ class DubJob:
             stages=clock.stages(frames),
             mark=writer.mark,
             failed_to_sign=writer.unsigned if can_be_signed(self._out) else "",
-            notes=tuple([*self._notes(frames, changed, end_s, writer.unsigned), *_trouble(clock)]),
+            notes=tuple([*self._notes(frames, changed, end_s, writer.unsigned), *_failover_notes(clock)]),
         )
 
     async def _write(
         self, stream: AsyncGenerator[SyncedFrame, None], writer: VideoWriter, clock: StageClock
     ) -> tuple[int, int, int]:
-        """Write every frame of the stream; returns how many, how many of them with a new mouth, and the last one's pts."""
+        """Write every frame of the stream; return how many, how many of them with a new mouth, and the last one's pts."""
         frames = changed = done = pts = 0
         with tqdm(total=self._expected(), unit="frame", desc="dub", disable=not self._options.progress) as bar:
             try:
@@ -211,10 +225,10 @@ class DubJob:
                     picture = synced.picture
                     assert isinstance(picture, YuvPicture)  # as `_pictures` made it
                     pts = self._times[synced.index]
-                    for index in range(done, synced.index + 1):  # those left out, too
+                    for index in range(done, synced.index + 1):  # includes skipped frames
                         self._times.pop(index)
                     done = synced.index + 1
-                    # The writer keeps what it is given: what is repeated has to be a copy.
+                    # The writer keeps the frame, so a frame that may be repeated has to be copied.
                     frame = copy_frame(picture.frame) if self._options.late == "repeat" else picture.frame
                     with clock.measure("encode"):
                         await asyncio.to_thread(writer.write, frame, pts)
@@ -236,7 +250,7 @@ class DubJob:
         try:
             return await client.register(registration_pictures(video))
         except BadInput:
-            # The person may come into view later: look through the whole video, at its key frames.
+            # The person may appear later: try the key frames of the whole video.
             if video.photo or video.frames_expected <= REGISTRATION_S * video.fps:
                 raise
             return await client.register(video.picture(frame) for frame in video.keyframes())
@@ -255,37 +269,37 @@ class DubJob:
     def _notes(self, frames: int, changed: int, end_s: Fraction, unsigned: str) -> Iterator[str]:
         video, audio = self._video, self._audio
         if unsigned:
-            yield f"{self._out} has a metadata tag that says it is synthetic, but it is not signed: {unsigned}"
+            yield f"{self._out} has a metadata tag that marks it as synthetic, but it is not signed: {unsigned}"
         yield from video.notes
         if video.skipped:
-            yield f"{video.path}: {video.skipped} damaged packets were left out"
+            yield f"{video.path}: {video.skipped} damaged packets were skipped"
         if self._options.extend == "none" and not video.photo and audio.duration_s > end_s + Fraction(1, 20):
             yield f"the audio ({float(audio.duration_s):.1f} s) was cut at the video's end ({float(end_s):.1f} s)"
         if not changed:
-            yield "no face was found in any frame: the picture is unchanged"
+            yield "no face was found in any frame: the video is unchanged"
         elif changed < frames:
-            yield f"{frames - changed} of {frames} frames show no face that can be synced and passed through untouched"
+            yield f"{frames - changed} of {frames} frames show no face that can be synced and passed through unchanged"
 
 
 async def _paced(frames: Iterator[TimedFrame]) -> AsyncIterator[TimedFrame]:
-    """Frames at their own times, as a camera gives them: it waits for nobody."""
+    """Yield frames at their own times, like a camera."""
     started_s = time.monotonic()
     while (timed := await asyncio.to_thread(next, frames, None)) is not None:
         await asyncio.sleep(max(0.0, started_s + float(timed.time_s) - time.monotonic()))
         yield timed
 
 
-def _trouble(clock: StageClock) -> Iterator[str]:
-    """What went on between the client and its servers."""
+def _failover_notes(clock: StageClock) -> Iterator[str]:
+    """Yield notes on late frames, retries and changes of server."""
     if clock.late:
-        came = clock.late - clock.skipped - clock.repeated
-        yield f"{clock.late} frames were late: {came} waited for, {clock.skipped} left out, {clock.repeated} repeated"
+        waited = clock.late - clock.skipped - clock.repeated
+        yield f"{clock.late} frames were late: {waited} waited for, {clock.skipped} skipped, {clock.repeated} repeated"
     if clock.resent or clock.moved:
-        yield f"{clock.resent} requests were sent again, and the server was changed {clock.moved} times: nothing is lost"
+        yield f"{clock.resent} requests were sent again, and the server was changed {clock.moved} times; no frame was lost"
 
 
 def registration_pictures(video: VideoFile) -> Iterator[YuvPicture]:
-    """Pictures to register a person from: the video's beginning, evenly thinned to as many as are sent."""
+    """Yield pictures to register a person from: frames of the first 24 s, sampled evenly, at most as many as are sent."""
     expected = min(video.frames_expected, math.ceil(REGISTRATION_S * video.fps))
     stride = max(1, math.ceil(expected / REGISTRATION_FRAMES))
     for index, decoded in enumerate(video.frames()):

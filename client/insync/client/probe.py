@@ -1,4 +1,4 @@
-"""Does a server serve? For whoever starts, stops and replaces servers: containers' health checks, load balancers, people."""
+"""A probe of servers' readiness, for containers' health checks, load balancers and operators."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _SIDE = 128  # pixels of the canary's frame
 
 
 async def probe(server: str, *, canary: bool = False, timeout_s: float = 5.0, tls: TlsOptions | None = None) -> None:
-    """Makes sure that servers serve; returns where all of them do.
+    """Check that servers are ready; return if all of them are.
 
     Args:
-        server: HOST:PORT of a server's gRPC endpoint; several with commas between them.
-        canary: send a frame through both ensembles. Without it, servers are only asked whether they are ready, which
-            they still say when the process of a model has died. A full server passes: it has answered.
-        timeout_s: for each answer.
-        tls: how to speak TLS with them.
+        server: HOST:PORT of a server's gRPC endpoint; several separated by commas.
+        canary: send a frame through both ensembles. Without it, only readiness is requested, which a server still reports
+            after the process of a model has died. An overloaded server passes: it has responded.
+        timeout_s: seconds to wait for each response.
+        tls: certificates and keys for TLS; None connects without TLS.
 
     Raises:
-        InsyncError: a server does not serve; says which, and why.
+        InsyncError: a server is not ready; the message names it and the reason.
     """
     for address in server.split(","):
         async with Client(

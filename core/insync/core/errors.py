@@ -1,7 +1,7 @@
-"""The error tree, and the one text by which a full server says so over the wire.
+"""The tree of InSync's errors, and the wire format of the message with which an overloaded server refuses a request.
 
-Each message says what was received, what is allowed and what to do. A server answers with the code of the error's kind:
-`BadInput` as INVALID_ARGUMENT, `NotFound` as NOT_FOUND, `Overloaded` as UNAVAILABLE, anything else as INTERNAL.
+Each message names what was received, what is allowed and what to do. A server responds with the status code of the error's
+class: `BadInput` as INVALID_ARGUMENT, `NotFound` as NOT_FOUND, `Overloaded` as UNAVAILABLE, anything else as INTERNAL.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ __all__ = [
 
 
 class InsyncError(Exception):
-    """The root of all errors that InSync raises on purpose, divided by what can be done about them.
+    """Base class of all errors that InSync raises on purpose, divided by what can be done about them.
 
     ::
 
         InsyncError
-        ├── ServerUnavailable    nobody answers at the address, or the server died          retryable
-        ├── ServerTimeout        the answer did not come within the deadline                retryable
-        ├── Overloaded           the server is full; says when to ask again                 retryable
-        ├── ServerError          the server answered that it failed, or cannot be started   depends
+        ├── ServerUnavailable    no server answers at the address, or the connection broke  retryable
+        ├── ServerTimeout        the response did not arrive within its time limit          retryable
+        ├── Overloaded           the server is at capacity; tells when to retry             retryable
+        ├── ServerError          the server reported a failure, or cannot be started        depends
         │   └── StorageError     the twin store cannot be written
-        ├── ProtocolError        the answer is not what this client's version expects
-        ├── NotFound             no twin with this id
-        ├── BadInput             a frame, audio or option outside of what is allowed
-        │   └── MediaError       a media file that cannot be used
-        │       ├── UnreadableMedia   missing, empty, damaged or of no known format
+        ├── ProtocolError        the response is not what this client's version expects
+        ├── NotFound             no twin has this id
+        ├── BadInput             a frame, audio or option is not allowed
+        │   └── MediaError       a media file cannot be used
+        │       ├── UnreadableMedia   missing, empty, damaged or of an unknown format
         │       ├── NoVideoTrack
         │       ├── NoAudioTrack      none, or one of length 0
         │       └── UnwritableMedia   the output's folder, extension or codec
-        └── MissingExtra         a part of InSync that is not installed
+        └── MissingExtra         an optional part of InSync is not installed
 
     Attributes:
-        retryable: whether the same call may succeed a little later without any change.
+        retryable: whether the same call may succeed a little later, unchanged.
     """
 
     retryable: bool = False
@@ -65,22 +65,22 @@ class InsyncError(Exception):
 
 
 class ServerUnavailable(InsyncError, ConnectionError):
-    """Nobody answers at the server's address, or the connection broke."""
+    """No server answers at the address, or the connection broke."""
 
     retryable = True
 
 
 class ServerTimeout(InsyncError, TimeoutError):
-    """The server did not answer within the deadline."""
+    """The server did not respond within the request's time limit."""
 
     retryable = True
 
 
 class Overloaded(InsyncError):
-    """The server has no room for this stream or frame now.
+    """The server has no capacity for this stream or frame now.
 
     Attributes:
-        retry_after_s: when asking again may help, as the server says; None where it does not say.
+        retry_after_s: seconds after which the server suggests to retry; None if it gives no hint.
     """
 
     retryable = True
@@ -91,23 +91,23 @@ class Overloaded(InsyncError):
 
 
 class ServerError(InsyncError, RuntimeError):
-    """The server answered that it failed, or an embedded one cannot be started or died. The text is one line that says why."""
+    """The server reported a failure, or an embedded server cannot be started or died. The message is one line with the reason."""
 
 
 class StorageError(ServerError, OSError):
-    """The twin store's disk is full or cannot be written; what was begun is gone again."""
+    """The twin store's disk is full or cannot be written; the incomplete twin was removed."""
 
 
 class ProtocolError(InsyncError):
-    """The server is not one that this client's version can talk to, or its answer is malformed."""
+    """The server is not compatible with this client's version, or its response is malformed."""
 
 
 class NotFound(InsyncError, LookupError):
-    """There is no twin with this id."""
+    """No twin has this id."""
 
 
 class BadInput(InsyncError, ValueError):
-    """A frame, audio or option is outside of what is allowed."""
+    """A frame, audio or option is not allowed: its type, shape or value."""
 
 
 class MediaError(BadInput):
@@ -115,11 +115,11 @@ class MediaError(BadInput):
 
 
 class UnreadableMedia(MediaError):
-    """A media file is missing, empty, damaged, or of no known format."""
+    """A media file is missing, empty, damaged, or of an unknown format."""
 
 
 class NoVideoTrack(MediaError):
-    """A file has no video track and is no picture."""
+    """A file has no video track and is not a photo."""
 
 
 class NoAudioTrack(MediaError):
@@ -131,30 +131,30 @@ class UnwritableMedia(MediaError):
 
 
 class MissingExtra(InsyncError):
-    """A part of InSync that this command needs is not installed."""
+    """An optional part of InSync that is needed here is not installed."""
 
 
 def missing_extra(extra: str, exc: ImportError) -> MissingExtra:
-    """Make the error for a part that is not installed."""
+    """Make the error for an optional part that is not installed."""
     return MissingExtra(f"this needs a part that is not installed ({exc.name}): pip install 'insync[{extra}]'")
 
 
-# Triton's errors have no code for «full»: the text begins with gRPC's name of the status and ends with the hint.
+# A Triton model's errors cannot carry gRPC's RESOURCE_EXHAUSTED: the message begins with its name and ends with the hint.
 _STATUS = "RESOURCE_EXHAUSTED: "
 _HINT = re.compile(r"retry after (\d+(?:\.\d+)?) s\b")
 
 
 def overload_text(error: Overloaded) -> str:
-    """Write what a full server answers, in the form that `is_overload` and `retry_hint_s` read."""
+    """Format the message of an overloaded server, as `is_overload` and `retry_hint_s` parse it."""
     return f"{_STATUS}{error}; retry after {error.retry_after_s or 0.0:.3f} s"
 
 
 def is_overload(text: str) -> bool:
-    """Tell whether a server's message says that it is full."""
+    """Return whether a server's message reports an overload."""
     return _STATUS in text
 
 
 def retry_hint_s(text: str) -> float | None:
-    """Read after how many seconds asking again may help, or None where the message does not say."""
+    """Parse the seconds after which the server suggests to retry; None if the message has no hint."""
     found = _HINT.search(text)
     return float(found[1]) if found else None

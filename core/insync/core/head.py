@@ -1,7 +1,7 @@
-"""Where a face's landmarks lie in the patch's window, and where they would lie with another mouth.
+"""Positions of a face's landmarks in the patch's window, for the source's mouth shape and for any other.
 
-Landmarks come in two kinds: those of lips and chin, which speech moves, and some around them, on cheeks, nose and jaw, which stay where the
-source has them. *Places* are both, in x and y with the window's outer edges at ±1.
+Landmarks are of two kinds: those of lips and chin, which speech moves, and those around them on cheeks, nose and jaw, which keep the
+source's positions. *Places* are the positions of both, in x and y with the window's outer edges at ±1.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ _HALF = np.array([WINDOW_COLUMNS[1] - WINDOW_COLUMNS[0], WINDOW_ROWS[1] - WINDOW
 
 
 def in_window(points: Floats) -> Floats:
-    """Points float32 [..., 2] in pixels of the crop, centres at integers → with the window's outer edges at ±1."""
+    """Convert points float32 [..., 2] from crop pixels, centres at integers, to coordinates with the window's outer edges at ±1."""
     return np.asarray((points + 0.5 - _START) / _HALF - 1, np.float32)
 
 
 def places_of(landmarks: Floats, transform: Floats) -> Floats:
-    """The places float32 [73, 2] of a face: landmarks float32 [468, 3] in pixels of the frame, transform from frame to crop float32 [2, 3]."""
+    """Return the places float32 [73, 2] of a face, from landmarks float32 [468, 3] in frame pixels and the transform from frame to crop, float32 [2, 3]."""
     return in_window(landmarks[list(PLACED), :2] @ transform[:, :2].T + transform[:, 2])
 
 
 def head_of(landmarks: Floats, transform: Floats, rigid: Floats) -> Floats:
-    """HEAD, how a face is held, float32 [75, 2]; see `places`.
+    """Return HEAD, the head pose as the network takes it, float32 [75, 2]; see `places`.
 
     Args:
-        landmarks: float32 [468, 3], in pixels of the frame.
+        landmarks: float32 [468, 3], in frame pixels.
         transform: float32 [2, 3], from frame to crop.
         rigid: float32 [R, 3], see `MouthBasis`.
 
     Returns:
-        Two rows say how far a place moves when a shape's x or y grows by 1; 44 where lips and chin would lie with a shape of zeros; the others
-        where what speech does not move lies.
+        Two rows: the displacement of a place when a shape's x or y grows by 1. 44 rows: the places of lips and chin for a shape of zeros.
+        29 rows: the places of the landmarks that speech does not move.
     """
     turn, shift = skull_fit(landmarks, rigid)
     depth = (landmarks @ turn.T + shift)[list(POINTS), 2]
@@ -54,7 +54,7 @@ def head_of(landmarks: Floats, transform: Floats, rigid: Floats) -> Floats:
 
 
 def places(head: Floats, shape: Floats) -> Floats:
-    """Places float32 [73, 2] of a head float32 [75, 2] with a mouth of shape float32 [44, 2]; `Placing` does the same in the network."""
+    """Return the places float32 [73, 2] of a head float32 [75, 2] with a mouth shape float32 [44, 2]; `Placing` computes the same in the network."""
     lips = head[2 : 2 + len(POINTS)] + shape @ head[:2]
     return np.asarray(np.concatenate([lips, head[2 + len(POINTS) :]]), np.float32)
 

@@ -1,6 +1,6 @@
-"""JPEG, PNG and sizes of pictures: by OpenCV where it is installed, else by Pillow, which comes with the base install.
+"""JPEG and PNG coding and resizing: by OpenCV where it is installed, else by Pillow, which comes with the base install.
 
-OpenCV is about twice as fast. What both give differs by rounding only.
+OpenCV is about twice as fast. The results differ by rounding only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Image", "average", "decode", "encode_jpeg", "encode_png", "opencv", 
 
 Image = NDArray[np.uint8]
 
-LINEAR_UP_TO = 1.5  # bilinear sampling shrinks by as much without showing what it leaves out
+LINEAR_UP_TO = 1.5  # bilinear sampling shrinks by up to this factor without visible aliasing
 
 
 @cache
@@ -33,7 +33,7 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
     """Encode uint8 [H, W, 3] RGB as a JPEG of this quality, 1 to 100."""
     cv2 = opencv()
     if cv2 is None:
-        return _saved(image, format="JPEG", quality=quality)
+        return _pillow_encode(image, format="JPEG", quality=quality)
     return bytes(cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1])
 
 
@@ -41,19 +41,19 @@ def encode_png(image: Image) -> bytes:
     """Encode uint8 [H, W, 3] RGB as a PNG."""
     cv2 = opencv()
     if cv2 is None:
-        return _saved(image, format="PNG")
+        return _pillow_encode(image, format="PNG")
     return bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1])
 
 
 def decode(data: bytes) -> Image | None:
-    """Decode a JPEG or PNG, turned upright as its EXIF data says.
+    """Decode a JPEG or PNG, turned upright according to its EXIF data.
 
     Returns:
-        uint8 [H, W, 3] RGB, or None where the data cannot be decoded.
+        uint8 [H, W, 3] RGB, or None if the data cannot be decoded.
     """
     cv2 = opencv()
     if cv2 is None:
-        return _loaded(data)
+        return _pillow_decode(data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error:
@@ -62,22 +62,22 @@ def decode(data: bytes) -> Image | None:
 
 
 def resize(pixels: Image, size: tuple[int, int]) -> Image:
-    """Scale a picture, or a plane of one; average where it shrinks.
+    """Scale a picture, or one plane of it; average where it shrinks.
 
-    Averaging over areas that are no whole pixels takes ten times as long as halving or sampling, which OpenCV does
-    several pixels at a time: a picture is halved while it can be, and sampled where little is left.
+    Averaging over fractions of pixels takes ten times as long as halving or sampling, which OpenCV vectorizes. So a picture
+    is halved while possible, and sampled if little shrinking remains.
 
     Args:
         pixels: uint8 [H, W] or [H, W, C].
         size: width and height, in pixels.
 
     Returns:
-        uint8 [height, width] or [height, width, C]; `pixels` itself where it has that size.
+        uint8 [height, width] or [height, width, C]; `pixels` itself if it has that size.
     """
     cv2 = opencv()
     height, width = pixels.shape[:2]
     if cv2 is None and (width, height) != size:
-        return _enlarged(pixels, size) if width < size[0] or height < size[1] else average(pixels, size)
+        return _pillow_enlarge(pixels, size) if width < size[0] or height < size[1] else average(pixels, size)
     while width % 2 == height % 2 == 0 and width >= 2 * size[0] and height >= 2 * size[1]:
         height, width = height // 2, width // 2
         pixels = average(pixels, (width, height))
@@ -89,7 +89,7 @@ def resize(pixels: Image, size: tuple[int, int]) -> Image:
     return average(pixels, size)
 
 
-def _saved(image: Image, **options: Any) -> bytes:
+def _pillow_encode(image: Image, **options: Any) -> bytes:
     from PIL import Image as Pillow
 
     file = io.BytesIO()
@@ -97,19 +97,24 @@ def _saved(image: Image, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def _loaded(data: bytes) -> Image | None:
+def _pillow_decode(data: bytes) -> Image | None:
     from PIL import Image as Pillow
     from PIL import ImageOps
 
     try:
         with Pillow.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
             return np.array(ImageOps.exif_transpose(picture).convert("RGB"), np.uint8)
-    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError):  # Pillow's for damaged files, by format
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Pillow.DecompressionBombError,
+    ):  # what Pillow raises for damaged files, by format
         return None
 
 
 def average(pixels: Image, size: tuple[int, int]) -> Image:
-    """Shrink a picture, or a plane of one: each pixel is the mean of the area that it covers.
+    """Shrink a picture, or one plane of it: each pixel is the mean of the area that it covers.
 
     Args:
         pixels: uint8 [H, W] or [H, W, C].
@@ -118,21 +123,21 @@ def average(pixels: Image, size: tuple[int, int]) -> Image:
     cv2 = opencv()
     if cv2 is not None:
         return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-    across, down = _shares(pixels.shape[1], size[0]), _shares(pixels.shape[0], size[1])
+    across, down = _weights(pixels.shape[1], size[0]), _weights(pixels.shape[0], size[1])
     rows = np.tensordot(down, pixels, 1)
     averaged = np.moveaxis(np.tensordot(across, rows, (1, 1)), 0, 1)
     return np.ascontiguousarray(np.rint(averaged).astype(np.uint8))
 
 
-def _shares(length: int, shrunk: int) -> NDArray[np.float32]:
-    """Return float32 [shrunk, length]: which share of a pixel of the smaller side each pixel of the larger one has."""
+def _weights(length: int, shrunk: int) -> NDArray[np.float32]:
+    """Return float32 [shrunk, length]: the weight of each source pixel in each pixel of the shrunk side."""
     step = length / shrunk
     starts, pixels = np.arange(shrunk)[:, None] * step, np.arange(length)
-    shares = np.clip(np.minimum(starts + step, pixels + 1) - np.maximum(starts, pixels), 0, None) / step
-    return np.asarray(shares, np.float32)
+    weights = np.clip(np.minimum(starts + step, pixels + 1) - np.maximum(starts, pixels), 0, None) / step
+    return np.asarray(weights, np.float32)
 
 
-def _enlarged(pixels: Image, size: tuple[int, int]) -> Image:
+def _pillow_enlarge(pixels: Image, size: tuple[int, int]) -> Image:
     from PIL import Image as Pillow
 
     planes = [pixels] if pixels.ndim == 2 else [pixels[..., channel] for channel in range(pixels.shape[2])]

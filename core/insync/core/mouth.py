@@ -1,7 +1,7 @@
-"""Mouth codes: lip shapes free of head pose and of the person, from landmarks.
+"""Mouth codes: lip shapes independent of head pose and of the person, from landmarks.
 
-A shape is the lips and chin in a frame that is fixed to the skull: the landmarks are turned and scaled in space until the points
-that speech does not move lie where the mean face has them (Umeyama, 1991). A code is the shape minus the person's resting shape, in
+A shape is the lips and chin in coordinates that are fixed to the skull: the landmarks are rotated and scaled in space so that the points
+that speech does not move best fit those of the mean face (Umeyama, 1991). A code is the shape minus the person's resting shape, in
 the principal components of such differences over the training footage, each divided by its standard deviation.
 """
 
@@ -26,12 +26,12 @@ FACE_OVAL = (
 )  # fmt: skip
 POINTS = OUTER_LIPS + INNER_LIPS + CHIN
 _UPPER, _LOWER = POINTS.index(13), POINTS.index(14)
-RESTING_SHARE = 0.15  # of the frames, those with the smallest aperture: their median is the neutral mouth
+RESTING_SHARE = 0.15  # share of the frames, those with the smallest aperture, whose median is the neutral mouth
 
 
 @dataclass(frozen=True)
 class MouthBasis:
-    """What turns landmarks into mouth codes and back.
+    """The basis that maps landmarks to mouth codes and back.
 
     Attributes:
         rigid: float32 [R, 3], the mean face's rigid points, outer eye corners one unit apart.
@@ -47,66 +47,66 @@ class MouthBasis:
 
     @classmethod
     def load(cls, path: Path) -> MouthBasis:
-        """Reads a basis from an .npz file."""
+        """Read a basis from an .npz file."""
         with np.load(path) as data:
             return cls(**{name: data[name].astype(np.float32) for name in ("rigid", "rest", "components", "deviation")})
 
     def save(self, path: Path) -> None:
-        """Writes the basis to an .npz file."""
+        """Write the basis to an .npz file."""
         np.savez(path, rigid=self.rigid, rest=self.rest, components=self.components, deviation=self.deviation)
 
     def shape(self, landmarks: Floats) -> Floats:
-        """Pose-free lips and chin, float32 [L, 2], outer eye corners one unit apart, from landmarks float32 [468, 3]."""
+        """Return lips and chin without head pose, float32 [L, 2], outer eye corners one unit apart, from landmarks float32 [468, 3]."""
         return skull_fixed(landmarks, self.rigid)[list(POINTS), :2]
 
     def neutral(self, shapes: Floats) -> Floats:
-        """The resting shape, float32 [L, 2], of a person seen in shapes float32 [N, L, 2].
+        """Return the resting shape, float32 [L, 2], of a person with shapes float32 [N, L, 2].
 
-        The median of the least open ones. Where even those stand open (a single photo of a smile), the aperture
-        is closed to that of the mean resting shape.
+        It is the median of the shapes with the smallest apertures. If even those are open (a single photo of a smile), the
+        aperture is reduced to that of the mean resting shape.
         """
         apertures = np.array([aperture(shape) for shape in shapes])
         count = max(1, round(RESTING_SHARE * len(shapes)))
         resting: Floats = np.median(shapes[np.argsort(apertures, kind="stable")[:count]], axis=0).astype(np.float32)
         excess = aperture(resting) - max(0.04, aperture(self.rest))
         if excess > 0:
-            lower = [POINTS.index(i) for i in POINTS if self._hangs(i)]
+            lower = [POINTS.index(i) for i in POINTS if self._moves_with_jaw(i)]
             resting[lower, 1] -= excess
         return resting
 
-    def _hangs(self, index: int) -> bool:
-        """Whether a landmark hangs from the jaw: it lies below the line between the mean resting lips."""
+    def _moves_with_jaw(self, index: int) -> bool:
+        """Return whether a landmark moves with the jaw: it lies below the line between the mean resting lips."""
         line = (self.rest[_UPPER, 1] + self.rest[_LOWER, 1]) / 2
         return bool(self.rest[POINTS.index(index), 1] > line)
 
     def code(self, shape: Floats, neutral: Floats) -> Floats:
-        """The mouth code float32 [MOUTH] of a shape relative to a neutral one, both float32 [L, 2]."""
+        """Return the mouth code float32 [MOUTH] of a shape relative to a neutral one, both float32 [L, 2]."""
         return np.asarray(self.components @ (shape - neutral).reshape(-1) / self.deviation, np.float32)
 
     def decode(self, code: Floats, neutral: Floats) -> Floats:
-        """The shape float32 [L, 2] that a code float32 [MOUTH] stands for on a face with this neutral shape."""
+        """Return the shape float32 [L, 2] of a code float32 [MOUTH] on a face with this neutral shape."""
         return np.asarray(neutral + ((code * self.deviation) @ self.components).reshape(neutral.shape), np.float32)
 
     @property
     def aperture_row(self) -> Floats:
-        """float32 [MOUTH]: its product with a code is the aperture beyond the resting one, in distances of the outer eye corners."""
+        """float32 [MOUTH]. Its product with a code is the aperture minus the resting one, in distances of the outer eye corners."""
         row = self.components[:, 2 * _LOWER + 1] - self.components[:, 2 * _UPPER + 1]
         return np.asarray(row * self.deviation, np.float32)
 
 
 def aperture(shape: Floats) -> float:
-    """Height of the gap between the inner lips of a shape float32 [L, 2], in distances of the outer eye corners."""
+    """Return the mouth aperture: the height of the gap between the inner lips of a shape float32 [L, 2], in distances of the outer eye corners."""
     return float(shape[_LOWER, 1] - shape[_UPPER, 1])
 
 
 def skull_fixed(landmarks: Floats, rigid: Floats) -> Floats:
-    """Landmarks float32 [468, 3] turned, scaled and moved so that their rigid points best fit rigid, float32 [R, 3]."""
+    """Rotate, scale and move landmarks float32 [468, 3] so that their rigid points best fit rigid, float32 [R, 3]."""
     turn, shift = skull_fit(landmarks, rigid)
     return np.asarray(landmarks @ turn.T + shift, np.float32)
 
 
 def skull_fit(landmarks: Floats, rigid: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The similarity that does it: turn and scale [3, 3], and shift [3]."""
+    """Return the similarity transform of `skull_fixed`: rotation times scale [3, 3], and shift [3]."""
     points = landmarks.astype(np.float64)
     source, target = points[list(RIGID)], rigid.astype(np.float64)
     source_mean, target_mean = source.mean(0), target.mean(0)

@@ -1,14 +1,14 @@
-"""The only place where the environment is read.
+"""The settings that come from environment variables; nothing else reads the environment.
 
 | variable | meaning | default |
 |---|---|---|
 | `INSYNC_TWINS` | folder of the twin store | `~/.local/share/insync/twins` |
-| `INSYNC_TWIN_CACHE` | twins that `lipsync_twin_features` keeps in memory | 64 |
+| `INSYNC_TWIN_CACHE` | how many twins `lipsync_twin_features` keeps in memory | 64 |
 | `INSYNC_SIGNING` | folder of the certificate and key that sign dubbed files | `~/.local/share/insync/signing` |
-| `INSYNC_JPEG_QUALITY` | of SYNCED, 1 to 100 | 92 |
-| `INSYNC_GPU` | 1: the embedded server runs the networks on the GPU, as `insync serve --gpu` | 0 |
-| `INSYNC_PROCESSES` | processes of the embedded server that compute frames on the CPU | one for each core, 4 at most |
-| `INSYNC_CAPACITY_FPS` | frames/s that a server admits in all, where its config says nothing; 0: no limit | 0 |
+| `INSYNC_JPEG_QUALITY` | JPEG quality of SYNCED, 1 to 100 | 92 |
+| `INSYNC_GPU` | 1: the embedded server runs the networks on the GPU, like `insync serve --gpu` | 0 |
+| `INSYNC_PROCESSES` | processes of the embedded server that compute frames on the CPU | one per core, at most 4 |
+| `INSYNC_CAPACITY_FPS` | frames/s that a server admits in total, if its config sets no capacity; 0: no limit | 0 |
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CAPACITY_VARIABLE = "INSYNC_CAPACITY_FPS"
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment says to the serving side."""
+    """The server's settings from environment variables."""
 
     twins: Path
     twin_cache: int
@@ -38,26 +38,26 @@ class Settings:
 
 
 def default_twins() -> Path:
-    """The twin store's folder where nothing else is said."""
+    """Return the default folder of the twin store."""
     return _data() / "twins"
 
 
 def signing_folder() -> Path:
-    """Where the certificate and key are that sign dubbed files."""
-    said = os.environ.get(SIGNING_VARIABLE)
-    return Path(said).expanduser().absolute() if said else _data() / "signing"
+    """Return the folder of the certificate and key that sign dubbed files."""
+    folder = os.environ.get(SIGNING_VARIABLE)
+    return Path(folder).expanduser().absolute() if folder else _data() / "signing"
 
 
 def library_cache() -> Path:
-    """Tell where libraries are kept that this machine lacked (`insync.ensemble.libpython`): they can be fetched anew."""
+    """Return the folder of libraries that this machine lacked (`insync.ensemble.server.libpython`); they can be downloaded again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "insync"
 
 
 def load() -> Settings:
-    """Reads the environment.
+    """Read the settings from the environment.
 
     Raises:
-        BadInput: a variable holds something that is not allowed.
+        BadInput: a variable's value is not allowed.
     """
     twins = os.environ.get(TWINS_VARIABLE)
     return Settings(
@@ -66,7 +66,7 @@ def load() -> Settings:
         jpeg_quality=_integer("INSYNC_JPEG_QUALITY", 92, 1, 100),
         gpu=bool(_integer(GPU_VARIABLE, 0, 0, 1)),
         capacity_fps=_integer(CAPACITY_VARIABLE, 0, 0, 1_000_000),
-        # Each takes 0.3 GB.
+        # Each process takes 0.3 GB.
         processes=_integer("INSYNC_PROCESSES", min(4, len(os.sched_getaffinity(0))), 1, 1024),
     )
 
@@ -80,5 +80,5 @@ def _integer(name: str, default: int, low: int, high: int) -> int:
     if not text:
         return default
     if not text.isdecimal() or not low <= int(text) <= high:
-        raise BadInput(f"{name} is {text!r}, allowed is a whole number from {low} to {high}")
+        raise BadInput(f"{name} is {text!r}; it must be a whole number from {low} to {high}")
     return int(text)

@@ -1,6 +1,6 @@
 """The typed specification of every model that InSync serves: names, tensors, types, batch limits.
 
-`model_repository/*/config.pbtxt` are held to this module by tests; clients, exporters and models read their constants here.
+Tests check `model_repository/*/config.pbtxt` against this module; clients, exporters and models import their constants from it.
 Only the standard library is imported, so that the thin client can use it too.
 """
 
@@ -16,13 +16,15 @@ MEL_BANDS = 80
 MEL_FRAMES = 40  # one every 10 ms
 CROP_SIZE = 256  # pixels, square
 SEEN_CHANNELS = 48
-# Of SOURCE; the last one is the logit that the mouth is bare, and only drives the alpha.
+# Of SOURCE. The last channel is the logit that the mouth is not occluded; only the alpha uses it.
 SOURCE_CHANNELS = SEEN_CHANNELS + 1
 REFERENCES = 5  # reference crops of a twin
-REFERENCE_CHANNELS = 32  # features of each reference crop
-CHANNELS = REFERENCES * REFERENCE_CHANNELS  # of REFERENCE and ALIGNED, each warped by its own affine
-# Features exist for the patch's window of the crop only, at a quarter of its resolution: nothing else is ever painted.
-WINDOW_ROWS = (112, 256)  # of the crop
+REFERENCE_CHANNELS = 32  # feature channels of each reference crop
+CHANNELS = (
+    REFERENCES * REFERENCE_CHANNELS
+)  # of REFERENCE and ALIGNED; each channel is warped by its own affine transform
+# Features cover only the patch's window of the crop, at a quarter of its resolution: no other pixel is ever generated.
+WINDOW_ROWS = (112, 256)  # rows of the crop
 WINDOW_COLUMNS = (48, 208)
 FEATURE_HEIGHT = (WINDOW_ROWS[1] - WINDOW_ROWS[0]) // 4
 FEATURE_WIDTH = (WINDOW_COLUMNS[1] - WINDOW_COLUMNS[0]) // 4
@@ -31,22 +33,22 @@ POSE = 32
 IDENTITY = 128
 SPEECH = 256
 STYLE = 128
-TWIN_LENGTH = 32  # hexadecimal digits of a twin's id
+TWIN_LENGTH = 32  # hexadecimal digits in a twin's id
 LIPS = 44  # landmarks of lips and chin, which speech moves
 STILL = 29  # landmarks around them, which it does not
-MAX_PIXELS = 16_777_216  # of one frame, checked before it is decoded
-MAX_SIDE = 32_000  # of one frame, in pixels: OpenCV samples none that has 32,767
-MAX_FRAME_BYTES = 32 * 2**20  # of one encoded frame
+MAX_PIXELS = 16_777_216  # per frame, checked before it is decoded
+MAX_SIDE = 32_000  # pixels, width and height of a frame: OpenCV cannot sample pictures with a side of 32,767
+MAX_FRAME_BYTES = 32 * 2**20  # per encoded frame
 MAX_REGISTRATION_FRAMES = 300
-MAX_REGISTRATION_BYTES = 256 * 2**20  # of a registration's encoded frames together
-MAX_REGISTRATION_PIXELS = 32 * MAX_PIXELS  # and their pixels: what one registration may make a server decode
-# TWIN and STREAM of probes: a grey nobody that every server knows, so that they need no twin store. As long as an id, and none.
+MAX_REGISTRATION_BYTES = 256 * 2**20  # of all encoded frames of a registration together
+MAX_REGISTRATION_PIXELS = 32 * MAX_PIXELS  # of those frames together: bounds what a server decodes for one registration
+# TWIN and STREAM of probes: a built-in grey twin of every server, so that a probe needs no twin store. It has an id's length, but is never a valid id.
 CANARY = "canary".ljust(TWIN_LENGTH, "-")
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One named tensor. `shape` leaves the batch dimension out; -1 is any length. `dtype` is Triton's, without TYPE_."""
+    """One named tensor. `shape` is without the batch dimension, -1 is any length. `dtype` is Triton's, without TYPE_."""
 
     name: str
     dtype: str
@@ -56,14 +58,14 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Model:
-    """One served model: what goes in, what comes out, and in what order."""
+    """One served model: its backend, its inputs and outputs in order, and its batch limit."""
 
     name: str
-    backend: str  # "dali", "python", "onnxruntime", "ensemble" or, of the embedded server's own, "fused"
+    backend: str  # "dali", "python", "onnxruntime", "ensemble", or the embedded server's own "fused"
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     max_batch_size: int = 8
-    steps: tuple[str, ...] = field(default=())  # ensembles only: the models they call, in order
+    steps: tuple[str, ...] = field(default=())  # of an ensemble: the models that it calls, in order
 
 
 FRAME = Tensor("FRAME", "UINT8", (-1,))
@@ -86,13 +88,13 @@ SPEECH_EMBEDDING = Tensor("SPEECH", "FP32", (SPEECH,))
 AFFINE = Tensor("AFFINE", "FP32", (CHANNELS, 4))
 STYLE_VECTOR = Tensor("STYLE", "FP32", (STYLE,))
 MOUTH_CODE = Tensor("MOUTH", "FP32", (MOUTH,))
-# The references' own pixels in the patch's window: what the decoder copies skin and teeth from.
+# The pixels of the reference crops in the patch's window: the decoder copies skin and teeth from them.
 PIXELS = Tensor(
     "PIXELS",
     "UINT8",
     (3 * REFERENCES, WINDOW_ROWS[1] - WINDOW_ROWS[0], WINDOW_COLUMNS[1] - WINDOW_COLUMNS[0]),
 )
-# Landmarks, in x and y with the window's outer edges at ±1; see `head`.
+# Positions of landmarks, in x and y with the window's outer edges at ±1; see `head`.
 HEAD = Tensor("HEAD", "FP32", (2 + LIPS + STILL, 2))
 NEUTRAL = Tensor("NEUTRAL", "FP32", (LIPS, 2))
 PLACES = Tensor("PLACES", "FP32", (LIPS + STILL, 2))
@@ -104,7 +106,7 @@ CROPS = Tensor("CROPS", "FP32", (REFERENCES, 3, CROP_SIZE, CROP_SIZE))
 CODES = Tensor("CODES", "FP32", (REFERENCES, MOUTH))
 FRAMES = Tensor("FRAMES", "STRING", (-1,), optional=True)
 FORGET = Tensor("FORGET", "STRING", (1,), optional=True)
-# Outputs are never strings: asked to classify one (an option of every request), Triton 2.51 divides by zero and dies.
+# Outputs are never strings: if a request asks Triton 2.51 to classify a string output, it divides by zero and dies.
 TWIN_DIGITS = Tensor("TWIN", "UINT8", (TWIN_LENGTH,))
 REPORT = Tensor("REPORT", "UINT8", (-1,))  # JSON, UTF-8
 
@@ -127,10 +129,10 @@ _PATCH_STEPS = (
 MODELS: dict[str, Model] = {
     model.name: model
     for model in (
-        # Proves a frame decodable and audio finite before anything costly: DALI fails a whole batch on one bad sample.
-        # TWIN passes through it, so that an ensemble begins with this one step: where two are ready at the start and the
-        # first fails at once, Triton's gRPC thread and the ensemble scheduler lock each other out for good (seen in 2.51).
-        # STREAM and RATE, of live streams only, are for admission: see `insync.ensemble.models.admission`.
+        # Checks that the frame can be decoded and the audio is finite before any costly step: DALI fails a whole batch on one
+        # bad sample. TWIN passes through it, so that an ensemble begins with this one step: if two steps are ready at the
+        # start and the first fails at once, Triton's gRPC thread and the ensemble scheduler deadlock (seen in 2.51).
+        # STREAM and RATE are for the admission of live streams only: see `insync.ensemble.models.admission`.
         Model(
             "lipsync_guard",
             "python",
@@ -167,7 +169,7 @@ MODELS: dict[str, Model] = {
             (SYNCED,),
         ),
         Model("lipsync_reference", "onnxruntime", (CROPS, CODES), (REFERENCE, IDENTITY_DESCRIPTOR)),
-        # Not batched: one registration is one request. With FORGET, an id, instead of FRAMES it deletes that twin.
+        # Not batched: one registration is one request. With FORGET (an id) instead of FRAMES, it deletes that twin.
         Model("lipsync_twin", "python", (FRAMES, FORGET), (TWIN_DIGITS, REPORT), max_batch_size=0),
         Model(
             "lipsync_patch",
@@ -187,7 +189,7 @@ MODELS: dict[str, Model] = {
 }
 ENSEMBLES = tuple(name for name, model in MODELS.items() if model.backend == "ensemble")
 
-# Of the embedded server alone, on a CPU: every step behind the guard in one; see `insync.ensemble.repository.fused`.
+# Of the embedded server on a CPU only: the fused pipeline, all steps after the guard in one model; see `insync.ensemble.repository.fused`.
 FRAME_MODEL = Model(
     "lipsync_frame",
     "fused",

@@ -31,7 +31,7 @@ def test_files_without_video_or_audio(
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
     for video, audio, text in (
         (tmp_path / "empty.mp4", sample_speech, "the file is empty (0 bytes)"),
-        (tmp_path / "text.mp4", sample_speech, "no video, photo or audio that FFmpeg knows"),
+        (tmp_path / "text.mp4", sample_speech, "no video, photo or audio that FFmpeg can read"),
         (tmp_path / "missing.mp4", sample_speech, "there is no such file"),
         (sample_speech, sample_speech, "no video track and no photo; the file holds audio"),
         (sample_clip, sample_clip, "no audio track; the file holds video"),
@@ -47,7 +47,7 @@ def test_invalid_outputs(
     tmp_path: Path, sample_speech: Path, sample_clip: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, line = fails(capsys, "dub", sample_clip, sample_speech, "-o", tmp_path / "out.webm")
-    assert (code, "allowed: .mp4" in line) == (1, True)
+    assert (code, "it must be one of .mp4" in line) == (1, True)
     code, line = fails(capsys, "dub", sample_clip, sample_speech, "-o", tmp_path / "no" / "out.mp4")
     assert (code, "does not exist" in line) == (1, True)
 
@@ -57,7 +57,7 @@ def test_probing_an_address_without_a_server(capsys: pytest.CaptureFixture[str])
         code, line = fails(capsys, "probe", "127.0.0.1:1", "--timeout", "1", *options)
         assert (code, "127.0.0.1:1" in line) == (1, True)
     code, line = fails(capsys, "probe", "nowhere")
-    assert (code, "allowed: HOST:PORT" in line) == (1, True)
+    assert (code, "it must be HOST:PORT" in line) == (1, True)
 
 
 def test_late_frames_need_a_deadline(
@@ -67,7 +67,7 @@ def test_late_frames_need_a_deadline(
     code, line = fails(capsys, *job, "--late", "skip")
     assert (code, "without deadline_s" in line) == (1, True)
     code, line = fails(capsys, *job, "--deadline", "-1")
-    assert (code, "allowed: more than 0" in line) == (1, True)
+    assert (code, "it must be more than 0" in line) == (1, True)
 
 
 def test_an_address_without_a_server(

@@ -70,7 +70,7 @@ def test_a_frame_before_an_earlier_one_is_refused() -> None:
     windows.push(np.zeros(32_000, np.float32))
     windows.window_at(1.0)
     windows.window_at(1.0)
-    with pytest.raises(BadInput, match="lies before a frame"):
+    with pytest.raises(BadInput, match="lies before a frame that was already requested"):
         windows.window_at(0.9)
 
 

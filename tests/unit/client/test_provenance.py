@@ -149,9 +149,9 @@ def test_verify_on_the_command_line(
     text = tmp_path / "text.mp4"
     text.write_text("no video")
     for path, code, message in (
-        (signed, 0, "signed by InSync dub, known to this machine"),
-        (tagged, EXIT_TAGGED, "as its metadata tag says"),
-        (clip, EXIT_UNMARKED, "nothing says that it is synthetic"),
+        (signed, 0, "signed by InSync dub, trusted on this machine"),
+        (tagged, EXIT_TAGGED, "synthetic according to its metadata tag"),
+        (clip, EXIT_UNMARKED, "not marked as synthetic"),
     ):
         assert main(["verify", str(path)]) == code
         assert message in capsys.readouterr().out
@@ -163,9 +163,9 @@ def test_verify_on_the_command_line(
     (tmp_path / "theirs.pem").write_bytes(own)
     folder.rename(tmp_path / "elsewhere")  # as on another machine
     assert main(["verify", str(signed)]) == 0
-    assert "whom nobody vouches for on this machine" in capsys.readouterr().out
+    assert "signed by InSync dub, not trusted on this machine" in capsys.readouterr().out
     assert main(["verify", str(signed), "--ca", str(tmp_path / "theirs.pem")]) == 0
-    assert "known to this machine" in capsys.readouterr().out
+    assert "signed by InSync dub, trusted on this machine" in capsys.readouterr().out
     with signed.open("r+b") as file:
         file.seek(-10, os.SEEK_END)
         file.write(b"!")
@@ -197,7 +197,7 @@ def test_invalid_certificates(folder: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.undo()
     short = authority(tmp_path, "ca").sign("given")
     (folder / "certificates.pem").write_bytes(short.cert.read_bytes())
-    with pytest.raises(InsyncError, match="renew it"):
+    with pytest.raises(InsyncError, match=r"expires on [\d-]+: renew it"):
         local_identity(folder)  # those of others are not replaced
     (folder / KEY).write_text("no key")
     with pytest.raises(InsyncError, match=r"holds no certificates\.pem and key\.pem"):

@@ -294,10 +294,10 @@ def test_frames_before_a_failing_one_are_returned_first(address: str) -> None:
     ("frame", "text"),
     [
         (b"", r"0 bytes that begin with b''"),
-        (b"GIF89a", "allowed: a JPEG or PNG"),
+        (b"GIF89a", "it must be a JPEG or PNG"),
         (encode_jpeg(scene(100), 90)[:-500], "cut off: the JPEG's end is missing"),
         (encode_png(scene(100))[:-500], "cut off: the PNG's end is missing"),
-        (np.zeros((64, 64, 3), np.float32), r"float32 \[64, 64, 3\]; allowed: uint8"),
+        (np.zeros((64, 64, 3), np.float32), r"float32 \[64, 64, 3\]; it must be uint8"),
         (np.zeros((64, 64, 4), np.uint8), r"uint8 \[64, 64, 4\]"),
         (np.zeros((4, 64, 3), np.uint8), "at least 16×16"),
         ("frame.jpg", "is a str"),
@@ -321,7 +321,7 @@ def test_audio_that_is_not_finite(address: str) -> None:
     [
         ({"fps": 0}, "fps is 0"),
         ({"in_flight": 0}, "in_flight is 0"),
-        ({"composite": "cloud"}, "'client', 'server'"),
+        ({"composite": "cloud"}, "it must be 'client' or 'server'"),
         ({"audio_rate_hz": 5}, "audio rate is 5 Hz"),
     ],
 )
@@ -351,8 +351,8 @@ def test_an_unknown_twin(address: str, speaker: Speaker) -> None:
         ("PATCH", np.zeros((1, 128, 128, 4), np.uint8), r"PATCH is uint8 \[128, 128, 4\], expected"),
         ("PATCH", None, "PATCH is missing"),
         ("FACE", np.zeros((1, 4), np.uint8), "FACE is uint8"),
-        ("TRANSFORM", np.full((1, 2, 3), np.nan, np.float32), "makes no sense"),
-        ("TRANSFORM", np.zeros((1, 2, 3), np.float32), "makes no sense"),
+        ("TRANSFORM", np.full((1, 2, 3), np.nan, np.float32), "TRANSFORM or CONFIDENCE is invalid"),
+        ("TRANSFORM", np.zeros((1, 2, 3), np.float32), "TRANSFORM or CONFIDENCE is invalid"),
     ],
 )
 def test_malformed_responses(address: str, speaker: Speaker, name: str, value: Any, text: str) -> None:
@@ -389,7 +389,7 @@ def test_registration_samples_evenly_and_bounded(address: str, speaker: Speaker)
     first = speaker.requests[0]["FRAMES"]
     length = int.from_bytes(first[:4], "little")
     assert cv2.imdecode(np.frombuffer(first[4 : 4 + length], np.uint8), 1).shape == (720, 1280, 3)
-    with pytest.raises(BadInput, match="at least one frame"):
+    with pytest.raises(BadInput, match="must be at least one frame"):
         asyncio.run(run(0))
 
 

@@ -1,4 +1,4 @@
-"""The order of frames where the audio is longer than the video."""
+"""Extension of a video whose audio is longer: the order of its frames."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ from insync.core.errors import BadInput
 __all__ = ["EXTENSIONS", "extended"]
 
 EXTENSIONS = ("bounce", "loop", "freeze", "none")
-_CHUNK_BYTES = 96 * 2**20  # of frames held in memory while a video runs backwards
+_CHUNK_BYTES = 96 * 2**20  # bytes of frames in memory while a video plays backwards
 
 
 def extended(video: VideoFile, until_s: Fraction, extend: str, trim: bool) -> Iterator[DecodedFrame]:
-    """A video's frames, going on until the audio ends.
+    """Yield a video's frames, continued until the audio ends.
 
     Args:
-        video: the source. A photo stands still, whatever `extend` says.
-        until_s: the audio's end.
-        extend: after the video's end it runs backwards and forwards in turn ("bounce"), starts again ("loop"), stands
-            still ("freeze"), or ends ("none").
-        trim: end at the audio's end, where the video is longer.
+        video: the source. A photo is always repeated, whatever `extend` is.
+        until_s: end of the audio, in seconds.
+        extend: after its end, the video plays backwards and forwards in turn ("bounce"), starts again ("loop"), repeats its
+            last frame ("freeze"), or ends ("none").
+        trim: end with the audio if the video is longer.
 
     Yields:
-        Frames with rising pts; those of the source keep theirs.
+        Frames with increasing pts; the source's frames keep theirs.
+
+    Raises:
+        BadInput: `extend` is none of these.
     """
     if extend not in EXTENSIONS:
-        raise BadInput(f"extend is {extend!r}; allowed: {', '.join(EXTENSIONS)}")
+        raise BadInput(f"extend is {extend!r}; it must be one of {', '.join(EXTENSIONS)}")
     end = until_s / video.time_base  # in ticks
     times: list[int] = []
     last: DecodedFrame | None = None
@@ -48,14 +51,14 @@ def extended(video: VideoFile, until_s: Fraction, extend: str, trim: bool) -> It
             yield DecodedFrame(now, copy_frame(last.frame))
         return
     if len(times) == 1:
-        extend = "loop"  # one frame has no way back
+        extend = "loop"  # one frame cannot play backwards
     forwards = extend == "loop"
     while now + video.step < end:
         if forwards:
             offset = now + video.step if extend == "loop" else now
             source = video.frames()
             if extend == "bounce":
-                next(source, None)  # the turning frame was shown already
+                next(source, None)  # the frame at the turning point was already shown
             for frame in source:
                 if offset + frame.pts >= end:
                     return
@@ -72,7 +75,7 @@ def extended(video: VideoFile, until_s: Fraction, extend: str, trim: bool) -> It
 
 
 def _backwards(video: VideoFile, times: list[int]) -> Iterator[DecodedFrame]:
-    """The frames of these times in reverse, decoded again in pieces that fit into memory."""
+    """Yield the frames with these pts in reverse, decoded again in chunks that fit into memory."""
     size = max(8, _CHUNK_BYTES // (video.width * video.height * 3))
     for end in range(len(times), 0, -size):
         chunk = times[max(0, end - size) : end]

@@ -1,4 +1,4 @@
-"""Reading video, photo and audio files with PyAV: every frame with its exact time, nothing guessed silently."""
+"""Reading of video, photo and audio files with PyAV: every frame with its exact time, and no silent guesses."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from insync.core.spec import SAMPLE_RATE_HZ
 __all__ = ["AudioFile", "DecodedFrame", "VideoFile"]
 
 PHOTO_FPS = 25
-PHOTO_MAX_SIDE = 1920  # pixels; larger photos become a video of this size
+PHOTO_MAX_SIDE = 1920  # pixels; larger photos are scaled down to this
 _PHOTO_TIME_BASE = Fraction(1, 12_800)
 _BT709 = 1
 _LIMITED_RANGE = 1
-# What FFmpeg recognises in plain text; never a video that somebody means.
+# Formats that FFmpeg recognises in plain text; never meant as a video.
 _NOT_MEDIA = {"tty", "lrc", "srt", "webvtt", "ass"}
 
 
@@ -37,7 +37,7 @@ class DecodedFrame:
 
     Attributes:
         pts: its time in the file's time base, 0 for the first frame, strictly rising.
-        frame: an av.VideoFrame, the reader's to keep.
+        frame: an av.VideoFrame; the consumer may keep and change it.
     """
 
     pts: int
@@ -49,25 +49,25 @@ class VideoFile:
 
     Args:
         path: the file.
-        upright: turn the frames as their rotation tag says, for outputs that cannot carry the tag. Otherwise they stay
-            as they lie, and `turns` and `matrix` say how they are to be shown.
+        upright: rotate the frames by their rotation tag, for outputs that cannot carry the tag. Otherwise they stay as
+            stored, and `turns` and `matrix` are their display rotation.
 
     Attributes:
-        width, height: of the frames as they are given, in pixels.
+        width, height: size of the frames that `frames` yields, in pixels.
         format: pixel format, one of `NATIVE_FORMATS`.
         fps: average frames per second.
-        time_base: of every pts, in seconds.
-        step: usual distance of two frames, in `time_base`.
-        frames_expected: from the file's header; 0 where it does not say.
-        turns: quarter turns counter-clockwise that set the frames upright.
+        time_base: unit of every pts, in seconds.
+        step: usual time between two frames, in units of `time_base`.
+        frames_expected: number of frames according to the file's header; 0 if unknown.
+        turns: counter-clockwise quarter turns that make the frames upright.
         matrix: the file's display matrix, nine integers as in the MP4 format, or None.
-        pixel_aspect: a pixel's width over its height.
+        pixel_aspect: a pixel's width divided by its height.
         colours: (colour space, range, primaries, transfer), as FFmpeg's numbers.
         photo: whether this is a still picture.
-        notes: what had to be converted, in words, for the user.
+        notes: messages for the user about conversions.
 
     Raises:
-        UnreadableMedia: the file is missing, empty, damaged or of no known format.
+        UnreadableMedia: the file is missing, empty, damaged or of an unknown format.
         NoVideoTrack: it has no video track.
     """
 
@@ -78,11 +78,11 @@ class VideoFile:
         self._upright = upright
         with _opened(path) as container:
             stream = self._stream(container)
-            # Cover art in a sound file has no frame rate of its own; a photo is opened by an image demuxer.
+            # A photo is opened by an image demuxer. Cover art in an audio file has no frame rate either, but is not a photo.
             self.photo = container.format.name == "image2" or container.format.name.endswith("_pipe")
             first = next(self._raw(container, stream), None)
             if first is None:
-                raise UnreadableMedia(f"{path}: not one video frame can be decoded; is the file damaged?")
+                raise UnreadableMedia(f"{path}: no video frame can be decoded; the file may be damaged")
             self._source_format = first.format.name
             self.turns, self.matrix = _orientation(first)
             self.fps = Fraction(stream.average_rate or stream.guessed_rate or PHOTO_FPS)
@@ -110,11 +110,11 @@ class VideoFile:
 
     @property
     def sideways(self) -> bool:
-        """Whether width and height are exchanged when shown."""
+        """Whether width and height are swapped for display."""
         return self.turns % 2 == 1
 
     def frames(self) -> Iterator[DecodedFrame]:
-        """Every frame, from the first."""
+        """Yield every frame from the first on."""
         with _opened(self.path) as container:
             stream = self._stream(container)
             start: int | None = None
@@ -131,8 +131,8 @@ class VideoFile:
             self._start = start or 0
 
     def between(self, first: int, last: int) -> list[DecodedFrame]:
-        """The frames with first ≤ pts ≤ last, once more. Needs that `frames` has run to its end."""
-        for seek in (True, False):  # not every file can be sought in: then from its start
+        """Return the frames with first ≤ pts ≤ last, decoded again. `frames` must have run to its end before."""
+        for seek in (True, False):  # some files do not support seeking: then read from the start
             found: list[DecodedFrame] = []
             with _opened(self.path) as container:
                 stream = self._stream(container)
@@ -156,7 +156,7 @@ class VideoFile:
         )
 
     def keyframes(self) -> Iterator[Any]:
-        """Only the frames that are coded on their own, quickly, as av.VideoFrames."""
+        """Yield only the key frames, as av.VideoFrames; skipping the others is fast."""
         with _opened(self.path) as container:
             stream = self._stream(container)
             stream.codec_context.skip_frame = "NONKEY"
@@ -164,7 +164,7 @@ class VideoFile:
                 yield self._converted(frame)
 
     def picture(self, frame: Any) -> YuvPicture:
-        """A frame of this file for the stream."""
+        """Return a frame of this file as a picture for the stream."""
         return YuvPicture(frame, self.turns, float(self.pixel_aspect))
 
     def _stream(self, container: Any) -> Any:
@@ -176,7 +176,7 @@ class VideoFile:
         return videos[0]
 
     def _raw(self, container: Any, stream: Any) -> Iterator[Any]:
-        """Decoded frames as they come; packets that cannot be decoded are left out and counted."""
+        """Yield the decoded frames unconverted; skip and count packets that cannot be decoded."""
         try:
             for packet in container.demux(stream):
                 try:
@@ -184,7 +184,7 @@ class VideoFile:
                 except av.error.InvalidDataError:
                     self.skipped += 1
         except av.error.InvalidDataError:
-            self.skipped += 1  # the container itself breaks off here
+            self.skipped += 1  # the container is truncated here
         except (av.error.FFmpegError, OSError) as exc:
             raise UnreadableMedia(f"{self.path}: reading failed: {exc}") from exc
 
@@ -212,15 +212,15 @@ class VideoFile:
         if (NATIVE_FORMATS[target][1] == 2 and frame.width % 2) or (
             NATIVE_FORMATS[target][2] == 2 and frame.height % 2
         ):
-            target = "yuvj444p" if target.startswith("yuvj") else "yuv444p"  # halved chroma needs even sizes
+            target = "yuvj444p" if target.startswith("yuvj") else "yuv444p"  # subsampled chroma needs even sizes
         if self._upright and target in ("yuv422p", "yuvj422p") and self.turns % 2:
-            target = target.replace("422", "444")  # turned, its chroma would be halved the other way
+            target = target.replace("422", "444")  # after a quarter turn, its chroma would be subsampled vertically
         if target != name:
             self.notes.append(f"pixel format {name} is converted to {target}")
         return target
 
     def _converted(self, frame: Any) -> Any:
-        """The frame in `format`; itself where it has it already."""
+        """Convert a frame to `format`, and turn it upright if `upright` is set; return it as it is if nothing changes."""
         if self.photo:
             return self._photo(frame)
         turns = _orientation(frame)[0] if self._upright else 0
@@ -235,7 +235,7 @@ class VideoFile:
         return _turned(frame, turns) if turns else frame
 
     def _photo(self, frame: Any) -> Any:
-        """A photo as players like a video best: BT.709, limited range, 4:2:0, even sides, upright."""
+        """Convert a photo to the format that all video players support: BT.709, limited range, 4:2:0, even sides, upright."""
         turns = _orientation(frame)[0]
         scale = min(1.0, PHOTO_MAX_SIDE / max(frame.width, frame.height))
         width, height = (max(2, round(side * scale) // 2 * 2) for side in (frame.width, frame.height))
@@ -250,17 +250,17 @@ class VideoFile:
 
 
 class AudioFile:
-    """The first audio track of any file. It is decoded once at the start, to know its true length.
+    """The first audio track of any file. The constructor decodes it once, to find its exact length.
 
     Attributes:
         rate_hz: samples per second.
-        layout: FFmpeg's name of the channel layout, as in "stereo".
-        channels: how many.
-        samples: per channel.
+        layout: FFmpeg's name of the channel layout, such as "stereo".
+        channels: number of channels.
+        samples: number of samples per channel.
         wide: whether samples have more than 16 bits.
 
     Raises:
-        UnreadableMedia: the file is missing, empty, damaged or of no known format.
+        UnreadableMedia: the file is missing, empty, damaged or of an unknown format.
         NoAudioTrack: it has no audio track, or one of length 0.
         BadInput: a sample is not finite.
     """
@@ -283,19 +283,19 @@ class AudioFile:
                     at = self.samples + int(np.argmin(finite)) // (1 if frame.format.is_planar else self.channels)
                     raise BadInput(
                         f"{path}: the audio's sample {at} ({at / self.rate_hz:.3f} s) is not a finite number; "
-                        "every sample must be one in [-1, 1]"
+                        "every sample must be in [-1, 1]"
                     )
             self.samples += int(frame.samples)
         if not self.samples:
-            raise NoAudioTrack(f"{path}: the audio track has length 0; nothing to speak")
+            raise NoAudioTrack(f"{path}: the audio track has length 0; there is nothing to speak")
 
     @property
     def duration_s(self) -> Fraction:
-        """Seconds, exactly."""
+        """Exact duration in seconds."""
         return Fraction(self.samples, self.rate_hz)
 
     def frames(self) -> Iterator[Any]:
-        """Decoded av.AudioFrames."""
+        """Yield the decoded av.AudioFrames."""
         with _opened(self.path) as container:
             if not container.streams.audio or container.format.name in _NOT_MEDIA:
                 kinds = sorted({s.type for s in container.streams}) or ["nothing"]
@@ -304,23 +304,24 @@ class AudioFile:
                 for packet in container.demux(container.streams.audio[0]):
                     yield from _decoded(packet)
             except av.error.InvalidDataError:
-                return  # the container breaks off here; what was there counts
+                return  # the container is truncated here; use what was decoded
             except (av.error.FFmpegError, OSError) as exc:
                 raise UnreadableMedia(f"{self.path}: reading failed: {exc}") from exc
 
     def speech(self) -> Iterator[NDArray[np.float32]]:
-        """The track at 16 kHz mono in [-1, 1], piece by piece: float32 [N] each."""
+        """Yield the track at 16 kHz mono in [-1, 1], in chunks float32 [N]."""
         resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE_HZ)
         left = round(self.duration_s * SAMPLE_RATE_HZ)
         waiting: list[NDArray[np.float32]] = []
         for frame in itertools.chain(self.frames(), (None,)):
             if frame is not None:
-                frame.pts = None  # gaps between packets stay closed, as they are in the output
-            for piece in resampler.resample(frame):
-                samples = piece.to_ndarray()[0][:left].astype(np.float32, copy=False)
+                frame.pts = None  # ignore gaps between packets, as in the output
+            for chunk in resampler.resample(frame):
+                samples = chunk.to_ndarray()[0][:left].astype(np.float32, copy=False)
                 left -= len(samples)
                 waiting.append(samples)
-            if frame is None or sum(map(len, waiting)) >= SAMPLE_RATE_HZ // 2:  # not in crumbs: each costs its reader
+            # Not in small chunks: each one costs its consumer time.
+            if frame is None or sum(map(len, waiting)) >= SAMPLE_RATE_HZ // 2:
                 yield np.concatenate(waiting) if waiting else np.zeros(0, np.float32)
                 waiting = []
 
@@ -338,7 +339,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except PermissionError as exc:
         raise UnreadableMedia(f"{path}: no permission to read it") from exc
     except (av.error.FFmpegError, OSError) as exc:
-        raise UnreadableMedia(f"{path}: no video, photo or audio that FFmpeg knows, or a damaged file") from exc
+        raise UnreadableMedia(f"{path}: no video, photo or audio that FFmpeg can read, or a damaged file") from exc
     with container:
         yield container
 
@@ -347,11 +348,11 @@ def _decoded(packet: Any) -> list[Any]:
     try:
         return list(packet.decode())
     except av.error.InvalidDataError:
-        return []  # a damaged packet; the rest of the track is good
+        return []  # a damaged packet; the rest of the track may be good
 
 
 def _orientation(frame: Any) -> tuple[int, tuple[int, ...] | None]:
-    """Quarter turns counter-clockwise that set a frame upright, and its display matrix."""
+    """Return the counter-clockwise quarter turns that make a frame upright, and its display matrix."""
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return 0, None
@@ -360,7 +361,7 @@ def _orientation(frame: Any) -> tuple[int, tuple[int, ...] | None]:
 
 
 def _turned(frame: Any, turns: int) -> Any:
-    """A copy of a frame, turned counter-clockwise by quarter turns."""
+    """Copy a frame, rotated counter-clockwise by quarter turns."""
     width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
     turned = av.VideoFrame(width, height, frame.format.name)
     for target, source in zip(plane_views(turned), plane_views(frame), strict=True):

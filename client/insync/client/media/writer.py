@@ -1,4 +1,4 @@
-"""Writing the result: H.264 with the new audio, in a temporary file that takes the output's name when it is whole."""
+"""Writing of the output: H.264 with the new audio, in a temporary file that is renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ __all__ = ["CONTAINERS", "QUALITIES", "Quality", "VideoWriter", "check_output"]
 
 @dataclass(frozen=True)
 class Quality:
-    """A level of quality.
+    """Encoder settings of a quality level.
 
     Attributes:
         video: options of libx264.
-        audio_bits: AAC's bits per second and channel; 0 is lossless.
+        audio_bits: AAC bit rate in bit/s per channel; 0 is lossless.
     """
 
     video: dict[str, str]
     audio_bits: int
 
 
-# At crf 16 `superfast` takes half of `veryfast`'s processor time (7 against 14 ms per 720p frame) and is a little nearer to
-# the source; the file is twice as large. Where size matters, "medium" and "low" take the time.
+# At crf 16, `superfast` takes half of `veryfast`'s CPU time (7 against 14 ms per 720p frame) and is a little closer to the
+# source, but the file is twice as large. If size matters, "medium" and "low" are slower and smaller.
 QUALITIES = {
     "lossless": Quality({"preset": "superfast", "qp": "0"}, 0),
     "high": Quality({"preset": "superfast", "crf": "16"}, 96_000),
@@ -49,7 +49,7 @@ QUALITIES = {
 class _Container:
     format: str
     lossless_audio: str
-    display_matrix: bool  # whether we can write one
+    display_matrix: bool  # whether the muxer can write one
 
 
 CONTAINERS = {
@@ -62,9 +62,16 @@ _AAC_LAYOUTS = {"mono", "stereo", "3.0", "4.0", "5.0", "5.1", "7.1"}
 
 
 def check_output(out: Path, *sources: Path) -> None:
-    """Raises UnwritableMedia or BadInput where `out` cannot become the output, before any work is done."""
+    """Check that `out` can be written, before any work is done.
+
+    Raises:
+        UnwritableMedia: its extension or folder does not work.
+        BadInput: it is one of the sources.
+    """
     if out.suffix.lower() not in CONTAINERS:
-        raise UnwritableMedia(f"{out}: the output's extension is {out.suffix!r}; allowed: {', '.join(CONTAINERS)}")
+        raise UnwritableMedia(
+            f"{out}: the output's extension is {out.suffix!r}; it must be one of {', '.join(CONTAINERS)}"
+        )
     if out.is_dir():
         raise UnwritableMedia(f"{out}: this is a folder; name a file")
     if not out.absolute().parent.is_dir():
@@ -77,25 +84,25 @@ def check_output(out: Path, *sources: Path) -> None:
 
 
 def carries_display_matrix(out: Path) -> bool:
-    """Whether an output of this extension can keep the source's rotation tag."""
+    """Return whether an output with this extension can keep the source's rotation tag."""
     return CONTAINERS[out.suffix.lower()].display_matrix
 
 
 class VideoWriter:
-    """Encodes and muxes one video with one audio track. To be written to from one thread at a time.
+    """Encodes and muxes one video with one audio track. Call it from one thread at a time.
 
-    As a context manager it renames the finished file to `out`, or removes it where the block failed.
+    As a context manager, it renames the complete file to `out`, or removes it if the block fails.
 
     Args:
         out: the output; an existing file is replaced.
-        video: whose size, frame rate, time base, colours and rotation the output takes.
-        audio: the new sound.
+        video: the source; the output has its size, frame rate, time base, colours and rotation.
+        audio: the new audio.
         quality: one of `QUALITIES`.
-        provenance: mark the file as synthetic, with a signed manifest where the container takes one and a metadata tag.
+        provenance: mark the file as synthetic, with a signed manifest if the container supports it, and a metadata tag.
 
     Attributes:
-        mark: what the file carries, once it is whole.
-        unsigned: why it has no signed manifest; empty where it has one, or should not.
+        mark: the file's mark, once it is complete.
+        unsigned: the reason why it has no signed manifest; empty if it has one, or should not have one.
 
     Raises:
         UnwritableMedia: the output cannot be written.
@@ -103,7 +110,7 @@ class VideoWriter:
 
     def __init__(self, out: Path, video: VideoFile, audio: AudioFile, quality: str, provenance: bool = True) -> None:
         if quality not in QUALITIES:
-            raise BadInput(f"quality is {quality!r}; allowed: {', '.join(QUALITIES)}")
+            raise BadInput(f"quality is {quality!r}; it must be one of {', '.join(QUALITIES)}")
         check_output(out, video.path, audio.path)
         self._out, self._video, self._audio = out, video, audio
         self._temporary = out.absolute().with_name(f".{out.stem}.{secrets.token_hex(4)}.part")
@@ -117,13 +124,13 @@ class VideoWriter:
             try:
                 self._picture = self._add_video(QUALITIES[quality])
                 self._sound = self._add_audio(QUALITIES[quality], kind.lossless_audio)
-                self._pieces: Iterator[Any] = audio.frames()
+                self._audio_frames: Iterator[Any] = audio.frames()
             except BaseException:
-                self._throw_away()
+                self._remove()
                 raise
         self._muxed_samples = 0  # samples muxed
         self._frames = 0
-        # A job that is interrupted throws the file away while another thread may still be writing a frame to it.
+        # An interrupted job discards the file while another thread may still be writing a frame to it.
         self._lock = threading.Lock()
 
     def __enter__(self) -> VideoWriter:
@@ -140,30 +147,30 @@ class VideoWriter:
             raise
 
     def write(self, frame: Any, pts: int) -> None:
-        """Encodes the next frame, and as much audio as belongs before its end.
+        """Encode the next frame, and the audio up to its end.
 
         Args:
-            frame: an av.VideoFrame in the video's format; it is the writer's from here on.
-            pts: its time in the video's time base, rising.
+            frame: an av.VideoFrame in the video's format. The writer keeps it: do not change it afterwards.
+            pts: its time in the video's time base, greater than the previous frame's.
         """
         with self._lock, self._writing():
             frame.pts, frame.time_base = pts, self._video.time_base
-            frame.pict_type = 0  # not the source's: the encoder chooses
+            frame.pict_type = 0  # the encoder chooses the picture type, not the source
             self._container.mux(self._picture.encode(frame))
         self._frames += 1
         self.write_audio((pts + self._video.step) * self._video.time_base)
 
     def write_audio(self, until_s: Fraction | None) -> None:
-        """Muxes the audio up to a time; None: all that is left."""
+        """Mux the audio up to a time in seconds; None: to its end."""
         until = None if until_s is None else until_s * self._audio.rate_hz
         while until is None or self._muxed_samples < until:
-            piece = next(self._pieces, None)
-            if piece is None:
+            frame = next(self._audio_frames, None)
+            if frame is None:
                 return
             with self._lock, self._writing():
-                piece.pts, piece.time_base = self._muxed_samples, Fraction(1, self._audio.rate_hz)
-                self._muxed_samples += piece.samples
-                self._container.mux(self._sound.encode(piece))
+                frame.pts, frame.time_base = self._muxed_samples, Fraction(1, self._audio.rate_hz)
+                self._muxed_samples += frame.samples
+                self._container.mux(self._sound.encode(frame))
 
     def _add_video(self, quality: Quality) -> Any:
         video = self._video
@@ -184,7 +191,7 @@ class VideoWriter:
             rates = av.codec.Codec("aac", "w").audio_rates or []
             rate = audio.rate_hz if audio.rate_hz in rates else 48_000
             stream = self._container.add_stream("aac", rate=rate, layout=layout)
-            # AAC allows 6,144 bits per frame of 1,024 samples and channel.
+            # AAC allows at most 6,144 bits per channel in a frame of 1,024 samples.
             channels = av.AudioLayout(layout).nb_channels
             stream.codec_context.bit_rate = min(quality.audio_bits, 5 * rate) * channels
             return stream
@@ -193,26 +200,26 @@ class VideoWriter:
 
     def _finish(self) -> None:
         if not self._frames:
-            raise BadInput(f"{self._video.path}: not one frame was written")
+            raise BadInput(f"{self._video.path}: no frame was written")
         with self._writing():
             self._container.mux(self._picture.encode(None))
             self._container.mux(self._sound.encode(None))
             self._container.close()
             if self.mark is Mark.TAGGED:
-                # Last of all: any change from here on would break the signature.
+                # The last step: any later change would break the signature.
                 self.unsigned = mark_as_synthetic(self._temporary, self._out.suffix, self._video.path) or ""
                 self.mark = Mark.TAGGED if self.unsigned else Mark.SIGNED
             os.replace(self._temporary, self._out)
 
     def _discard(self) -> None:
         with self._lock:
-            self._throw_away()
+            self._remove()
 
-    def _throw_away(self) -> None:
+    def _remove(self) -> None:
         try:
             self._container.close()
         except (av.error.FFmpegError, OSError, ValueError):
-            pass  # it is thrown away: what the muxer misses for a whole file does not matter
+            pass  # the file is discarded, so a muxer's error about an incomplete file does not matter
         finally:
             self._temporary.unlink(missing_ok=True)
 

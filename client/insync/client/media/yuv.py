@@ -1,7 +1,7 @@
-"""A decoded video frame as a picture: regions are cut out of its planes, and patches go back into them.
+"""Decoded video frames as pictures: regions are cut out of the YUV planes, and patches are blended into them.
 
-Nothing else of the frame is converted, so every sample outside a patch stays what the decoder gave. Chroma is taken to
-lie in the middle of its luma pixels in both directions: whatever the source's siting, cut and paste agree.
+The rest of the frame is not converted, so every sample outside a patch stays as decoded. Chroma samples are assumed to be
+centred between their luma pixels in both directions: whatever the source's siting, cut and paste agree.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from insync.core.images import Image, resize
 
 __all__ = ["NATIVE_FORMATS", "YuvPicture", "copy_frame", "rgb_to_yuv", "yuv_to_rgb"]
 
-# Pixel format → (full range by definition, horizontal and vertical luma pixels per chroma sample).
+# By pixel format: whether it is full range by definition, and horizontal and vertical luma pixels per chroma sample.
 NATIVE_FORMATS: dict[str, tuple[bool, int, int]] = {
     "yuv420p": (False, 2, 2),
     "yuvj420p": (True, 2, 2),
@@ -38,12 +38,12 @@ _FULL_RANGE = 2
 
 @functools.lru_cache(maxsize=32)
 def rgb_to_yuv(colorspace: int, full: bool, height: int) -> NDArray[np.float64]:
-    """[3, 4]: R'G'B' in [0, 255] → Y'CbCr in [0, 255].
+    """Return the matrix [3, 4] from R'G'B' in [0, 255] to Y'CbCr in [0, 255].
 
     Args:
-        colorspace: FFmpeg's AVColorSpace; where unspecified, BT.709 from 720 lines on and BT.601 below, as players do.
-        full: full range, rather than 16–235 and 16–240.
-        height: of the frame, in pixels.
+        colorspace: FFmpeg's AVColorSpace; if unspecified, BT.709 from 720 lines on and BT.601 below, like players.
+        full: full range, instead of 16–235 and 16–240.
+        height: height of the frame, in pixels.
     """
     if colorspace == _UNSPECIFIED and height >= 720:
         colorspace = 1
@@ -57,7 +57,7 @@ def rgb_to_yuv(colorspace: int, full: bool, height: int) -> NDArray[np.float64]:
 
 @functools.lru_cache(maxsize=32)
 def yuv_to_rgb(colorspace: int, full: bool, height: int) -> NDArray[np.float64]:
-    """[3, 4]: the inverse of `rgb_to_yuv`."""
+    """Return the inverse of `rgb_to_yuv`, [3, 4]."""
     forward = rgb_to_yuv(colorspace, full, height)
     inverse = np.linalg.inv(forward[:, :3])
     return np.column_stack([inverse, -inverse @ forward[:, 3]])
@@ -67,10 +67,10 @@ class YuvPicture:
     """A decoded 8-bit planar YUV frame. Not thread-safe.
 
     Args:
-        frame: of one of `NATIVE_FORMATS`.
-        turns: quarter turns counter-clockwise that set the frame upright (its rotation tag); the picture's coordinates
-            are the upright ones, the frame's planes stay as they lie.
-        pixel_aspect: of the frame as it lies, a pixel's width over its height.
+        frame: an av.VideoFrame in one of `NATIVE_FORMATS`.
+        turns: counter-clockwise quarter turns that make the frame upright (its rotation tag). The picture's coordinates
+            are upright; the frame's planes stay as stored.
+        pixel_aspect: a stored pixel's width divided by its height.
     """
 
     def __init__(self, frame: Any, turns: int = 0, pixel_aspect: float = 1.0) -> None:
@@ -89,8 +89,8 @@ class YuvPicture:
         self._own = False
 
     def cut(self, region: Region) -> Image:
-        """See `Picture`."""
-        x0, y0, x1, y1 = self._lying(region.x0, region.y0, region.x1, region.y1)
+        """Return the region, scaled to its sent size; see `Picture`."""
+        x0, y0, x1, y1 = self._stored_box(region.x0, region.y0, region.x1, region.y1)
         size = (region.width, region.height) if self._turns % 2 == 0 else (region.height, region.width)
         luma, *chroma = self._views()
         across, down = self._across, self._down
@@ -101,19 +101,19 @@ class YuvPicture:
         return np.ascontiguousarray(np.rot90(image, self._turns))
 
     def paste(self, placed: Placed) -> None:
-        """See `Picture`."""
+        """Blend a patch in; see `Picture`."""
         if not self._own:
-            # The decoder may still predict later frames from these very samples.
+            # The decoder may still use this memory to predict later frames.
             self.frame.make_writable()
             self._planes, self._own = None, True
-        x0, y0, x1, y1 = self._lying(placed.x0, placed.y0, placed.x1, placed.y1)
+        x0, y0, x1, y1 = self._stored_box(placed.x0, placed.y0, placed.x1, placed.y1)
         patch = cv2.transform(np.ascontiguousarray(np.rot90(placed.rgb, -self._turns)), rgb_to_yuv(*self._colours))
         alpha = np.ascontiguousarray(np.rot90(placed.alpha, -self._turns))
         luma, *chroma = self._views()
         _mix(luma[y0:y1, x0:x1], cv2.extractChannel(patch, 0), alpha)
 
         across, down = self._across, self._down
-        if (across, down) != (1, 1):  # grow to whole chroma samples; what is added is transparent
+        if (across, down) != (1, 1):  # extend to whole chroma samples; the border is transparent
             left, top, right, bottom = x0 % across, y0 % down, -x1 % across, -y1 % down
             patch = cv2.copyMakeBorder(patch, top, bottom, left, right, cv2.BORDER_REPLICATE)
             alpha = cv2.copyMakeBorder(alpha, top, bottom, left, right, cv2.BORDER_CONSTANT, value=0)
@@ -125,7 +125,7 @@ class YuvPicture:
             _mix(part, cv2.extractChannel(patch, channel), alpha)
 
     def rgb(self) -> Image:
-        """See `Picture`."""
+        """Return the whole frame; see `Picture`."""
         return self.cut(Region(0, 0, self.width, self.height, self.width, self.height, whole=True))
 
     def _views(self) -> list[NDArray[np.uint8]]:
@@ -133,8 +133,8 @@ class YuvPicture:
             self._planes = plane_views(self.frame)
         return self._planes
 
-    def _lying(self, x0: int, y0: int, x1: int, y1: int) -> tuple[int, int, int, int]:
-        """An upright box in the coordinates of the frame as it lies."""
+    def _stored_box(self, x0: int, y0: int, x1: int, y1: int) -> tuple[int, int, int, int]:
+        """Convert an upright box to coordinates of the stored frame."""
         if self._turns == 1:
             return self.height - y1, x0, self.height - y0, x1
         if self._turns == 2:
@@ -145,7 +145,7 @@ class YuvPicture:
 
 
 def plane_views(frame: Any) -> list[NDArray[np.uint8]]:
-    """The planes' samples, uint8 [rows, columns] each, without padding: views into the frame's memory."""
+    """Return views of the planes' samples without padding, uint8 [rows, columns] each, in the frame's memory."""
     return [
         np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
         for plane in frame.planes
@@ -153,7 +153,7 @@ def plane_views(frame: Any) -> list[NDArray[np.uint8]]:
 
 
 def copy_frame(frame: Any) -> Any:
-    """A frame with its own memory, and the same colours and pts."""
+    """Copy a frame, with its samples, colour tags and pts."""
     copy = av.VideoFrame(frame.width, frame.height, frame.format.name)
     for target, source in zip(plane_views(copy), plane_views(frame), strict=True):
         target[...] = source
@@ -164,5 +164,5 @@ def copy_frame(frame: Any) -> Any:
 
 
 def _mix(part: NDArray[np.uint8], patch: NDArray[np.uint8], alpha: NDArray[np.float32]) -> None:
-    # blendLinear rounds to nearest: where alpha is 0, the plane's own value comes back exactly.
+    # blendLinear rounds to nearest: where alpha is 0, the plane's value stays exactly the same.
     part[...] = cv2.blendLinear(np.ascontiguousarray(patch), np.ascontiguousarray(part), alpha, 1 - alpha)

@@ -1,7 +1,7 @@
-"""The certificate that signs what this machine's user dubs: made when it is first needed, kept in the user's data folder.
+"""The user's own certificate that signs dubbed files: made on first use, and kept in the user's data folder.
 
-It says that a file is as InSync wrote it; it does not say who the user is, and names neither user nor machine. Form as in
-C2PA's certificate profile: an end-entity certificate for signing, under an authority whose key nobody has any more.
+It attests that a file is as InSync wrote it. It does not attest the user's identity, and names neither user nor machine. It
+conforms to C2PA's certificate profile: an end-entity certificate for signing, issued by an authority whose key was discarded.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ __all__ = ["Identity", "local_authority", "local_identity"]
 
 CERTIFICATES, KEY = "certificates.pem", "key.pem"
 VALID_DAYS = 3650
-RENEW_DAYS = 30  # before the end
+RENEW_DAYS = 30  # before the certificate expires
 _ORGANISATION = "InSync, a certificate of its user's own"
 _PEM = serialization.Encoding.PEM
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What signs.
+    """A certificate chain and key that sign files.
 
     Attributes:
         certificates: PEM, the signing certificate first, then its authorities.
@@ -43,14 +43,14 @@ class Identity:
 
 
 def local_identity(folder: Path) -> Identity:
-    """The certificate and key of a folder; made where there are none, or where they end soon.
+    """Return the certificate and key of a folder; make them if there are none, or if InSync's own expire soon.
 
     Args:
-        folder: holds `certificates.pem` and `key.pem`; only its owner may read the key. One may put others there that
-            an authority signed: ES256 (P-256), for the purpose of signing documents or e-mail.
+        folder: holds `certificates.pem` and `key.pem`; only its owner may read the key. The user may replace them by ones
+            that an authority has signed: ES256 (P-256), for the purpose of signing documents or e-mail.
 
     Raises:
-        InsyncError: what is there cannot be read, or is no certificate and key.
+        InsyncError: the files cannot be read, are not a certificate and key, or are the user's and expire soon.
         OSError: the folder cannot be written.
     """
     if not folder.is_dir():
@@ -61,14 +61,14 @@ def local_identity(folder: Path) -> Identity:
         serialization.load_pem_private_key(found.key, None)
     except (OSError, ValueError, TypeError) as exc:
         raise InsyncError(
-            f"{folder} holds no {CERTIFICATES} and {KEY} that can be read ({exc}); without the folder, new ones are made"
+            f"{folder} holds no {CERTIFICATES} and {KEY} that can be read ({exc}); move the folder away to get new ones"
         ) from exc
     left = certificate.not_valid_after_utc - _now()
     if left > datetime.timedelta(days=RENEW_DAYS):
         return found
     if _common_name(certificate) != _SIGNER:
-        raise InsyncError(f"{folder / CERTIFICATES} ends on {certificate.not_valid_after_utc:%Y-%m-%d}: renew it")
-    # Ours. Another process may be at it too: whoever moves the old one away makes the new one.
+        raise InsyncError(f"{folder / CERTIFICATES} expires on {certificate.not_valid_after_utc:%Y-%m-%d}: renew it")
+    # InSync's own. Another process may renew it too: the one that moves the old folder away makes the new one.
     old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
     with contextlib.suppress(FileNotFoundError):
         folder.rename(old)
@@ -77,7 +77,7 @@ def local_identity(folder: Path) -> Identity:
 
 
 def local_authority(folder: Path) -> bytes | None:
-    """PEM of what vouches for this machine's signatures; None where nothing was signed here yet. Makes nothing."""
+    """Return the PEM of the authority of this machine's signatures; None if there is none yet. Creates nothing."""
     try:
         chain = x509.load_pem_x509_certificates((folder / CERTIFICATES).read_bytes())
     except (OSError, ValueError):
@@ -90,7 +90,7 @@ _AUTHORITY = "InSync dub, authority"
 
 
 def _make(folder: Path) -> None:
-    """Writes a new identity beside the folder, then names it: nobody ever reads half of one."""
+    """Write a new identity to a temporary folder, then rename it, so that no process reads an incomplete one."""
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     made = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     made.mkdir(mode=0o700)
@@ -98,39 +98,39 @@ def _make(folder: Path) -> None:
         identity = _new()
         (made / CERTIFICATES).write_bytes(identity.certificates)
         key = made / KEY
-        key.touch(mode=0o600)  # before there is anything to read in it
+        key.touch(mode=0o600)  # restricted before the key is written
         key.write_bytes(identity.key)
         made.rename(folder)
     except OSError:
-        if not folder.is_dir():  # another process was faster: its identity is as good
+        if not folder.is_dir():  # another process was faster: use its identity
             raise
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
 def _new() -> Identity:
-    # The authority signs once; its key is never written down.
-    above, own = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    # The authority signs once; its key is never stored.
+    authority_key, signer_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     authority = (
-        _builder(_AUTHORITY, _AUTHORITY, above)
+        _builder(_AUTHORITY, _AUTHORITY, authority_key)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
-        .sign(above, hashes.SHA256())
+        .sign(authority_key, hashes.SHA256())
     )
     signer = (
-        _builder(_SIGNER, _AUTHORITY, own)
+        _builder(_SIGNER, _AUTHORITY, signer_key)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(above.public_key()), critical=False)
-        .sign(above, hashes.SHA256())
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
+        .sign(authority_key, hashes.SHA256())
     )
-    key = own.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    key = signer_key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return Identity(signer.public_bytes(_PEM) + authority.public_bytes(_PEM), key)
 
 
 def _builder(name: str, issuer: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-    # From the start of the day: the exact minute of somebody's first dub is nobody's business.
+    # Rounded to the day, for privacy: the exact time of the user's first dub stays private.
     start = _now().replace(hour=0, minute=0, second=0, microsecond=0)
     return (
         x509.CertificateBuilder()

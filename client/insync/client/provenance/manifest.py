@@ -1,7 +1,7 @@
-"""What says of a file that its speech was put into a mouth: a signed C2PA manifest, and a plain tag beside it.
+"""The marks of a file as synthetic: a signed C2PA manifest, and a plain metadata tag.
 
-The manifest (C2PA Technical Specification 2) holds a hash of the file, so that a change shows. The tag is one line in the
-container's comment, for players and for formats that cannot hold a manifest. Both name IPTC's digital source type.
+The manifest (C2PA Technical Specification 2) holds a hash of the file, so that changes are detected. The tag is one line in
+the container's comment, for players and for formats that cannot hold a manifest. Both name IPTC's digital source type.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from insync.core.errors import UnreadableMedia
 __all__ = ["Mark", "State", "Verdict", "can_be_signed", "mark_as_synthetic", "metadata_tag", "read_mark"]
 
 _VOCABULARY = "http://cv.iptc.org/newscodes/digitalsourcetype/"
-# The picture is a camera's, the mouth is not.
+# The picture comes from a camera, the mouth from a model.
 SOURCE_TYPE = f"{_VOCABULARY}compositeWithTrainedAlgorithmicMedia"
 _SYNTHETIC = ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "compositeSynthetic")
 _TAGGED = re.compile(re.escape(_VOCABULARY) + r"(\w+)")
 _MEDIA_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/quicktime"}
-MEMORY_MB = 32  # of a file under work; a longer one goes to a temporary file while it is signed
-_VALID = ("Valid", "Trusted")  # what c2pa calls a manifest that fits its file
+MEMORY_MB = 32  # c2pa's memory for a file that is being signed; larger ones go to a temporary file
+_VALID = ("Valid", "Trusted")  # c2pa's states of a manifest that matches its file
 
 
 class Mark(Enum):
-    """What a written file carries."""
+    """The mark of a written file."""
 
     SIGNED = "a signed C2PA manifest and a metadata tag"
     TAGGED = "a metadata tag"
@@ -43,7 +43,7 @@ class Mark(Enum):
 
 
 class State(Enum):
-    """What a file says about itself."""
+    """The state of a file's mark."""
 
     SIGNED = "signed"
     TAGGED = "tagged"
@@ -53,16 +53,16 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `read_mark` found.
+    """The result of `read_mark`.
 
     Attributes:
-        state: SIGNED: a manifest that fits the file says that it is synthetic. TAGGED: only the tag says so, which anybody
-            can write and remove. UNMARKED: nothing says so. ALTERED: there is a manifest, and it does not fit the file.
-        source_type: IPTC's digital source type, its last word; empty where none is named.
-        generator: what wrote the manifest.
-        signer: whose certificate signed it.
-        known_signer: whether an authority that we were told of, or this machine's own, vouches for that certificate.
-        reasons: what does not fit.
+        state: SIGNED: a manifest that matches the file marks it as synthetic. TAGGED: only the tag does, which anyone can
+            write and remove. UNMARKED: neither does. ALTERED: there is a manifest, and it does not match the file.
+        source_type: last word of IPTC's digital source type; empty if none is named.
+        generator: the program that wrote the manifest.
+        signer: name in the certificate that signed it.
+        known_signer: whether one of the given authorities, or this machine's own, issued that certificate.
+        reasons: why the manifest does not match the file.
     """
 
     state: State
@@ -73,24 +73,24 @@ class Verdict:
     reasons: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """In words, one fact a line."""
-        said = {
-            State.SIGNED: "synthetic, as its signed manifest says; unchanged since",
-            State.TAGGED: "synthetic, as its metadata tag says; not signed, so nothing shows who wrote that",
-            State.UNMARKED: "nothing says that it is synthetic, which does not mean that it is not",
-            State.ALTERED: "changed after it was signed, or the signature is wrong: do not rely on what it says",
+        """Return the result as messages for the user, one per line."""
+        messages = {
+            State.SIGNED: "synthetic according to its signed manifest; unchanged since it was signed",
+            State.TAGGED: "synthetic according to its metadata tag; not signed, so anyone can have written the tag",
+            State.UNMARKED: "not marked as synthetic, which does not prove that it is not",
+            State.ALTERED: "changed after it was signed, or the signature is invalid: do not trust its manifest",
         }
-        found = [said[self.state], *self.reasons]
+        lines = [messages[self.state], *self.reasons]
         if self.source_type:
-            found.append(f"digital source type {self.source_type}")
+            lines.append(f"digital source type {self.source_type}")
         if self.signer:
-            known = "known to this machine" if self.known_signer else "whom nobody vouches for on this machine"
-            found.append(f"written by {self.generator or 'an unnamed program'}, signed by {self.signer}, {known}")
-        return found
+            known = "trusted on this machine" if self.known_signer else "not trusted on this machine"
+            lines.append(f"written by {self.generator or 'an unnamed program'}, signed by {self.signer}, {known}")
+        return lines
 
 
 def metadata_tag() -> str:
-    """The comment of a dubbed file."""
+    """Return the comment of a dubbed file."""
     return (
         f"AI-generated: the mouth in this video was made from speech by InSync {_version()}. "
         f"Digital source type: {SOURCE_TYPE}"
@@ -98,20 +98,20 @@ def metadata_tag() -> str:
 
 
 def can_be_signed(path: Path) -> bool:
-    """Whether a file of this name can hold a manifest of ours."""
+    """Return whether a file with this extension can hold a manifest."""
     return path.suffix.lower() in _MEDIA_TYPES
 
 
 def mark_as_synthetic(path: Path, suffix: str, source: Path) -> str | None:
-    """Signs a finished file, in place. Whatever goes wrong, the file is left as it was.
+    """Sign a complete file in place. If that fails, the file stays unchanged.
 
     Args:
-        path: the file; a second one of its size is needed beside it meanwhile.
-        suffix: of the name that it will have, as ".mp4".
-        source: what it was made from: if that has a manifest, the new one includes it.
+        path: the file. While it is signed, its folder needs space for a copy.
+        suffix: extension of the file's final name, such as ".mp4".
+        source: the file that it was made from: if it has a manifest, the new one includes it.
 
     Returns:
-        None, or why it could not be signed.
+        None, or the reason why it could not be signed.
     """
     media_type = _MEDIA_TYPES.get(suffix.lower())
     if media_type is None:
@@ -120,7 +120,7 @@ def mark_as_synthetic(path: Path, suffix: str, source: Path) -> str | None:
     try:
         _sign(path, signed, media_type, source)
         os.replace(signed, path)
-    except Exception as exc:  # noqa: BLE001  a library in another language, a full disk, a broken key: the file stays
+    except Exception as exc:  # noqa: BLE001  errors of a native library, the disk or the key: keep the unsigned file
         return f"signing failed: {exc or type(exc).__name__}"
     finally:
         signed.unlink(missing_ok=True)
@@ -157,14 +157,14 @@ def _sign(path: Path, signed: Path, media_type: str, source: Path) -> None:
 
 
 def read_mark(path: Path, authorities: bytes = b"") -> Verdict:
-    """Reads what a file says about itself. Nothing is fetched from anywhere.
+    """Read a file's mark. Nothing is downloaded.
 
     Args:
         path: a media file.
-        authorities: PEM certificates whose signatures count as known, beside this machine's own.
+        authorities: PEM certificates of trusted authorities, in addition to this machine's own.
 
     Raises:
-        UnreadableMedia: it is missing, or no media file.
+        UnreadableMedia: the file is missing, or is not a media file.
     """
     tag = _tag(path)
     tagged = Verdict(State.TAGGED, tag) if tag in _SYNTHETIC else Verdict(State.UNMARKED, tag)
@@ -195,14 +195,14 @@ def read_mark(path: Path, authorities: bytes = b"") -> Verdict:
         state if found in _VALID else State.ALTERED,
         named or tag,
         " ".join(filter(None, (generators[0].get("name"), generators[0].get("version")))),
-        signature.get("common_name") or signature.get("issuer") or "somebody without a name",
+        signature.get("common_name") or signature.get("issuer") or "an unnamed signer",
         found == "Trusted",
         reasons,
     )
 
 
 def _reader(path: Path, context: Any) -> Any:
-    """c2pa's view of a file; None where it has no manifest, or is of a kind that cannot have one."""
+    """Open c2pa's reader of a file's manifest; None if the file has none, or its format cannot hold one."""
     import c2pa
 
     try:
@@ -213,7 +213,7 @@ def _reader(path: Path, context: Any) -> Any:
 
 
 def _context(authorities: tuple[bytes, ...]) -> Any:
-    """Settings of c2pa: offline, no preview pictures inside of manifests."""
+    """Make c2pa's context: offline, and no preview pictures inside of manifests."""
     import c2pa
 
     chosen: dict[str, Any] = {
@@ -227,7 +227,7 @@ def _context(authorities: tuple[bytes, ...]) -> Any:
 
 
 def _source_types(manifest: dict[str, Any]) -> list[str]:
-    """The digital source types that a manifest's actions name, their last words."""
+    """Return the last words of the digital source types in a manifest's actions."""
     return [
         str(action["digitalSourceType"]).rpartition("/")[2]
         for assertion in manifest.get("assertions", [])
@@ -238,7 +238,7 @@ def _source_types(manifest: dict[str, Any]) -> list[str]:
 
 
 def _tag(path: Path) -> str:
-    """The digital source type of a file's comment, its last word; empty where there is none."""
+    """Return the last word of the digital source type in a file's comment; empty if there is none."""
     try:
         with av.open(str(path)) as container:
             comments = [value for key, value in container.metadata.items() if key.lower() == "comment"]

@@ -1,4 +1,4 @@
-"""Audio of any rate and channel count → the 16 kHz mono windows that the network hears."""
+"""Conversion of audio of any rate and channel count to the 16 kHz mono windows that the network takes."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from insync.core.spec import SAMPLE_RATE_HZ, WINDOW_FUTURE_SAMPLES, WINDOW_PAST_
 
 __all__ = ["AudioWindows", "slices"]
 
-SLICE_S = 0.25  # long arrays are fed in slices of this length, so that memory stays bounded
+SLICE_S = 0.25  # long arrays are processed in slices of this length, so that memory stays bounded
 
 
 def slices(samples: NDArray[Any], rate_hz: int) -> Iterator[NDArray[Any]]:
-    """A long array as consecutive slices of `SLICE_S`."""
+    """Yield a long array as consecutive slices of `SLICE_S`."""
     step = max(1, int(rate_hz * SLICE_S))
     for start in range(0, len(samples), step):
         yield samples[start : start + step]
 
 
 class AudioWindows:
-    """Cuts the audio windows of frames out of audio that arrives piece by piece.
+    """The audio windows of frames, cut out of audio that arrives in chunks.
 
-    A frame at time t hears the 4,480 samples before `round(t * 16000)` and the 1,920 from it on: its window is complete
-    120 ms after it. Before the audio's start and after its end there is silence. Frames are asked for in the order of
-    their times; what no later frame can need is dropped, so memory holds the window and what was pushed ahead.
+    The window of a frame at time t is the 4,480 samples before `round(t * 16000)` and the 1,920 from it on: it is complete
+    120 ms after t. Before the audio's start and after its end there is silence. Windows must be requested in the order of
+    their times. Samples that no later frame needs are dropped, so memory holds one window and the audio pushed ahead.
 
     Args:
-        rate_hz: rate of the audio to be pushed, 4–384 kHz.
+        rate_hz: rate of the pushed audio, 4–384 kHz.
     """
 
     def __init__(self, rate_hz: int = SAMPLE_RATE_HZ) -> None:
@@ -45,7 +45,7 @@ class AudioWindows:
 
     @property
     def end(self) -> int:
-        """How many samples at 16 kHz have arrived."""
+        """Number of samples at 16 kHz that have arrived."""
         return self._start + len(self._kept)
 
     @property
@@ -54,41 +54,43 @@ class AudioWindows:
         return self._finished
 
     def push(self, chunk: NDArray[Any]) -> None:
-        """Takes the next piece of audio, as in `mono`.
+        """Append the next chunk of audio, as in `mono`.
 
         Raises:
-            BadInput: a wrong type or shape, a value that is not finite, or audio after `finish`.
+            BadInput: a wrong type or shape, a value that is not finite, or a chunk after `finish`.
         """
         if self._finished:
             raise BadInput("audio was pushed after its end")
         self._append(self._resampler.push(chunk))
 
     def finish(self) -> None:
-        """The audio has ended: every window is complete now, with silence after the end."""
+        """Mark the audio as ended: every window is complete now, with silence after the end."""
         if not self._finished:
             self._append(self._resampler.flush())
             self._finished = True
 
     def ready(self, time_s: float | Fraction) -> bool:
-        """Whether the window of a frame at this time is complete."""
+        """Return whether the window of the frame at this time is complete."""
         return self._finished or self.end >= _centre(time_s) + WINDOW_FUTURE_SAMPLES
 
     def window(self, k: int, fps: float | Fraction) -> NDArray[np.float32]:
-        """The window of frame number k of a constant frame rate; see `window_at`."""
+        """Return the window of frame k at a constant frame rate; see `window_at`."""
         return self.window_at(k / Fraction(fps))
 
     def window_at(self, time_s: float | Fraction) -> NDArray[np.float32]:
-        """The window of the frame at this time: float32 [6400] at 16 kHz.
+        """Return the window of the frame at this time: float32 [6400] at 16 kHz.
 
         Raises:
-            BadInput: the window is not complete yet, or it lies before one that was asked for already.
+            BadInput: the window is not complete yet, or it lies before one that was already requested.
         """
         first = _centre(time_s) - WINDOW_PAST_SAMPLES
         if not self.ready(time_s):
             raise BadInput(f"the audio up to {float(time_s):.3f} s + 120 ms has not arrived yet")
         if first < self._start:
-            raise BadInput(f"frame time {float(time_s):.3f} s lies before a frame that was asked for already")
-        self._kept = self._kept[first - self._start :]  # empty where the audio ended before the window
+            raise BadInput(
+                f"frame time {float(time_s):.3f} s lies before a frame that was already requested; times must not decrease"
+            )
+        self._kept = self._kept[first - self._start :]  # empty if the audio ended before the window
         self._start = first
         window = np.zeros(WINDOW_SAMPLES, np.float32)
         part = self._kept[:WINDOW_SAMPLES]

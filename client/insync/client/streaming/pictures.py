@@ -1,4 +1,4 @@
-"""What the stream needs of a frame: to cut a region out of it, and to paste a patch into it."""
+"""Pictures: frames from which the stream cuts regions, and into which it pastes patches."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MIN_SIDE = 16  # pixels
 
 @runtime_checkable
 class Picture(Protocol):
-    """A frame in whatever pixels it lives. Upright: y runs down, faces stand. Not thread-safe."""
+    """A frame in any pixel format, with upright coordinates: y points down. Not thread-safe."""
 
     @property
     def width(self) -> int:
@@ -42,25 +42,25 @@ class Picture(Protocol):
 
     @property
     def pixel_aspect(self) -> float:
-        """A pixel's width over its height."""
+        """A pixel's width divided by its height."""
 
     def cut(self, region: Region) -> Image:
-        """The region at its sent size: uint8 [region.height, region.width, 3] RGB."""
+        """Return the region, scaled to its sent size: uint8 [region.height, region.width, 3] RGB."""
 
     def paste(self, placed: Placed) -> None:
-        """Blends a patch in. Nothing outside the patch changes."""
+        """Blend a patch in. No pixel outside the patch changes."""
 
     def rgb(self) -> Image:
-        """The whole frame: uint8 [height, width, 3] RGB."""
+        """Return the whole frame: uint8 [height, width, 3] RGB."""
 
 
 @dataclass(frozen=True)
 class TimedFrame:
-    """A frame with its own time, for variable frame rates.
+    """A frame with its own time, for `Client.stream` with a variable frame rate.
 
     Attributes:
-        frame: anything that a stream takes as a frame.
-        time_s: seconds on the audio's clock, not before the previous frame's.
+        frame: uint8 [H, W, 3] RGB, or the bytes of a JPEG or PNG.
+        time_s: seconds on the audio's clock (0 is the audio's first sample), not before the previous frame's.
     """
 
     frame: Any
@@ -72,7 +72,7 @@ class RgbPicture:
 
     Args:
         image: uint8 [H, W, 3].
-        encoded: the JPEG or PNG that it came as, sent as it is where the whole frame is wanted.
+        encoded: the JPEG or PNG that it was decoded from, sent as it is if the whole frame is sent.
     """
 
     def __init__(self, image: Image, encoded: bytes | None = None) -> None:
@@ -83,64 +83,64 @@ class RgbPicture:
         self.pixel_aspect = 1.0
 
     def cut(self, region: Region) -> Image:
-        """See `Picture`."""
+        """Return the region, scaled to its sent size; see `Picture`."""
         part = self._image[region.y0 : region.y1, region.x0 : region.x1]
         return images.resize(part, (region.width, region.height))
 
     def paste(self, placed: Placed) -> None:
-        """See `Picture`."""
+        """Blend a patch in; see `Picture`."""
         if not self._own:
             self._image, self._own = self._image.copy(), True
         self.encoded = None
         blend(self._image, placed)
 
     def rgb(self) -> Image:
-        """See `Picture`."""
+        """Return the whole frame; see `Picture`."""
         return self._image
 
 
 def open_picture(frame: Any, name: str) -> Picture:
-    """A frame as it came from the caller, as a picture.
+    """Return the caller's frame as a picture.
 
     Args:
         frame: uint8 [H, W, 3] RGB, or the bytes of a JPEG or PNG, or a `Picture`.
-        name: for messages, as in "frame 12".
+        name: name of the frame in messages, such as "frame 12".
 
     Raises:
-        BadInput: anything else, or bytes that cannot be decoded.
+        BadInput: another type or shape, fewer than 16 pixels a side, or bytes that cannot be decoded.
     """
     if isinstance(frame, np.ndarray):
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            raise BadInput(f"{name} is {frame.dtype} {list(frame.shape)}; allowed: uint8 [height, width, 3] RGB")
+            raise BadInput(f"{name} is {frame.dtype} {list(frame.shape)}; it must be uint8 [height, width, 3] RGB")
         if min(frame.shape[:2]) < MIN_SIDE:
             raise BadInput(
-                f"{name} is {frame.shape[1]}×{frame.shape[0]} pixels; allowed: at least {MIN_SIDE}×{MIN_SIDE}"
+                f"{name} is {frame.shape[1]}×{frame.shape[0]} pixels; it must be at least {MIN_SIDE}×{MIN_SIDE}"
             )
         return RgbPicture(frame)
     if isinstance(frame, (bytes, bytearray, memoryview)):
         data = bytes(frame)
-        # Decoding turns a picture as its EXIF data says; the server may not, so then it gets the turned pixels.
-        turned = b"Exif\0\0" in data[:64] or b"eXIf" in data[:4096]
-        return RgbPicture(decode_image(data, name), None if turned else data)
+        # Decoding applies the EXIF orientation; the server may not, so then the decoded pixels are sent.
+        oriented = b"Exif\0\0" in data[:64] or b"eXIf" in data[:4096]
+        return RgbPicture(decode_image(data, name), None if oriented else data)
     if isinstance(frame, Picture):
         return frame
     raise BadInput(
-        f"{name} is a {type(frame).__name__}; allowed: a NumPy array uint8 [height, width, 3] RGB, "
+        f"{name} is a {type(frame).__name__}; it must be a NumPy array uint8 [height, width, 3] RGB, "
         "or the bytes of a JPEG or PNG"
     )
 
 
 def decode_image(data: bytes, name: str) -> Image:
-    """The pixels of a JPEG or PNG, uint8 [H, W, 3] RGB.
+    """Decode a JPEG or PNG: uint8 [H, W, 3] RGB.
 
     Raises:
-        BadInput: no JPEG or PNG, too long, cut off, or damaged.
+        BadInput: it is not a JPEG or PNG, or it is too long, cut off or damaged.
     """
     if not data.startswith(_SIGNATURES):
-        raise BadInput(f"{name} is {len(data)} bytes that begin with {data[:4]!r}; allowed: a JPEG or PNG")
+        raise BadInput(f"{name} is {len(data)} bytes that begin with {data[:4]!r}; it must be a JPEG or PNG")
     if len(data) > MAX_FRAME_BYTES:
-        raise BadInput(f"{name} is {len(data)} bytes; allowed: at most {MAX_FRAME_BYTES}")
-    # A decoder fills what is missing of a cut JPEG with grey: the end marker tells.
+        raise BadInput(f"{name} is {len(data)} bytes; it must be at most {MAX_FRAME_BYTES}")
+    # A decoder fills the missing part of a truncated JPEG with grey, so check for the end marker.
     end = b"IEND" if data[0] == 0x89 else b"\xff\xd9"
     if end not in data[-64:]:
         raise BadInput(f"{name} is cut off: the {'PNG' if data[0] == 0x89 else 'JPEG'}'s end is missing")

@@ -1,4 +1,4 @@
-"""Which part of a frame is sent, and at what size: the server only needs the face, at the crop's own resolution."""
+"""The region of a frame that is sent, and its size: the server needs only the face, at the crop's resolution."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from numpy.typing import NDArray
 
 from insync.core.spec import CROP_SIZE
 
-__all__ = ["Answer", "Region", "RegionTracker"]
+__all__ = ["Region", "RegionResult", "RegionTracker"]
 
-GROWTH = 0.6  # of the face's size, on every side
-LEAST_MARGIN = 0.25  # a region is kept while the face has this much room …
-MOST_MARGIN = 1.2  # … and not more than this
-SCALE_SLACK = 1.2  # a region is kept while its scale fits the face within this factor
+GROWTH = 0.6  # margin of a new region around the face on every side, in sizes of the face
+LEAST_MARGIN = 0.25  # a region is kept while its margin is at least this …
+MOST_MARGIN = 1.2  # … and at most this
+SCALE_SLACK = 1.2  # a region is kept while its scale is within this factor of the best one
 CROP_PIXELS_PER_SENT = 1.0  # a sent pixel is never coarser than one of the crop
-MAX_SEARCH_SIDE = 1280  # whole frames, sent to look for a face, are shrunk to this
-TRUSTED = 0.5  # confidence from which a region's answer is taken
-EDGE = 2.0  # sent pixels; a face this near to a region's edge may be cut by it
+MAX_SEARCH_SIDE = 1280  # pixels; whole frames that are sent to find the face are shrunk to this
+TRUSTED = 0.5  # face confidence from which a region's response is used
+EDGE = 2.0  # sent pixels; a face this close to a region's edge may be cut off by it
 
 
 @dataclass(frozen=True)
 class Region:
-    """A box of a frame, and the size at which it is sent. All pixel coordinates have pixel centres at integers.
+    """A box of a frame, and the size at which it is sent. Pixel centres are at integer coordinates.
 
     Attributes:
         x0, y0, x1, y1: the box in frame pixels, half open.
-        width, height: of the sent picture, in pixels.
+        width, height: size of the sent picture, in pixels.
         whole: whether the box is the whole frame.
     """
 
@@ -44,23 +44,23 @@ class Region:
 
     @property
     def to_sent(self) -> NDArray[np.float64]:
-        """[2, 3], frame pixel → sent pixel. A sent pixel's centre is the centre of the area that it covers."""
+        """Transform [2, 3] from frame pixels to sent pixels. A sent pixel's centre is the centre of the area that it covers."""
         fx, fy = self.width / (self.x1 - self.x0), self.height / (self.y1 - self.y0)
         return np.array([[fx, 0, (0.5 - self.x0) * fx - 0.5], [0, fy, (0.5 - self.y0) * fy - 0.5]])
 
     @property
     def scale(self) -> float:
-        """Sent pixels per frame pixel, the larger of the two axes'."""
+        """Sent pixels per frame pixel, the larger of both axes."""
         return max(self.width / (self.x1 - self.x0), self.height / (self.y1 - self.y0))
 
     def transform_to_frame(self, transform: NDArray[Any]) -> NDArray[np.float64]:
-        """TRANSFORM of the sent picture ([2, 3], sent pixel → crop pixel) as one of the frame's pixels."""
+        """Convert TRANSFORM, [2, 3] from sent pixels to crop pixels, to one from frame pixels to crop pixels."""
         sent = self.to_sent
         matrix = np.asarray(transform, np.float64)
         return np.column_stack([matrix[:, :2] @ sent[:, :2], matrix[:, :2] @ sent[:, 2] + matrix[:, 2]])
 
     def box_to_frame(self, box: NDArray[Any]) -> NDArray[np.float32]:
-        """A box [x0, y0, x1, y1] of sent pixels in frame pixels; zeros (no face) stay zeros."""
+        """Convert a box [x0, y0, x1, y1] from sent pixels to frame pixels; zeros (no face) stay zeros."""
         corners = np.asarray(box, np.float64).reshape(2, 2)
         if not corners.any():
             return np.zeros(4, np.float32)
@@ -68,7 +68,7 @@ class Region:
         return ((corners - sent[:, 2]) / np.diag(sent)).astype(np.float32).reshape(4)
 
     def box_to_sent(self, box: NDArray[Any]) -> NDArray[np.float32]:
-        """A box of frame pixels in sent pixels; zeros (no hint) stay zeros."""
+        """Convert a box from frame pixels to sent pixels; zeros (no hint) stay zeros."""
         corners = np.asarray(box, np.float64).reshape(2, 2)
         if not corners.any():
             return np.zeros(4, np.float32)
@@ -77,17 +77,17 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the server found in a region, in frame pixels.
+class RegionResult:
+    """The server's response for a region, in frame pixels.
 
     Attributes:
-        region: that was sent.
-        confidence: that a face was found, in [0, 1].
-        face: float32 [4], x0, y0, x1, y1; zeros without a face.
+        region: the region that was sent.
+        confidence: face confidence in [0, 1].
+        face: float32 [4], bounding box x0, y0, x1, y1; zeros without a face.
         mouth: float32 [12], the predicted mouth code.
-        transform: float64 [2, 3], frame pixel → crop pixel.
+        transform: float64 [2, 3], from frame pixels to crop pixels.
         patch: uint8 [256, 256, 4], RGBA.
-        sent_bytes: length of the pictures sent for it.
+        sent_bytes: bytes of the pictures sent for it.
     """
 
     region: Region
@@ -99,76 +99,79 @@ class Answer:
     sent_bytes: int
 
 
-Call = Callable[[Region, NDArray[np.float32]], Awaitable[Answer]]  # sends a region, with a hint where the face is
+Call = Callable[[Region, NDArray[np.float32]], Awaitable[RegionResult]]  # sends a region, with a hint of the face's box
 
 
 class RegionTracker:
-    """Follows one face over a stream and says what to send of the next frame.
+    """Tracks one face over a stream, and proposes the region to send of the next frame.
 
-    A region stays as it is while the face keeps enough room in it: equal shapes are batched together by the server, and
-    equal sampling does not flicker.
+    A region is kept while the face has enough margin in it: the server batches equal shapes together, and equal sampling
+    does not flicker.
 
     Args:
-        enabled: without it, every frame is sent whole and at its own size.
+        enabled: if False, every frame is sent whole and at its own size.
     """
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
-        self.hint: NDArray[np.float32] = np.zeros(4, np.float32)  # the face last seen, in frame pixels
-        self._crop: tuple[float, float, float, float] | None = None  # the box of the frame that the crop covered
+        self.hint: NDArray[np.float32] = np.zeros(4, np.float32)  # box of the last face found, in frame pixels
+        self._crop: tuple[float, float, float, float] | None = None  # box of the frame that the crop covers
         self._scale = 1.0  # crop pixels per frame pixel
         self._region: Region | None = None
         self._size = (0, 0)
-        self._newest = -1  # index of the newest frame whose answer was observed
+        self._newest = -1  # index of the newest frame whose response was observed
 
-    async def locate(self, index: int, width: int, height: int, pixel_aspect: float, call: Call) -> Answer:
-        """Find the face of a frame: send its likely surroundings, and more or finer ones where the answer asks for it.
+    async def locate(self, index: int, width: int, height: int, pixel_aspect: float, call: Call) -> RegionResult:
+        """Find the face of a frame: send the proposed region, and if needed the whole frame or a finer region.
 
-        Frames may be located at the same time; the tracker follows the newest one that was answered.
+        Several frames may be located concurrently; the tracker uses the newest one that has a response.
 
         Args:
-            index: of the frame in its stream.
-            width, height: of the frame, in pixels.
-            pixel_aspect: a pixel's width over its height.
+            index: index of the frame in its stream.
+            width, height: size of the frame, in pixels.
+            pixel_aspect: a pixel's width divided by its height.
             call: sends a region.
+
+        Returns:
+            The last response that is not doubtful, with the bytes of all pictures sent.
         """
         region = self.propose(width, height, pixel_aspect)
-        answer = await call(region, self.hint)
-        sent = answer.sent_bytes
-        if self.doubtful(region, answer.face, answer.transform, answer.confidence):
+        result = await call(region, self.hint)
+        sent = result.sent_bytes
+        if self.doubtful(region, result.face, result.transform, result.confidence):
             if index >= self._newest:
                 self.reset()
             whole = RegionTracker(self.enabled).propose(width, height, pixel_aspect)
-            answer = await call(whole, np.zeros(4, np.float32))
-            sent += answer.sent_bytes
+            result = await call(whole, np.zeros(4, np.float32))
+            sent += result.sent_bytes
         if index > self._newest:
             self._newest = index
-            self.observe(answer.face, answer.transform, answer.confidence)
-        if answer.region.whole and answer.confidence > 0 and self.too_coarse(answer.region, answer.transform):
-            # The face was found in a picture made small for the search: now send it as fine as the frame has it.
+            self.observe(result.face, result.transform, result.confidence)
+        if result.region.whole and result.confidence > 0 and self.too_coarse(result.region, result.transform):
+            # The face was found in a shrunk picture: now send it at the frame's resolution.
             alone = RegionTracker()
             alone.propose(width, height)
-            alone.observe(answer.face, answer.transform, answer.confidence)
+            alone.observe(result.face, result.transform, result.confidence)
             if alone.hint.any():
                 finer = alone.propose(width, height, pixel_aspect)
                 better = await call(finer, alone.hint)
                 sent += better.sent_bytes
                 if not alone.doubtful(finer, better.face, better.transform, better.confidence):
-                    answer = better
-        return replace(answer, sent_bytes=sent)
+                    result = better
+        return replace(result, sent_bytes=sent)
 
     def follow(self, index: int, face: NDArray[np.float32]) -> None:
-        """Take where a frame's face was, of an answer that says no more: the next hint."""
+        """Use a frame's face box as the next hint, from a response that has no transform."""
         if index > self._newest:
             self._newest = index
             self.hint = face
 
     def propose(self, width: int, height: int, pixel_aspect: float = 1.0) -> Region:
-        """What to send of the next frame.
+        """Return the region to send of the next frame.
 
         Args:
-            width, height: of the frame, in pixels.
-            pixel_aspect: a pixel's width over its height; the sent picture has square pixels.
+            width, height: size of the frame, in pixels.
+            pixel_aspect: a pixel's width divided by its height; the sent picture has square pixels.
         """
         if self._size != (width, height):
             self.reset()
@@ -187,7 +190,7 @@ class RegionTracker:
         return self._region
 
     def observe(self, face: NDArray[Any], transform: NDArray[Any], confidence: float) -> None:
-        """Takes an answer, in frame pixels: the next proposals follow it."""
+        """Use a response, in frame pixels, for the next proposals."""
         if confidence < TRUSTED or not face.any():
             self.reset()
             return
@@ -196,14 +199,15 @@ class RegionTracker:
         self._scale = _magnification(transform)
 
     def reset(self) -> None:
-        """The face is lost: look for it in whole frames."""
+        """Discard the face's position, so that it is searched for in whole frames."""
         self.hint = np.zeros(4, np.float32)
         self._crop = self._region = None
 
     def doubtful(self, region: Region, face: NDArray[Any], transform: NDArray[Any], confidence: float) -> bool:
-        """Whether an answer, in frame pixels, may be wrong because only a region was sent.
+        """Return whether a response, in frame pixels, may be wrong because only a region was sent.
 
-        So it is at low confidence, and where the face or the crop reaches over an edge behind which the frame goes on.
+        This is the case at low confidence, or if the face or the crop extends over an edge of the region that is not an
+        edge of the frame.
         """
         if region.whole:
             return False
@@ -229,7 +233,7 @@ class RegionTracker:
         )
 
     def too_coarse(self, region: Region, transform: NDArray[Any]) -> bool:
-        """Whether a picture was sent so small that the crop had to enlarge it, though the frame holds more detail."""
+        """Return whether the sent picture was so small that the crop enlarged it, while the frame has more detail."""
         return self.enabled and region.scale < 0.999 and region.scale * SCALE_SLACK < _magnification(transform)
 
     def _fits(self, region: Region) -> bool:
@@ -243,7 +247,7 @@ class RegionTracker:
         )
 
     def _grown(self, growth: float) -> tuple[int, int, int, int]:
-        """The face grown on every side and joined with the crop's box, inside the frame and on even pixels."""
+        """Return the box around the face with a margin and the crop's box, inside the frame and on even pixels."""
         x0, y0, x1, y1 = (float(value) for value in self.hint)
         by_x, by_y = growth * (x1 - x0), growth * (y1 - y0)
         crop = self._crop or (x0, y0, x1, y1)
@@ -254,7 +258,7 @@ class RegionTracker:
 
 
 def _clip(box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
-    """A box inside the frame, grown to even pixels (chroma samples are shared by pairs), never empty."""
+    """Clip a box to the frame and extend it to even pixels (pairs share a chroma sample); never empty."""
     x0 = min(max(0, math.floor(box[0] / 2) * 2), max(0, (width - 2) // 2 * 2))
     y0 = min(max(0, math.floor(box[1] / 2) * 2), max(0, (height - 2) // 2 * 2))
     x1 = min(max(x0 + 2, math.ceil(box[2] / 2) * 2), width)
@@ -270,8 +274,8 @@ def _region(box: tuple[int, int, int, int], scale: float, pixel_aspect: float, w
 
 
 def _crop_box(transform: NDArray[Any]) -> tuple[float, float, float, float]:
-    """The box of the frame around the crop's square, half open, in frame pixels."""
-    # Plain numbers: NumPy's calls would cost more than the arithmetic, for every frame.
+    """Return the box around the crop's square, half open, in frame pixels."""
+    # Plain floats: NumPy's calls would cost more than the arithmetic, for each frame.
     (a, b, tx), (c, d, ty) = (map(float, row) for row in transform)
     determinant = a * d - b * c
     ends = (-0.5, CROP_SIZE - 0.5)
@@ -281,6 +285,6 @@ def _crop_box(transform: NDArray[Any]) -> tuple[float, float, float, float]:
 
 
 def _magnification(transform: NDArray[Any]) -> float:
-    """Crop pixels per frame pixel."""
+    """Return crop pixels per frame pixel."""
     (a, b, _), (c, d, _) = (map(float, row) for row in transform)
     return math.sqrt(abs(a * d - b * c))

@@ -1,7 +1,7 @@
-"""Audio of any rate and channel count → 16 kHz mono, piece by piece.
+"""Resampling of audio of any rate and channel count to 16 kHz mono, chunk by chunk.
 
-Written here because a live stream waits for it: libsoxr holds back 20 ms of sound at its lowest quality with a filter and
-37 ms at the usual one; this filter holds back 1 ms.
+Own implementation because its delay adds to a live stream's latency: libsoxr delays by 20 ms at its lowest quality with a
+filter and by 37 ms at the default one; this filter delays by 1 ms.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ __all__ = ["Resampler", "mono"]
 
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
 ZERO_CROSSINGS = 16  # of the windowed sinc, on either side
-KAISER_BETA = 8.0  # of its window: 80 dB below what passes
-ROLL_OFF = 0.97  # of the lower Nyquist frequency, where the pass band ends
+KAISER_BETA = 8.0  # of its window: 80 dB of stop-band attenuation
+ROLL_OFF = 0.97  # end of the pass band, as a share of the lower Nyquist frequency
 
 
 def mono(chunk: NDArray[Any], first_sample: int = 0) -> NDArray[np.float32]:
@@ -30,7 +30,7 @@ def mono(chunk: NDArray[Any], first_sample: int = 0) -> NDArray[np.float32]:
 
     Args:
         chunk: float [-1, 1] or int16 / int32 / uint8 PCM, [N] or [N, channels].
-        first_sample: index of the chunk's first sample, for messages.
+        first_sample: index of the chunk's first sample, used in messages.
 
     Returns:
         float32 [N], the mean of the channels.
@@ -45,7 +45,7 @@ def mono(chunk: NDArray[Any], first_sample: int = 0) -> NDArray[np.float32]:
         channels = 1
     else:
         raise BadInput(
-            f"audio chunk has shape {list(samples.shape)}; allowed: [samples] or [samples, channels] with 1–64 channels"
+            f"audio chunk has shape {list(samples.shape)}; it must be [samples] or [samples, channels] with 1 to 64 channels"
         )
     if samples.dtype == np.int16:
         scaled = samples.astype(np.float32) / 2**15
@@ -62,46 +62,48 @@ def mono(chunk: NDArray[Any], first_sample: int = 0) -> NDArray[np.float32]:
                 f"audio sample {first_sample + row} is {scaled[row]}; every sample must be a finite number in [-1, 1]"
             )
     else:
-        raise BadInput(f"audio chunk is {samples.dtype}; allowed: float32, float64, int16, int32, uint8")
+        raise BadInput(f"audio chunk is {samples.dtype}; it must be float32, float64, int16, int32 or uint8")
     return scaled if channels == 1 and scaled.ndim == 1 else scaled.mean(axis=1, dtype=np.float32)
 
 
 class Resampler:
-    """A polyphase resampler to 16 kHz mono that keeps its state between pieces. Not thread-safe.
+    """A polyphase resampler to 16 kHz mono that keeps its state between chunks. Not thread-safe.
 
     Output sample m is the input at time m / 16,000 s, through a sinc low-pass with a Kaiser window (Smith, «Digital Audio
-    Resampling», 1984–2020). It does not depend on how the input is cut into pieces.
+    Resampling», 1984–2020). It does not depend on how the input is split into chunks.
 
     Args:
-        rate_hz: rate of the audio to be pushed.
+        rate_hz: rate of the pushed audio.
 
     Raises:
-        BadInput: a rate outside 4–384 kHz.
+        BadInput: the rate is outside 4–384 kHz.
     """
 
     def __init__(self, rate_hz: int) -> None:
         if not isinstance(rate_hz, int) or not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
-            raise BadInput(f"audio rate is {rate_hz!r} Hz; allowed: a whole number in {MIN_RATE_HZ}–{MAX_RATE_HZ}")
+            raise BadInput(
+                f"audio rate is {rate_hz!r} Hz; it must be a whole number from {MIN_RATE_HZ} to {MAX_RATE_HZ}"
+            )
         self.rate_hz = rate_hz
         self._taken = self._given = 0
         if rate_hz != SAMPLE_RATE_HZ:
             self._up, self._down, self._filters = _polyphase(rate_hz)
-            self._reach = self._filters.shape[1] // 2  # input samples on either side of an output sample
+            self._reach = self._filters.shape[1] // 2  # input samples used on either side of an output sample
             self._held = np.zeros(self._reach, np.float32)  # from input sample `_first` on; silence before the start
             self._first = -self._reach
 
     def push(self, chunk: NDArray[Any]) -> NDArray[np.float32]:
-        """Return float32 [M] at 16 kHz: as much as this chunk completes. `chunk` as in `mono`."""
+        """Append a chunk, as in `mono`; return the samples at 16 kHz that it completes: float32 [M]."""
         samples = mono(chunk, self._taken)
         self._taken += len(samples)
         return samples if self.rate_hz == SAMPLE_RATE_HZ else self._filtered(samples)
 
     def flush(self) -> NDArray[np.float32]:
-        """Return what the filter still held: in all as many samples as the input's duration, rounded."""
+        """Return the samples that the filter still held. The total is the input's duration, rounded to samples."""
         if self.rate_hz == SAMPLE_RATE_HZ or not self._taken:
             return np.zeros(0, np.float32)
         left = round(Fraction(self._taken * SAMPLE_RATE_HZ, self.rate_hz)) - self._given
-        # Half an output sample may lie beyond the input's end.
+        # Rounding may add half an output sample beyond the input's end.
         return self._filtered(np.zeros(2 * self._reach, np.float32))[: max(0, left)]
 
     def _filtered(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -130,7 +132,7 @@ def _polyphase(rate_hz: int) -> tuple[int, int, NDArray[np.float32]]:
     up, down = SAMPLE_RATE_HZ // divisor, rate_hz // divisor
     cutoff = ROLL_OFF * min(1.0, SAMPLE_RATE_HZ / rate_hz)  # of the input's Nyquist frequency
     reach = math.ceil(ZERO_CROSSINGS / min(1.0, SAMPLE_RATE_HZ / rate_hz))
-    offsets = np.arange(1 - reach, reach + 1) - np.arange(up)[:, None] / up  # input samples from the output's place
+    offsets = np.arange(1 - reach, reach + 1) - np.arange(up)[:, None] / up  # input samples from the output's position
     inside = np.clip(1 - (offsets / reach) ** 2, 0, None)
     filters = cutoff * np.sinc(cutoff * offsets) * np.i0(KAISER_BETA * np.sqrt(inside)) / np.i0(KAISER_BETA)
     return up, down, (filters / filters.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""One way to read whatever iterable the caller has: plain or asynchronous, live or from a file."""
+"""A uniform reader of the caller's iterables: plain or asynchronous, live or from a file."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _CLOSE_TIMEOUT_S = 1.0
 
 
 class Source:
-    """Items of an iterable, one after the other.
+    """The items of an iterable, read one by one.
 
-    A plain iterator may block for as long as it likes (a camera, a decoder): it runs in a thread of its own. Sequences
-    and arrays are read in place.
+    A plain iterator may block (a camera, a decoder): it runs in its own thread. Sequences and arrays are read in the event
+    loop's thread.
 
     Args:
         items: any Iterable or AsyncIterable.
-        name: for messages: "frames" or "audio".
+        name: name of the source in messages: "frames" or "audio".
 
     Raises:
-        BadInput: neither.
+        BadInput: `items` is not an iterable, or a str or bytes.
     """
 
     def __init__(self, items: Iterable[Any] | AsyncIterable[Any], name: str) -> None:
@@ -36,7 +36,7 @@ class Source:
         self._plain: Iterator[Any] | None = None
         self._async: AsyncIterator[Any] | None = None
         if isinstance(items, (str, bytes, bytearray)):
-            raise BadInput(f"{name} is one {type(items).__name__}; allowed: an iterable, plain or asynchronous")
+            raise BadInput(f"{name} is one {type(items).__name__}; it must be an iterable, plain or asynchronous")
         if isinstance(items, AsyncIterable):
             self._async = aiter(items)
         elif isinstance(items, Iterable):
@@ -44,10 +44,10 @@ class Source:
             if not isinstance(items, (list, tuple, np.ndarray)):
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"insync-{name}")
         else:
-            raise BadInput(f"{name} is a {type(items).__name__}; allowed: an iterable, plain or asynchronous")
+            raise BadInput(f"{name} is a {type(items).__name__}; it must be an iterable, plain or asynchronous")
 
     async def next(self) -> tuple[bool, Any]:
-        """(True, the next item), or (False, None) after the last."""
+        """Return (True, the next item), or (False, None) after the last."""
         if self._async is not None:
             item = await anext(self._async, _END)
         elif self._thread is not None:
@@ -61,7 +61,7 @@ class Source:
         return next(self._plain, _END)
 
     async def close(self) -> None:
-        """Closes a generator; waits for one that is just producing an item, but not long."""
+        """Close the iterator, if it can be closed. If its thread is producing an item, wait for it, but at most 1 s."""
         if self._async is not None:
             closing = getattr(self._async, "aclose", None)
             if closing is not None:

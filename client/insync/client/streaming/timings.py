@@ -1,4 +1,4 @@
-"""Where the time of a job goes, per frame."""
+"""Time of each stage of a stream, per frame."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ __all__ = ["StageClock", "Stages"]
 
 @dataclass(frozen=True)
 class Stages:
-    """Means over all frames, in milliseconds of wall time. Stages overlap: their sum is more than `frame_ms`.
+    """Times of a stream's stages, as means over its frames in milliseconds of wall time, and its counters.
+
+    Stages overlap: their sum can exceed `frame_ms`.
 
     Attributes:
-        frames: how many.
-        wall_s: of the whole stream, without start-up and registration.
-        decode_ms: reading and decoding the source.
+        frames: number of frames that the means are over.
+        wall_s: seconds since the clock was made or restarted.
+        decode_ms: reading and decoding the source's frame; waiting for a live source counts.
         prepare_ms: cutting the region out and encoding it as a JPEG.
-        server_ms: from sending a request to its answer, with its wait in the server's queue.
+        server_ms: from sending a request to its response, including its wait in the server's queue.
         paste_ms: placing and blending the patch.
-        encode_ms: encoding and muxing.
-        client_cpu_ms: processor time of the client's process, all threads.
-        requests: sent for all frames; more than `frames` where a region had to be sent again.
-        sent_bytes: of all pictures sent.
-        late, skipped, repeated: frames of a live stream that missed its deadline; of them, those left out, and those in whose
-            place the one before was given again.
-        resent, moved, refused: requests sent again after a failure, changes of server, and requests that a full server refused.
+        encode_ms: encoding and muxing, when files are dubbed.
+        client_cpu_ms: CPU time of the client's process, all threads.
+        requests: requests sent for frames; more than `frames` if a second picture of a frame had to be sent.
+        sent_bytes: total length of all pictures sent.
+        late, skipped, repeated: number of a live stream's frames that missed the deadline; how many of them were left out;
+            how many of them were replaced by the previous frame.
+        resent, moved, refused: number of requests sent again after a failure, of changes of server, and of requests that an
+            overloaded server refused.
     """
 
     frames: int
@@ -51,7 +54,7 @@ class Stages:
 
     @property
     def fps(self) -> float:
-        """Frames per second, end to end."""
+        """Frames per second of wall time."""
         return self.frames / self.wall_s if self.wall_s > 0 else 0.0
 
     @property
@@ -68,12 +71,25 @@ class Stages:
 
     @property
     def frame_ms(self) -> float:
-        """Milliseconds from one finished frame to the next."""
+        """Mean milliseconds from one finished frame to the next."""
         return 1000 * self.wall_s / max(1, self.frames)
 
 
 class StageClock:
-    """Sums up the stages' times. Thread-safe."""
+    """Collects the time of each stage of one stream, for `Client.stream(clock=...)`. Thread-safe.
+
+    ::
+
+        clock = StageClock()
+        async for synced in client.stream(frames, audio, twin=twin, clock=clock):
+            frames += 1
+        print(clock.stages(frames).server_ms)
+
+    Attributes:
+        requests, sent_bytes: as in `Stages`, so far.
+        late, skipped, repeated: as in `Stages`, so far.
+        resent, moved, refused: as in `Stages`; set when the stream ends.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -87,7 +103,7 @@ class StageClock:
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
-        """Adds the block's wall time to a stage."""
+        """Add the block's wall time to a stage: "decode", "prepare", "server", "paste" or "encode"."""
         start = time.perf_counter()
         try:
             yield
@@ -95,16 +111,16 @@ class StageClock:
             self.add(stage, time.perf_counter() - start)
 
     def add(self, stage: str, seconds: float) -> None:
-        """Adds to a stage."""
+        """Add seconds to a stage."""
         with self._lock:
             self._sums[stage] = self._sums.get(stage, 0.0) + seconds
 
     def restart(self) -> None:
-        """Begins the wall and processor clocks anew."""
+        """Restart the measurement of wall and CPU time; the stages' sums and the counters stay."""
         self._start, self._cpu = time.perf_counter(), _cpu_s()
 
     def stages(self, frames: int) -> Stages:
-        """The means so far."""
+        """Return the means so far over a number of frames, and the counters."""
         with self._lock:
             mean = {stage: 1000 * seconds / max(1, frames) for stage, seconds in self._sums.items()}
         return Stages(

@@ -1,7 +1,7 @@
-"""One or several servers behind a client: who is asked, what is sent again after a failure, and when to give up.
+"""Failover between the servers of a client: which server gets a request, which requests are sent again, and when to give up.
 
-Every frame's request can be answered by any server at any time, so a request whose answer got lost is simply sent again:
-to the same server after a pause, or at once to the next one. The stream's own order of frames is not touched by that.
+Any server can process any frame's request at any time, so a request whose response was lost is simply sent again: to the same
+server after a pause, or at once to the next one. This does not change the order of the stream's frames.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ __all__ = ["RetryOptions", "Route", "Server", "Servers"]
 
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 1.0
-STALL_S = 3.0  # with requests under way and no answer at all, after which a connection counts as cut
+STALL_S = 3.0  # seconds without any response to requests in flight after which a connection counts as broken
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class RetryOptions:
-    """How long a client holds on.
+    """How long a client retries.
 
     Attributes:
-        retry_s: seconds without any answer after which a stream gives up; 0 gives up at the first failure.
-        overload_s: seconds that a request waits for room on a full server; a live stream's first frame never waits.
+        retry_s: seconds without any response after which a stream gives up; 0 gives up at the first failure.
+        overload_s: seconds for which a request waits for capacity on an overloaded server; a live stream's first frame
+            never waits.
     """
 
     retry_s: float = 30.0
@@ -41,44 +42,44 @@ class RetryOptions:
 
 @dataclass
 class Server:
-    """One address, and what is known of it."""
+    """One server and its state."""
 
     address: str
     triton: TritonConnection | None = None
     failures: int = 0  # in a row
-    retry_at_s: float = 0.0  # not to be asked before
-    last_answer_s: float = 0.0  # of its last answer, even a refusal
-    opened_s: float = 0.0  # the connection
-    routes: int = 0  # that lead here
+    retry_at_s: float = 0.0  # send nothing before
+    last_response_s: float = 0.0  # of its last response, including refusals
+    opened_s: float = 0.0  # when the connection was opened
+    routes: int = 0  # number of routes to this server
 
-    def answered(self, now_s: float) -> None:
-        """It lives."""
-        self.last_answer_s, self.failures, self.retry_at_s = now_s, 0, 0.0
+    def responded(self, now_s: float) -> None:
+        """Record a response: the server is alive."""
+        self.last_response_s, self.failures, self.retry_at_s = now_s, 0, 0.0
 
     def failed(self, now_s: float, sent_s: float) -> None:
-        """It did not answer a request that was sent then: leave it alone for a while, longer each time."""
+        """Record a failed request that was sent at `sent_s`; back off, longer after each failure in a row."""
         if self.retry_at_s > sent_s:
-            return  # another request told the same failure before
+            return  # the same failure was already recorded for another request
         backoff_s = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2**self.failures)
         self.failures += 1
-        # Spread out, so that all clients of a server that comes back do not come back at once.
+        # Random, so that the clients of a recovered server do not all reconnect at once.
         self.retry_at_s = now_s + backoff_s * random.uniform(0.5, 1.0)
 
 
 @dataclass
 class Route:
-    """Which server a stream talks to, and how it fares.
+    """The server that a stream uses, and the stream's counters.
 
     Attributes:
-        live: of a paced stream: it is refused at once where no server has room, until it has been let in.
-        resent, moved, refused: requests sent again, changes of server, and refusals so far.
+        live: whether this is a live stream. Until it is admitted, it fails at once if no server has capacity.
+        resent, moved, refused: numbers of requests sent again, changes of server, and refusals so far.
     """
 
     live: bool = False
     server: Server | None = None
     admitted: bool = False
     sent_s: float = 0.0
-    trouble_s: float | None = None  # since when nothing has been answered
+    failing_since_s: float | None = None  # when the first request was sent since which there has been no response
     pacer: Pacer = field(default_factory=Pacer)
     resent: int = 0
     moved: int = 0
@@ -90,8 +91,8 @@ class Servers:
 
     Args:
         addresses: HOST:PORT each.
-        open_channel: makes the connection to one.
-        options: how long to hold on.
+        open_channel: makes the connection to an address.
+        options: how long to retry.
     """
 
     def __init__(
@@ -103,13 +104,13 @@ class Servers:
         self._closed = True
 
     async def open(self, check: Callable[[TritonConnection, str], Awaitable[None]]) -> None:
-        """Opens all connections, and makes sure that one server at least serves.
+        """Open all connections, and check that at least one server is ready.
 
         Args:
-            check: raises InsyncError where a server does not serve.
+            check: raises InsyncError if a server is not ready.
 
         Raises:
-            InsyncError: what the first one said, where none serves.
+            InsyncError: the first server's error, if none is ready.
         """
         self._closed = False
         checks = [check(self._open(server), server.address) for server in self.all]
@@ -121,7 +122,7 @@ class Servers:
         now_s = time.monotonic()
         for server, outcome in zip(self.all, outcomes, strict=True):
             if outcome is None:
-                server.answered(now_s)
+                server.responded(now_s)
             else:
                 server.failed(now_s, now_s)
         if None not in outcomes:
@@ -129,16 +130,16 @@ class Servers:
             raise next(outcome for outcome in outcomes if isinstance(outcome, BaseException))
 
     async def close(self) -> None:
-        """Closes all connections."""
+        """Close all connections."""
         self._closed = True
         for server in self.all:
             triton, server.triton = server.triton, None
             if triton is not None:
                 await triton.close()
 
-    def leave(self, route: Route) -> None:
-        """A stream has ended: its server has room for another."""
-        self._lead(route, None)
+    def release(self, route: Route) -> None:
+        """Release the server of a stream that has ended."""
+        self._assign(route, None)
 
     async def call(
         self,
@@ -146,93 +147,98 @@ class Servers:
         operation: str,
         route: Route,
     ) -> _T:
-        """Call a server until one answers.
+        """Send a request until a server responds.
 
         Args:
             request: sends the request over a connection, with its own time limit.
-            operation: what for, as in "frame 12".
-            route: of the stream.
+            operation: the operation, such as "frame 12", for messages.
+            route: route of the stream.
 
         Raises:
-            InsyncError: the servers' last word, when it is final or patience is at its end.
+            InsyncError: the servers' last error, if it cannot be retried or the time for retries is over.
         """
         refused_since_s: float | None = None
         full: set[str] = set()
-        self._still_worth_it(operation, route)
+        self._check_failing(operation, route)
         while True:
-            server = await self._next(route)
+            server = await self._choose(route)
             triton = server.triton
             if triton is None:
                 raise ServerUnavailable(f"{operation}: the client was closed", retryable=False)
             sent_s = route.sent_s = time.monotonic()
             try:
                 with mapped_errors(operation, server.address):
-                    answer = await _sent(request(triton), f"{operation}: the connection to {server.address} was closed")
+                    response = await _response(
+                        request(triton), f"{operation}: the connection to {server.address} was closed"
+                    )
             except asyncio.CancelledError:
-                await self._given_up(server, triton, route, sent_s)
+                await self._cancelled(server, triton, route, sent_s)
                 raise
             except Overloaded as exc:
                 now_s = time.monotonic()
-                server.answered(now_s)
-                route.trouble_s = None
+                server.responded(now_s)
+                route.failing_since_s = None
                 route.refused += 1
                 full.add(server.address)
                 others = [s for s in self.all if s.address not in full and s.retry_at_s <= now_s]
                 if others:
-                    self._lead(route, min(others, key=lambda s: s.routes))
+                    self._assign(route, min(others, key=lambda s: s.routes))
                     continue
                 full.clear()
                 refused_since_s = now_s if refused_since_s is None else refused_since_s
-                patience_s = self._options.retry_s if route.live else self._options.overload_s
-                if (route.live and not route.admitted) or now_s - refused_since_s >= patience_s:
+                limit_s = self._options.retry_s if route.live else self._options.overload_s
+                if (route.live and not route.admitted) or now_s - refused_since_s >= limit_s:
                     raise
                 route.pacer.refused(now_s, exc.retry_after_s)
             except (ServerUnavailable, ServerTimeout) as exc:
                 now_s = time.monotonic()
                 if self._closed or not exc.retryable:
                     raise
-                route.trouble_s = sent_s if route.trouble_s is None else route.trouble_s
+                route.failing_since_s = sent_s if route.failing_since_s is None else route.failing_since_s
                 server.failed(now_s, sent_s)
-                if isinstance(exc, ServerTimeout) and server.last_answer_s < sent_s:
+                if isinstance(exc, ServerTimeout) and server.last_response_s < sent_s:
                     await self._reconnect(server, triton)
-                if now_s - route.trouble_s >= self._options.retry_s:
+                if now_s - route.failing_since_s >= self._options.retry_s:
                     raise
                 route.resent += 1
             except InsyncError:
-                server.answered(time.monotonic())
+                server.responded(time.monotonic())
                 raise
             else:
-                server.answered(time.monotonic())
-                route.trouble_s = None
+                server.responded(time.monotonic())
+                route.failing_since_s = None
                 route.admitted = True
                 route.pacer.passed()
-                return answer
+                return response
 
-    def _still_worth_it(self, operation: str, route: Route) -> None:
-        """Ends a stream whose requests are all given up before they can fail."""
+    def _check_failing(self, operation: str, route: Route) -> None:
+        """Fail a stream without responses for too long, whose requests are all cancelled before they can fail."""
         now_s = time.monotonic()
-        if route.trouble_s is None:
+        if route.failing_since_s is None:
             return
-        if now_s - route.sent_s > STALL_S:  # it was the stream that paused: a new chance
-            route.trouble_s = None
-        elif now_s - route.trouble_s > self._options.retry_s:
+        if now_s - route.sent_s > STALL_S:  # the stream itself has paused: start over
+            route.failing_since_s = None
+        elif now_s - route.failing_since_s > self._options.retry_s:
             addresses = ", ".join(server.address for server in self.all)
             raise ServerUnavailable(
-                f"{operation}: nothing has come from {addresses} for {now_s - route.trouble_s:.0f} s"
+                f"{operation}: no response from {addresses} for {now_s - route.failing_since_s:.0f} s"
             )
 
-    async def _given_up(self, server: Server, triton: TritonConnection, route: Route, sent_s: float) -> None:
-        """A stream that cannot wait has cancelled a request. Where nothing at all comes for long, the connection is cut."""
-        if server.last_answer_s >= sent_s:
+    async def _cancelled(self, server: Server, triton: TritonConnection, route: Route, sent_s: float) -> None:
+        """Record a request that a live stream cancelled. After `STALL_S` without any response, replace the connection."""
+        if server.last_response_s >= sent_s:
             return
-        route.trouble_s = sent_s if route.trouble_s is None else route.trouble_s
+        route.failing_since_s = sent_s if route.failing_since_s is None else route.failing_since_s
         now_s = time.monotonic()
-        if server.triton is triton and now_s - max(server.last_answer_s, server.opened_s, route.trouble_s) > STALL_S:
+        if (
+            server.triton is triton
+            and now_s - max(server.last_response_s, server.opened_s, route.failing_since_s) > STALL_S
+        ):
             server.failed(now_s, sent_s)
             await self._reconnect(server, triton)
 
-    async def _next(self, route: Route) -> Server:
-        """The route's server as soon as it may be asked; where it has failed, another one."""
+    async def _choose(self, route: Route) -> Server:
+        """Return the route's server, or another one if it has failed, once a request may be sent to it."""
         pause_s = route.pacer.slot(time.monotonic()) - time.monotonic()
         if pause_s > 0:
             await asyncio.sleep(pause_s)
@@ -241,13 +247,14 @@ class Servers:
         if server is None or server.retry_at_s > now_s:
             better = min(self.all, key=lambda s: (max(0.0, s.retry_at_s - now_s), s.routes))
             if server is None or better.retry_at_s < server.retry_at_s:
-                self._lead(route, better)
+                self._assign(route, better)
                 server = better
         if server.retry_at_s > now_s:
             await asyncio.sleep(server.retry_at_s - now_s)
         return server
 
-    def _lead(self, route: Route, server: Server | None) -> None:
+    def _assign(self, route: Route, server: Server | None) -> None:
+        """Make a server the route's one; None: the route has ended."""
         if route.server is not None:
             route.server.routes -= 1
             route.moved += server is not None
@@ -256,7 +263,7 @@ class Servers:
             server.routes += 1
 
     async def _reconnect(self, server: Server, old: Any) -> None:
-        """A connection that swallows everything is not closed by the kernel for many minutes: take a new one."""
+        """Replace a connection. One whose packets are all dropped is closed by the kernel only after many minutes."""
         replaced = server.triton is old and not self._closed
         if replaced:
             self._open(server)
@@ -267,11 +274,11 @@ class Servers:
         return server.triton
 
 
-async def _sent(request: Awaitable[_T], closed: str) -> _T:
-    """Waits for a request. A connection that is closed meanwhile cancels it, which is not to be taken for our own end.
+async def _response(request: Awaitable[_T], closed: str) -> _T:
+    """Wait for a request's response. Closing the connection cancels the request: tell that apart from being cancelled.
 
     Raises:
-        ServerUnavailable: with the text `closed`.
+        ServerUnavailable: the connection was closed; with the text `closed`.
     """
     task = asyncio.ensure_future(request)
     try:

@@ -1,6 +1,6 @@
 """One connection to a Triton server, by the Open Inference Protocol (KServe v2) over gRPC.
 
-gRPC alone, without tritonclient: that brings 50 MB and caps on protobuf and grpcio that apps trip over.
+Uses gRPC directly instead of tritonclient, which adds 50 MB and upper limits on protobuf and grpcio that conflict with apps.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ __all__ = ["TritonConnection"]
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 _SERVICE = "/inference.GRPCInferenceService/"
-# Of the specification's tensors; elements of strings are bytes objects.
+# Data types of the specification's tensors, except STRING, whose elements are bytes objects.
 _DTYPES: dict[str, type[np.generic]] = {"UINT8": np.uint8, "FP32": np.float32}
 _LENGTH = np.dtype("<u4")  # before each element of a string tensor
 
 
 class TritonConnection:
-    """A channel to one server, opened when it is first used. Used by one event loop.
+    """A channel to one server, opened on first use, for use from one event loop.
 
     Args:
-        host, port: of the server's gRPC endpoint.
-        tls: how to speak TLS; None speaks without.
-        credentials: of `tls`, read once for all connections.
+        host, port: address of the server's gRPC endpoint.
+        tls: options of TLS; None connects without TLS.
+        credentials: credentials of `tls`, read once for all connections.
     """
 
     def __init__(
         self, host: str, port: int, tls: TlsOptions | None = None, credentials: grpc.ChannelCredentials | None = None
     ) -> None:
-        # No keepalive: pings more often than every 300 s make a server hang up, and a dead one is seen by the request's
-        # deadline.
+        # No keepalive: pings more often than every 300 s make a server close the connection, and a dead server is detected
+        # by the request's deadline.
         options: list[tuple[str, int | str]] = [
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 500),
-            # Else a new channel to the same address takes up the old one's connection, cut or not.
+            # Otherwise a new channel to the same address reuses the old one's connection, even a broken one.
             ("grpc.use_local_subchannel_pool", 1),
         ]
         if _is_loopback(host):
-            options.append(("grpc.enable_http_proxy", 0))  # an http_proxy of the environment is not for this machine
+            options.append(("grpc.enable_http_proxy", 0))  # the environment's http_proxy does not apply to loopback
         if tls is not None and tls.server_name is not None:
             options.append(("grpc.ssl_target_name_override", tls.server_name))
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -71,10 +71,10 @@ class TritonConnection:
         )
 
     async def model_ready(self, model: str, timeout_s: float) -> bool:
-        """Return whether the server has this model, ready to be called.
+        """Return whether the server has this model, and it is ready.
 
         Raises:
-            grpc.RpcError: as gRPC has it.
+            grpc.RpcError: gRPC's own error.
         """
         response = await self._model_ready(messages.ModelReadyRequest(name=model), timeout=timeout_s)
         return bool(response.ready)
@@ -85,16 +85,16 @@ class TritonConnection:
         """Call a model.
 
         Args:
-            model: its name.
+            model: name of the model.
             tensors: its inputs, as in the specification.
-            arrays: of the inputs that are sent, with the batch dimension where the model has one.
-            timeout_s: for the response.
+            arrays: the inputs to send, by name, with the batch dimension if the model has one.
+            timeout_s: seconds to wait for the response.
 
         Returns:
-            The outputs by name, with the batch dimension; read-only. Elements of a string tensor are bytes.
+            The outputs by name, with the batch dimension, read-only. Elements of a string tensor are bytes.
 
         Raises:
-            grpc.RpcError: as gRPC has it.
+            grpc.RpcError: gRPC's own error.
             ProtocolError: the response is malformed.
         """
         request = messages.ModelInferRequest(model_name=model)
@@ -108,7 +108,7 @@ class TritonConnection:
         if len(response.outputs) != len(response.raw_output_contents):
             raise ProtocolError(
                 f"{model} answered with {len(response.outputs)} outputs and the data of "
-                f"{len(response.raw_output_contents)}: is this a Triton server?"
+                f"{len(response.raw_output_contents)}: the server may not be Triton"
             )
         try:
             return {
@@ -119,7 +119,7 @@ class TritonConnection:
             raise ProtocolError(f"{model}'s response is malformed: {exc}") from exc
 
     async def close(self) -> None:
-        """Close the connection; calls that are under way are cancelled."""
+        """Close the connection and cancel the calls in progress."""
         await self._channel.close()
 
 
