@@ -1,9 +1,10 @@
-"""README.md is correct: its links, folders, commands and imported names exist."""
+"""README and docs are true: links lead somewhere; commands, modules, targets and code exist."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -15,6 +16,10 @@ from insync.core import spec
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("[se]*/README.md")]
+)
+COMMANDS = {"dub", "twin", "serve", "verify", "probe", "export", "evaluate", "loadtest", "curate", "train"}
 TWIN_ACTIONS = ("create", "list", "show", "rm")
 
 
@@ -23,18 +28,39 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-def test_link_targets_exist() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    assert links
-    assert not [link for link in links if not (ROOT / link).exists()]
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_link_targets_exist(page: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()) if "://" not in link]
+    assert not [link for link in links if not (page.parent / link).exists()]
 
 
-def test_tree_is_the_checkout() -> None:
-    (tree,) = blocks("text")
-    named = {line.split("/")[0] for line in tree.splitlines()}
-    assert not [name for name in named if not (ROOT / name).is_dir()]
-    python = {path.relative_to(ROOT).parts[0] for path in ROOT.glob("*/insync")}
-    assert python <= named
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_modules_and_targets_exist(page: Path) -> None:
+    text = page.read_text()
+    commands = set(re.findall(r"(?:`|bin/|^)insync ([a-z]+)", text, re.MULTILINE))
+    assert commands <= COMMANDS
+    modules = set(re.findall(r"python3? -m ((?:benchmarks|insync)[\w.]*)", text))
+    assert not [name for name in modules if importlib.util.find_spec(name.rstrip(".")) is None]
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"(?:`|^)make ([a-z][a-z-]*)", text, re.MULTILINE))
+    assert not [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)]
+
+
+def test_every_page_is_linked() -> None:
+    everything = "".join(page.read_text() for page in PAGES)
+    assert not [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in everything]
+
+
+def test_the_architecture_page_names_every_folder_with_code() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    folders = {path.relative_to(ROOT).parts[0] for path in ROOT.glob("*/insync")}
+    assert len(folders) == 8
+    others = {"model_repository", "docker", "samples", "examples", "benchmarks", "tests", "packaging"}
+    assert not [folder for folder in folders | others if f"`{folder}/" not in page]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 135
 
 
 def test_make_targets_exist() -> None:
