@@ -6,7 +6,7 @@
 #   make test-client   the client's tests alone, on any Python from 3.10 on: make test-client PYTHON=python3.13
 #   make bench    the benchmarks, into benchmarks/results
 #   make pictures the demo, and docs/demo.png and docs/demo.webp from it
-#   make sample   make samples/ anew (needs npm; GRID=FOLDER names GRID's files, else the clip stays)
+#   make sample   make samples/ again (needs npm; GRID=FOLDER names GRID's files, else the clip stays)
 #   make clean    remove what these commands made
 #
 # Another interpreter: make PYTHON=python3.12 …    Where none fits, uv brings one. A CPU-only PyTorch, several GB smaller than
