@@ -7,7 +7,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from insync.cli.dub import add_dub
 from insync.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, log
@@ -34,21 +34,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] in (["export"], ["evaluate"], ["curate"], ["train"], ["loadtest"]):  # these have their own parsers
-        return _run_own_parser(arguments[0], arguments[1:])
+        return _reported(lambda: _run_own_parser(arguments[0], arguments[1:]))
     options = _parser().parse_args(arguments)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up on SIGTERM as on Ctrl-C
     try:
-        return int(options.run(options))
+        return _reported(lambda: int(options.run(options)), options.debug)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _reported(run: Callable[[], int], debug: bool = False) -> int:
+    """Run a command, and turn what it raises on purpose into a line on stderr and an exit code."""
+    try:
+        return run()
     except KeyboardInterrupt:
         log("interrupted")
         return EXIT_INTERRUPTED
     except InsyncError as exc:
-        if options.debug:
+        if debug:
             raise
         log(str(exc))
         return EXIT_USAGE if isinstance(exc, MissingExtra) else EXIT_FAILED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run_own_parser(command: str, arguments: list[str]) -> int:
     """Run a command that parses its own arguments."""
     module, extras = {
-        "export": ("insync.export.cli", "export"),
+        "export": ("insync.export.cli", "serve,export,train"),
         "evaluate": ("insync.training.cli.evaluate", "serve,train"),
         "loadtest": ("insync.loadtest.cli", "loadtest"),
         "curate": ("insync.training.cli.curate", "serve,train"),

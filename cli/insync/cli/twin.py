@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from insync.cli.options import add_server, add_tls_options, tls_options
-from insync.core.errors import InsyncError, missing_extra
+from insync.core.errors import InsyncError, UnwritableMedia, missing_extra
 
 __all__ = ["add_twin"]
 
@@ -92,15 +92,13 @@ def _twin_list(options: argparse.Namespace) -> int:
 
 def _twin_show(options: argparse.Namespace) -> int:
     """Write a picture of a twin's reference crops."""
-    import cv2
-
-    from insync.core.errors import UnwritableMedia, missing_extra
-
-    twin = _store(options).load(options.twin)
     try:
+        import cv2
+
         from insync.ensemble.models.registration import contact_sheet
     except ImportError as exc:
         raise missing_extra("serve", exc) from exc
+    twin = _store(options).load(options.twin)
     out = options.out or Path(f"{options.twin}.png")
     try:
         written = cv2.imwrite(str(out), cv2.cvtColor(contact_sheet(twin), cv2.COLOR_RGB2BGR))

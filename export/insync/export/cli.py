@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
         prog="insync export", description="Write the served models into the model repository."
     )
     parser.add_argument(
-        "--repository", type=Path, default=default_repository(), help="Triton model repository (default: InSync's own)"
+        "--repository", metavar="FOLDER", type=Path, help="Triton model repository (default: InSync's own)"
     )
     commands = parser.add_subparsers(dest="command", required=True)
     _add_onnx(commands)
@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
     _add_tensorrt(commands)
     _add_precision(commands)
     options = parser.parse_args(argv)
+    options.repository = options.repository or default_repository()
     try:
         return int(options.run(options))
     except ImportError as exc:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from insync.cli.main import main
+from insync.core.errors import ServerError
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
@@ -96,7 +97,7 @@ def test_a_missing_extra_is_named(
         assert "pip install 'insync[serve]'" in line
     code, line = fails(capsys, "export", "onnx")
     assert code == 2
-    assert "pip install 'insync[export]'" in line
+    assert "pip install 'insync[serve,export,train]'" in line
 
 
 def test_debug_shows_the_traceback(tmp_path: Path, sample_speech: Path) -> None:
@@ -139,3 +140,23 @@ def test_the_client_loads_nothing_heavy() -> None:
 def test_python_m() -> None:
     done = subprocess.run([sys.executable, "-m", "insync.cli", "--help"], capture_output=True, text=True, check=True)
     assert "dub" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["export", "curate", "evaluate", "train"])
+def test_a_missing_model_repository_is_one_line(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> Path:
+        raise ServerError("the model repository is missing")
+
+    (tmp_path / "clip.mp4").touch()
+    modules = {"export": "insync.export.cli"}
+    monkeypatch.setattr(f"{modules.get(command, f'insync.training.cli.{command}')}.default_repository", missing)
+    arguments = {
+        "export": ["configs"],
+        "curate": [str(tmp_path), "-o", str(tmp_path / "out")],
+        "evaluate": [str(tmp_path), "-o", str(tmp_path / "out")],
+        "train": ["all", str(tmp_path), str(tmp_path / "run"), "--minutes", "0.01"],
+    }[command]
+    assert main([command, *arguments]) == 1
+    assert capsys.readouterr().err.startswith("insync: the model repository is missing")
