@@ -219,6 +219,21 @@ def test_every_command_is_documented() -> None:
         assert {f"{group} {action}" for action in actions} <= {command for command, _ in commands(ROOT / "docs/cli.md")}
 
 
+def test_option_tables_name_existing_options() -> None:
+    """An option that stands by itself in docs/cli.md is one of a command that its section names."""
+    page = (ROOT / "docs/cli.md").read_text()
+    checked, wrong = 0, []
+    for section in re.split(r"^## ", page, flags=re.MULTILINE)[1:]:
+        named = re.findall(r"\binsync ((?:twin |export |train )?[a-z]+)", section)
+        known = "".join(parser_of(command) for command in dict.fromkeys(named))
+        for option in re.findall(r"`(--?[a-z][a-z-]*)", section):
+            checked += 1
+            if not re.search(rf"{option}\b(?!-)", known):
+                wrong.append(f"{section.splitlines()[0]}: {option}")
+    assert checked > 30
+    assert not wrong
+
+
 def test_readme_names_the_commands() -> None:
     text = README.read_text()
     for command in README_COMMANDS:
