@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -256,6 +257,15 @@ def test_one_server_of_two_is_killed(
     assert whole(run(first.server.grpc_url, {})[0], undisturbed)
 
 
+def ready(url: str) -> bool:
+    """Return whether a server says that it is ready; HOST:PORT of its HTTP endpoint."""
+    try:
+        with urllib.request.urlopen(f"http://{url}/v2/health/ready", timeout=1):
+            return True
+    except OSError:
+        return False
+
+
 def test_one_server_of_two_is_stopped(
     run: Run, pair: tuple[SupervisedServer, SupervisedServer], undisturbed: NDArray[np.float32]
 ) -> None:
@@ -265,6 +275,7 @@ def test_one_server_of_two_is_stopped(
     def terminated(supervised: SupervisedServer) -> None:
         assert supervised.server.pid is not None
         os.kill(supervised.server.pid, signal.SIGTERM)
+        until(lambda: not ready(supervised.server.http_url))  # it may take the signal late
 
     restarted = first.supervisor.restarted
     addresses = f"{first.server.grpc_url},{second.server.grpc_url}"
