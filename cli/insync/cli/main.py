@@ -19,6 +19,19 @@ from insync.core.errors import InsyncError, MissingExtra
 
 __all__ = ["main"]
 
+# Commands that parse their own arguments: their module, the extras that it needs, and what they do.
+_OWN_PARSERS = {
+    "export": ("insync.export.cli", "serve,export,train", "export a checkpoint to the served models"),
+    "evaluate": (
+        "insync.training.cli.evaluate",
+        "serve,train",
+        "measure dubs of held-out footage, and write a report",
+    ),
+    "loadtest": ("insync.loadtest.cli", "loadtest", "load-test a server: capacity, soak, reports"),
+    "curate": ("insync.training.cli.curate", "serve,train", "turn footage into a training set, and write a report"),
+    "train": ("insync.training.cli.train", "serve,train", "train the network: one stage, or all"),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. A failure is one line on stderr.
@@ -33,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # gRPC would write its own log to stderr; relevant failures are raised as errors anyway.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] in (["export"], ["evaluate"], ["curate"], ["train"], ["loadtest"]):  # these have their own parsers
+    if arguments and arguments[0] in _OWN_PARSERS:
         return _reported(lambda: _run_own_parser(arguments[0], arguments[1:]))
     options = _parser().parse_args(arguments)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up on SIGTERM as on Ctrl-C
@@ -69,23 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     add_serve(commands)
     add_verify(commands)
     add_probe(commands)
-    commands.add_parser("export", help="export a checkpoint to the served models", add_help=False)
-    commands.add_parser("evaluate", help="measure dubs of held-out footage, and write a report", add_help=False)
-    commands.add_parser("loadtest", help="load-test a server: capacity, soak, reports", add_help=False)
-    commands.add_parser("curate", help="turn footage into a training set, and write a report", add_help=False)
-    commands.add_parser("train", help="train the network: one stage, or all", add_help=False)
+    for command, (_, _, text) in _OWN_PARSERS.items():
+        commands.add_parser(command, help=text, add_help=False)
     return parser
 
 
 def _run_own_parser(command: str, arguments: list[str]) -> int:
     """Run a command that parses its own arguments."""
-    module, extras = {
-        "export": ("insync.export.cli", "serve,export,train"),
-        "evaluate": ("insync.training.cli.evaluate", "serve,train"),
-        "loadtest": ("insync.loadtest.cli", "loadtest"),
-        "curate": ("insync.training.cli.curate", "serve,train"),
-        "train": ("insync.training.cli.train", "serve,train"),
-    }[command]
+    module, extras, _ = _OWN_PARSERS[command]
     try:
         run = importlib.import_module(module).main
     except ImportError as exc:

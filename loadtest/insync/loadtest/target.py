@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from insync.core.errors import missing_extra
+from insync.core.errors import InsyncError, missing_extra
 from insync.loadtest.errors import LoadTestError
 from insync.loadtest.measure.triton_metrics import scrape
 
@@ -58,7 +58,6 @@ def target(host: str | None, metrics: str | None) -> Iterator[Target]:
         yield Target(host, found if readable else None)
         return
     try:
-        from insync.core.errors import InsyncError
         from insync.ensemble.server.embedded import EmbeddedServer
     except ImportError as exc:
         raise missing_extra("serve", exc) from exc

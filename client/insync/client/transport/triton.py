@@ -24,7 +24,7 @@ MAX_MESSAGE_BYTES = 64 * 2**20
 _SERVICE = "/inference.GRPCInferenceService/"
 # Data types of the specification's tensors, except STRING, whose elements are bytes objects.
 _DTYPES: dict[str, type[np.generic]] = {"UINT8": np.uint8, "FP32": np.float32}
-_LENGTH = np.dtype("<u4")  # before each element of a string tensor
+_LENGTH_BYTES = 4  # little-endian, before each element of a string tensor
 
 
 class TritonConnection:
@@ -125,7 +125,9 @@ class TritonConnection:
 
 def _serialized(array: NDArray[Any], dtype: str) -> bytes:
     if dtype == "STRING":
-        return b"".join(len(element).to_bytes(4, "little") + element for element in map(_octets, array.flat))
+        return b"".join(
+            len(element).to_bytes(_LENGTH_BYTES, "little") + element for element in map(_octets, array.flat)
+        )
     return array.astype(_DTYPES[dtype], copy=False).tobytes()
 
 
@@ -137,9 +139,9 @@ def _parsed(raw: bytes, datatype: str, shape: tuple[int, ...]) -> NDArray[Any]:
     if datatype == "BYTES":
         elements, at = [], 0
         while at < len(raw):
-            length = int.from_bytes(raw[at : at + _LENGTH.itemsize], "little")
-            elements.append(raw[at + _LENGTH.itemsize : at + _LENGTH.itemsize + length])
-            at += _LENGTH.itemsize + length
+            length = int.from_bytes(raw[at : at + _LENGTH_BYTES], "little")
+            elements.append(raw[at + _LENGTH_BYTES : at + _LENGTH_BYTES + length])
+            at += _LENGTH_BYTES + length
         strings = np.empty(len(elements), np.object_)
         strings[:] = elements
         return strings.reshape(shape)
