@@ -260,7 +260,7 @@ def test_one_server_of_two_is_killed(
 def ready(url: str) -> bool:
     """Return whether a server says that it is ready; HOST:PORT of its HTTP endpoint."""
     try:
-        with urllib.request.urlopen(f"http://{url}/v2/health/ready", timeout=1):
+        with urllib.request.urlopen(f"http://{url}/v2/health/ready", timeout=TIMEOUT_S):
             return True
     except OSError:
         return False
@@ -274,8 +274,13 @@ def test_one_server_of_two_is_stopped(
 
     def terminated(supervised: SupervisedServer) -> None:
         assert supervised.server.pid is not None
+        log = supervised.server.log
+        assert log is not None
+        begins = len(log.read_text(errors="replace"))
         os.kill(supervised.server.pid, signal.SIGTERM)
-        until(lambda: not ready(supervised.server.http_url))  # it may take the signal late
+        # It may take the signal late, and may be not ready for another reason before: a model that is being reloaded.
+        until(lambda: "Signal (15) received" in log.read_text(errors="replace")[begins:])
+        until(lambda: not ready(supervised.server.http_url))
 
     restarted = first.supervisor.restarted
     addresses = f"{first.server.grpc_url},{second.server.grpc_url}"
