@@ -16,6 +16,7 @@ import av.error
 import numpy as np
 from numpy.typing import NDArray
 
+from insync.client.media.speech import packed, shifted, speech_chunks
 from insync.client.media.yuv import NATIVE_FORMATS, YuvPicture, plane_views
 from insync.core.errors import BadInput, NoAudioTrack, NoVideoTrack, UnreadableMedia
 from insync.core.spec import SAMPLE_RATE_HZ
@@ -24,6 +25,8 @@ __all__ = ["AudioFile", "DecodedFrame", "VideoFile"]
 
 PHOTO_FPS = 25
 PHOTO_MAX_SIDE = 1920  # pixels; larger photos are scaled down to this
+LONGEST_DELAY_SAMPLES = 2_112  # that an encoder puts before the sound: the AAC encoder of Apple
+LONGEST_LEAD_S = 60  # of silence before a track; a later start is a damaged or a live stream's timestamp
 _PHOTO_TIME_BASE = Fraction(1, 12_800)
 _BT709 = 1
 _LIMITED_RANGE = 1
@@ -252,11 +255,15 @@ class VideoFile:
 class AudioFile:
     """The first audio track of any file. The constructor decodes it once, to find its exact length.
 
+    Time 0 is the file's first picture; without a video track, it is the start of an MP4 file's timeline, and in other files
+    the track's first sample. If the track starts later, there is silence first, as in a player. If it starts earlier by no
+    more than an encoder's delay, it is cut; a longer beginning is kept, and then time 0 is its first sample.
+
     Attributes:
         rate_hz: samples per second.
         layout: FFmpeg's name of the channel layout, such as "stereo".
         channels: number of channels.
-        samples: number of samples per channel.
+        samples: number of samples per channel, with the silence.
         wide: whether samples have more than 16 bits.
 
     Raises:
@@ -278,9 +285,9 @@ class AudioFile:
                 self.channels = int(frame.layout.nb_channels)
                 self.wide = frame.format.name not in ("s16", "s16p", "u8", "u8p")
             if frame.format.name.startswith(("flt", "dbl")):
-                finite = np.isfinite(frame.to_ndarray()).all(axis=0)
+                finite = np.isfinite(packed(frame)).all(axis=1)
                 if not finite.all():
-                    at = self.samples + int(np.argmin(finite)) // (1 if frame.format.is_planar else self.channels)
+                    at = self.samples + int(np.argmin(finite))
                     raise BadInput(
                         f"{path}: the audio's sample {at} ({at / self.rate_hz:.3f} s) is not a finite number; "
                         "every sample must be in [-1, 1]"
@@ -295,35 +302,29 @@ class AudioFile:
         return Fraction(self.samples, self.rate_hz)
 
     def frames(self) -> Iterator[Any]:
-        """Yield the decoded av.AudioFrames."""
+        """Yield the decoded av.AudioFrames from time 0 on. Only the order of samples counts, not the frames' own times."""
         with _opened(self.path) as container:
             if not container.streams.audio or container.format.name in _NOT_MEDIA:
                 kinds = sorted({s.type for s in container.streams}) or ["nothing"]
                 raise NoAudioTrack(f"{self.path}: no audio track; the file holds {', '.join(kinds)}")
             try:
-                for packet in container.demux(container.streams.audio[0]):
-                    yield from _decoded(packet)
+                decoded = (
+                    frame for packet in container.demux(container.streams.audio[0]) for frame in _decoded(packet)
+                )
+                first = next(decoded, None)
+                if first is not None:
+                    yield from shifted(itertools.chain((first,), decoded), _lead(container, first))
             except av.error.InvalidDataError:
                 return  # the container is truncated here; use what was decoded
             except (av.error.FFmpegError, OSError) as exc:
                 raise UnreadableMedia(f"{self.path}: reading failed: {exc}") from exc
 
     def speech(self) -> Iterator[NDArray[np.float32]]:
-        """Yield the track at 16 kHz mono in [-1, 1], in chunks float32 [N]."""
-        resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE_HZ)
+        """Yield the track at 16 kHz mono, in chunks float32 [N]; see `speech_chunks`."""
         left = round(self.duration_s * SAMPLE_RATE_HZ)
-        waiting: list[NDArray[np.float32]] = []
-        for frame in itertools.chain(self.frames(), (None,)):
-            if frame is not None:
-                frame.pts = None  # ignore gaps between packets, as in the output
-            for chunk in resampler.resample(frame):
-                samples = chunk.to_ndarray()[0][:left].astype(np.float32, copy=False)
-                left -= len(samples)
-                waiting.append(samples)
-            # Not in small chunks: each one costs its consumer time.
-            if frame is None or sum(map(len, waiting)) >= SAMPLE_RATE_HZ // 2:
-                yield np.concatenate(waiting) if waiting else np.zeros(0, np.float32)
-                waiting = []
+        for chunk in speech_chunks(self.frames()):
+            yield chunk[:left]
+            left -= len(chunk[:left])
 
 
 @contextmanager
@@ -349,6 +350,21 @@ def _decoded(packet: Any) -> list[Any]:
         return list(packet.decode())
     except av.error.InvalidDataError:
         return []  # a damaged packet; the rest of the track may be good
+
+
+def _lead(container: Any, first: Any) -> int:
+    """Return how many samples after time 0 an audio track's first frame starts; see `AudioFile`."""
+    videos = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if first.pts is None or not first.time_base:
+        return 0
+    if videos and videos[0].start_time is not None:
+        zero_s = videos[0].start_time * Fraction(videos[0].time_base)
+    elif container.format.name.startswith("mov,") and not videos:
+        zero_s = Fraction(0)
+    else:
+        return 0
+    lead = round((first.pts * Fraction(first.time_base) - zero_s) * int(first.sample_rate))
+    return lead if -LONGEST_DELAY_SAMPLES <= lead <= LONGEST_LEAD_S * first.sample_rate else 0
 
 
 def _orientation(frame: Any) -> tuple[int, tuple[int, ...] | None]:

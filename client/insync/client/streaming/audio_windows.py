@@ -54,7 +54,7 @@ class AudioWindows:
         return self._finished
 
     def push(self, chunk: NDArray[Any]) -> None:
-        """Append the next chunk of audio, as in `mono`.
+        """Append the next chunk of audio, as in `Resampler.push`.
 
         Raises:
             BadInput: a wrong type or shape, a value that is not finite, or a chunk after `finish`.

@@ -15,25 +15,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insync.core.errors import BadInput
+from insync.core.mono import MonoMixer
 from insync.core.spec import SAMPLE_RATE_HZ
 
-__all__ = ["Resampler", "mono"]
+__all__ = ["Resampler"]
 
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
 ZERO_CROSSINGS = 16  # of the windowed sinc, on either side
 KAISER_BETA = 8.0  # of its window: 80 dB of stop-band attenuation
+BLOCK_S = 0.02  # after so much audio, the mixing of channels may change
 ROLL_OFF = 0.97  # end of the pass band, as a share of the lower Nyquist frequency
 
 
-def mono(chunk: NDArray[Any], first_sample: int = 0) -> NDArray[np.float32]:
-    """Convert one chunk of audio to mono float32.
+def _scaled(chunk: NDArray[Any], first_sample: int) -> NDArray[np.float32]:
+    """Convert one chunk of audio to float32.
 
     Args:
         chunk: float [-1, 1] or int16 / int32 / uint8 PCM, [N] or [N, channels].
         first_sample: index of the chunk's first sample, used in messages.
 
     Returns:
-        float32 [N], the mean of the channels.
+        float32 [N, channels].
 
     Raises:
         BadInput: another type or shape, or a value that is not finite.
@@ -63,7 +65,7 @@ def mono(chunk: NDArray[Any], first_sample: int = 0) -> NDArray[np.float32]:
             )
     else:
         raise BadInput(f"audio chunk is {samples.dtype}; it must be float32, float64, int16, int32 or uint8")
-    return scaled if channels == 1 and scaled.ndim == 1 else scaled.mean(axis=1, dtype=np.float32)
+    return scaled.reshape(-1, channels)
 
 
 class Resampler:
@@ -71,6 +73,9 @@ class Resampler:
 
     Output sample m is the input at time m / 16,000 s, through a sinc low-pass with a Kaiser window (Smith, «Digital Audio
     Resampling», 1984–2020). It does not depend on how the input is split into chunks.
+
+    Channels are averaged, but an inverted one does not cancel the others: `MonoMixer` decides on the audio before each block
+    of 20 ms, so that no sample waits for later ones. The first block of such audio may be silent.
 
     Args:
         rate_hz: rate of the pushed audio.
@@ -86,6 +91,8 @@ class Resampler:
             )
         self.rate_hz = rate_hz
         self._taken = self._given = 0
+        self._mixer: MonoMixer | None = None  # of audio with several channels
+        self._block = np.zeros((0, 1), np.float32)  # mixed already, but the mixer has not listened to it yet
         if rate_hz != SAMPLE_RATE_HZ:
             self._up, self._down, self._filters = _polyphase(rate_hz)
             self._reach = self._filters.shape[1] // 2  # input samples used on either side of an output sample
@@ -93,8 +100,18 @@ class Resampler:
             self._first = -self._reach
 
     def push(self, chunk: NDArray[Any]) -> NDArray[np.float32]:
-        """Append a chunk, as in `mono`; return the samples at 16 kHz that it completes: float32 [M]."""
-        samples = mono(chunk, self._taken)
+        """Append a chunk; return the samples at 16 kHz that it completes.
+
+        Args:
+            chunk: float [-1, 1] or int16 / int32 / uint8 PCM, [N] or [N, channels].
+
+        Returns:
+            float32 [M].
+
+        Raises:
+            BadInput: another type or shape, or a value that is not finite.
+        """
+        samples = self._mixed(_scaled(chunk, self._taken))
         self._taken += len(samples)
         return samples if self.rate_hz == SAMPLE_RATE_HZ else self._filtered(samples)
 
@@ -105,6 +122,25 @@ class Resampler:
         left = round(Fraction(self._taken * SAMPLE_RATE_HZ, self.rate_hz)) - self._given
         # Rounding may add half an output sample beyond the input's end.
         return self._filtered(np.zeros(2 * self._reach, np.float32))[: max(0, left)]
+
+    def _mixed(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Mix a chunk float32 [N, channels] to mono; N may be anything, the blocks start at multiples of their length."""
+        channels = samples.shape[1]
+        if channels == 1:
+            return samples[:, 0]
+        if self._mixer is None or self._mixer.channels != channels:
+            self._mixer = MonoMixer(np.full(channels, 1 / channels, np.float32), self.rate_hz)
+            self._block = np.zeros((0, channels), np.float32)
+        size, parts, at = round(BLOCK_S * self.rate_hz), [], 0
+        while at < len(samples):
+            part = samples[at : at + size - len(self._block)]
+            parts.append(self._mixer.apply(part.T))
+            self._block = np.concatenate([self._block, part])
+            if len(self._block) == size:
+                self._mixer.listen(self._block.T)
+                self._block = self._block[:0]
+            at += len(part)
+        return np.concatenate([np.zeros(0, np.float32), *parts])
 
     def _filtered(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         self._held = np.concatenate([self._held, samples])

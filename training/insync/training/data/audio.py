@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import av
 import numpy as np
 import numpy.typing as npt
 
+from insync.client.media.speech import speech_chunks
 from insync.core.spec import SAMPLE_RATE_HZ, WINDOW_PAST_SAMPLES, WINDOW_SAMPLES
 
 Floats = npt.NDArray[np.float32]
@@ -23,12 +25,13 @@ def read_sound(path: Path) -> tuple[Floats | None, float]:
     with av.open(str(path)) as container:
         if not container.streams.audio:
             return None, 0.0
-        resampler = av.AudioResampler("fltp", "mono", SAMPLE_RATE_HZ)
-        begins_s, chunks = None, []
-        for frame in container.decode(audio=0):
-            begins_s = float(frame.time or 0.0) if begins_s is None else begins_s
-            chunks += [part.to_ndarray()[0] for part in resampler.resample(frame) if part.samples]
-    return np.concatenate(chunks).astype(np.float32) if chunks else None, begins_s or 0.0
+        frames = container.decode(audio=0)
+        first = next(frames, None)
+        if first is None:
+            return None, 0.0
+        begins_s = float(first.time or 0.0)
+        chunks = list(speech_chunks(itertools.chain((first,), frames)))
+    return np.concatenate(chunks) if chunks else None, begins_s
 
 
 def windows(audio: Floats, times_s: Floats) -> Floats:
