@@ -47,7 +47,10 @@ def _add_onnx(commands: Any) -> None:
         "onnx", help="checkpoint → ONNX graphs, checked against PyTorch on real crops, with a manifest"
     )
     onnx.add_argument(
-        "checkpoint", metavar="RUN", type=Path, help="training run: a folder with speech.pt and renderer.pt"
+        "checkpoint",
+        metavar="RUN",
+        type=Path,
+        help="training run: a folder with speech.pt, renderer.pt and occlusion.pt; what is missing stays as served",
     )
     onnx.add_argument("--crops", type=Path, required=True, metavar="VIDEO", help="video of a face, for the check")
     onnx.set_defaults(run=_onnx)
@@ -108,7 +111,7 @@ def _onnx(options: argparse.Namespace) -> int:
     from insync.training.trainers.checkpoint import load_network
 
     try:
-        network = load_network(options.checkpoint)
+        network = load_network(options.checkpoint, options.repository)
         records = export_onnx(network, options.repository, options.crops, options.repository / "lipsync_face" / "1")
     except (FileNotFoundError, ValueError, ParityError) as error:
         print(f"insync export: {error}", file=sys.stderr)  # noqa: T201

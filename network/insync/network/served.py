@@ -23,8 +23,12 @@ class ParityError(RuntimeError):
     """An exported graph's outputs differ from the network's."""
 
 
-def read_weights(repository: Path) -> LipSync:
+def read_weights(repository: Path, without: tuple[str, ...] = ()) -> LipSync:
     """Load the network with the weights that the repository serves.
+
+    Args:
+        repository: the model repository.
+        without: prefixes of weights that are left as they were initialized.
 
     The exporter folds batch normalisation into the convolution before it; the loaded network stays folded.
 
@@ -41,7 +45,7 @@ def read_weights(repository: Path) -> LipSync:
     for module in folded.values():
         module.running_var.fill_(1 - module.eps)  # type: ignore[union-attr]
     for name, weight in network.state_dict().items():
-        if name.rpartition(".")[0] in folded:
+        if name.rpartition(".")[0] in folded or name.startswith(without):
             continue
         if name not in found or found[name].shape != weight.shape:
             raise ParityError(

@@ -12,10 +12,10 @@ import torch
 
 from insync.ensemble.models.log_mel import LogMel
 from insync.network.syncnet import EMBEDDING, FRAME_S, SyncNet
-from insync.training.curation.audio_quality import music_share, silence_share
+from insync.training.curation.audio_quality import music_share, silence_share, voice_share
 from insync.training.curation.identities import Looks, cluster_people, copies, split_of
 from insync.training.curation.quality import Gates, clip_metrics, picture_faults, sound_verdict
-from insync.training.data.audio import windows
+from insync.training.data.audio import read_speech, windows
 from insync.training.data.manifest import Row, read_manifest, write_manifest
 from insync.training.metrics.sync import (
     MAX_OFFSET,
@@ -182,6 +182,7 @@ def test_audio_is_used_shifted_or_not_used() -> None:
         (speaking(frames=40, curve=bell(0, 0.07)), "offset uncertain in the segment and in its clip"),
         (speaking(curve=bell(11)), "+11 frames, at most 8"),
         (speaking(silence=0.95), "silent for 95%"),
+        (speaking(voice=0.05), "a voice for 5% of the time only"),
         (speaking(music=0.9, curve=bell(0, 0.07)), "music for 90%"),
         (speaking(has_sound=False), "no sound"),
         (speaking(curve=()), "too short"),
@@ -242,6 +243,17 @@ def test_silence_and_music_are_distinguished_from_speech() -> None:
     assert music_share(speech + chord) > 0.7
     assert music_share((0.1 * noise).astype(np.float32)) == 0  # noise is not music
     assert music_share(np.zeros(64_000, np.float32)) == music_share(np.zeros(9, np.float32)) == 0
+
+
+def test_a_voice_is_heard_in_speech_and_not_in_music_noise_or_silence(root: Path) -> None:
+    speech = read_speech(root / "samples" / "speech.wav")
+    assert speech is not None
+    assert voice_share(speech) > 0.7
+    rng, time_s = np.random.default_rng(0), np.arange(64_000) / 16_000
+    chord = (0.05 * sum(np.sin(2 * np.pi * f * time_s) for f in range(220, 2_000, 220))).astype(np.float32)
+    for audio in (chord, (0.1 * rng.normal(size=64_000)).astype(np.float32), np.zeros(16_000, np.float32)):
+        assert voice_share(audio) < 0.1
+    assert voice_share(np.zeros(0, np.float32)) == 0
 
 
 def person(seed: int, name: str, frames: int = 40, start: int = 0, moving: bool = True) -> Looks:

@@ -6,6 +6,7 @@ is the same in serving and in training. DALI is imported on first use: the thin 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,17 +23,18 @@ OFFSET = 4.0  # with SCALE, puts silence at -1 and loud speech near 1
 SCALE = 9.8
 
 
-def log_mel(audio: Any) -> Any:
+def log_mel(audio: Any, whole: bool = False) -> Any:
     """Add the log-mel graph to the DALI pipeline that is being defined.
 
     Windows are centred on multiples of the hop, 0 to 39, with the signal mirrored at both ends. Bands use Slaney's
     formula with unit area, as in librosa. The result is `(ln(max(power, 1e-6)) + 4) / 9.8`.
 
     Args:
-        audio: data node, float32 [6400], mono at 16 kHz in [-1, 1].
+        audio: data node, float32 [6400], mono at 16 kHz in [-1, 1]; any length if `whole`.
+        whole: keep all windows instead of the first 40: for training on whole recordings.
 
     Returns:
-        Data node, float32 [80, 40].
+        Data node, float32 [80, 40]; with `whole` [80, T], one column every 10 ms from time 0 on.
     """
     from nvidia.dali import fn, math
 
@@ -41,7 +43,7 @@ def log_mel(audio: Any) -> Any:
         power, nfilter=MEL_BANDS, sample_rate=float(SAMPLE_RATE_HZ), freq_low=0.0, freq_high=HIGHEST_HZ
     )
     # A centred spectrogram has one more window, around the end: its second half would be mirrored signal.
-    mel = fn.slice(mel, 0, MEL_FRAMES, axes=[1])
+    mel = mel if whole else fn.slice(mel, 0, MEL_FRAMES, axes=[1])
     return (math.log(math.max(mel, FLOOR)) + OFFSET) * (1.0 / SCALE)
 
 
@@ -55,15 +57,8 @@ class LogMel:
             batch_size: the most windows computed in one run; a call may have any number.
             threads: CPU threads of DALI.
         """
-        from nvidia.dali import Pipeline, fn
-
         self._batch_size = batch_size
-        self._pipeline: Any = Pipeline(
-            batch_size, threads, None, prefetch_queue_depth=1, exec_async=False, exec_pipelined=False
-        )
-        with self._pipeline:
-            self._pipeline.set_outputs(log_mel(fn.external_source(name="AUDIO", ndim=1)))
-        self._pipeline.build()
+        self._pipeline = _pipeline(batch_size, threads)
 
     def __call__(self, audio: NDArray[np.float32]) -> NDArray[np.float32]:
         """Compute log-mel spectrograms.
@@ -87,3 +82,25 @@ class LogMel:
             (output,) = self._pipeline.run()
             mels[start : start + len(part)] = output.as_array()
         return mels
+
+    @staticmethod
+    def of_recordings(recordings: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+        """Compute the log-mel [80, T] of whole recordings [samples]; column k is centred on k · 10 ms.
+
+        A window's log-mel is a slice of it, but for the columns that reach over the window's ends, where the signal is mirrored.
+        """
+        pipeline = _pipeline(1, 1, whole=True)
+        for audio in recordings:
+            pipeline.feed_input("AUDIO", [np.ascontiguousarray(audio, np.float32)])
+            yield np.array(pipeline.run()[0].as_array()[0])
+
+
+def _pipeline(batch_size: int, threads: int, whole: bool = False) -> Any:
+    """Build a pipeline of `log_mel` alone."""
+    from nvidia.dali import Pipeline, fn
+
+    pipeline: Any = Pipeline(batch_size, threads, None, prefetch_queue_depth=1, exec_async=False, exec_pipelined=False)
+    with pipeline:
+        pipeline.set_outputs(log_mel(fn.external_source(name="AUDIO", ndim=1), whole))
+    pipeline.build()
+    return pipeline

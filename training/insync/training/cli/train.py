@@ -24,6 +24,7 @@ DESCRIPTION = """Train the network, stage by stage. An interrupted stage is resu
     occlusion DATASET RUN --minutes M    occlusion branch, which keeps what covers or surrounds the mouth
     renderer DATASET RUN --minutes M     encoders, alignment network, inpainter
     syncnet DATASET RUN --minutes M      SyncNet, which measures lip sync and audio offsets
+    judge DATASET RUN --minutes M        speech judge of `insync evaluate`: give it people whom no other stage has seen
     basis DATASET                        fit a new mouth basis
     settings                             print every setting with its default, for --config
 
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repository", type=Path, help="model repository with the face networks and the mouth basis")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="number of CPU threads")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
-    for name in ("all", "speech", "reader", "occlusion", "renderer", "syncnet"):
+    for name in ("all", "speech", "reader", "occlusion", "renderer", "syncnet", "judge"):
         stage = stages.add_parser(name)
         stage.add_argument("data", metavar="FOOTAGE" if name == "all" else "DATASET", type=Path)
         stage.add_argument("run", metavar="RUN", type=Path)
@@ -49,6 +50,13 @@ def main(argv: list[str] | None = None) -> int:
             help="settings (TOML); default: those in RUN if there are any, else the built-in defaults",
         )  # fmt: skip
         stage.add_argument("--seed", type=int, help="random seed, overrides the one in the settings")
+        if name in ("all", "speech"):
+            stage.add_argument(
+                "--recordings", type=Path, metavar="FOLDER", help="speech without a face, to learn from too"
+            )
+            stage.add_argument(
+                "--noise", type=Path, metavar="FOLDER", help="music and noise without a voice, to mix into the speech"
+            )
         if name in ("renderer", "occlusion"):
             last = "renderer_last.pt" if name == "renderer" else "occlusion.pt"
             stage.add_argument("--start", type=Path, help=f"initialize the networks from this `{last}`")
@@ -105,6 +113,7 @@ def _run(options: argparse.Namespace) -> None:
     from insync.training.trainers.occlusion import train_occlusion
     from insync.training.trainers.renderer import train_renderer
     from insync.training.trainers.speech import train_speech
+    from insync.training.trainers.speech_targets import train_judge
     from insync.training.trainers.syncnet import train_syncnet
 
     repository = options.repository or default_repository()
@@ -118,7 +127,9 @@ def _run(options: argparse.Namespace) -> None:
     if options.stage == "all":
         data = options.run / "data"
         curate(options.data, data, repository / "lipsync_face" / "1", basis.rigid)
-    dataset = Dataset(data, "train")  # held-out people are for validation; older data sets have none
+    heard_only = options.stage in ("speech", "judge")
+    # Held-out people are for validation; older data sets have none. The judge's whole data set is held out.
+    dataset = Dataset(data, None if options.stage == "judge" else "train", pictures=not heard_only)
 
     def minutes(stage: str) -> float:
         """Return the training time of a stage."""
@@ -131,7 +142,10 @@ def _run(options: argparse.Namespace) -> None:
 
     start = getattr(options, "start", None)
     if wanted("speech"):
-        train_speech(dataset, basis, options.run, minutes("speech"), options=chosen.speech)
+        train_speech(
+            dataset, basis, options.run, minutes("speech"), options=chosen.speech, recordings=options.recordings,
+            noise=options.noise, seed=chosen.seed,
+        )  # fmt: skip
     if wanted("reader"):
         train_reader(dataset, basis, options.run, minutes("reader"), chosen.seed, chosen.reader)
     if wanted("occlusion"):
@@ -140,6 +154,8 @@ def _run(options: argparse.Namespace) -> None:
         shown = getattr(options, "validation", None)
         validation = Dataset(shown) if shown else dataset
         train_renderer(dataset, basis, options.run, minutes("renderer"), validation, chosen.renderer, start)
+    if options.stage == "judge":
+        train_judge(dataset, basis, options.run, options.minutes, chosen.seed)
     if options.stage == "syncnet":
         train_syncnet(dataset, basis, options.run, options.minutes, chosen.seed)
     log.info("done: %s", options.run)

@@ -1,4 +1,4 @@
-"""Measures of a clip's audio: the shares of silence and of music, which tell how clear its speech is."""
+"""Measures of a clip's audio: the shares of silence, of a voice and of music, which tell how clear its speech is."""
 
 from __future__ import annotations
 
@@ -62,6 +62,17 @@ def silence_share(audio: Floats) -> float:
         return 1.0
     loud = float(np.percentile(levels, LOUD_PERCENTILE))
     return float((levels < max(QUIET_DB, loud - BELOW_SPEECH_DB)).mean())
+
+
+def voice_share(audio: Floats) -> float:
+    """Return the share of the audio in which Silero's voice activity detector hears a voice; 0 without audio."""
+    from faster_whisper.vad import VadOptions, get_speech_timestamps
+
+    if not len(audio):
+        return 0.0
+    spans = get_speech_timestamps(audio, VadOptions(min_silence_duration_ms=200, speech_pad_ms=60))
+    heard: int = sum(min(span["end"], len(audio)) - span["start"] for span in spans)
+    return heard / len(audio)
 
 
 def music_share(audio: Floats) -> float:

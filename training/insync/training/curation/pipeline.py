@@ -30,7 +30,7 @@ from insync.core.mouth import POINTS, aperture
 from insync.core.spec import SAMPLE_RATE_HZ
 from insync.ensemble.models.face import FaceFinder
 from insync.ensemble.models.log_mel import LogMel
-from insync.training.curation.audio_quality import music_share, silence_share
+from insync.training.curation.audio_quality import music_share, silence_share, voice_share
 from insync.training.curation.clip import ABSENT, GOOD, Part, Run, Visibility, is_done, make_part, read_part
 from insync.training.curation.identities import Looks, cluster_people, copies, looks, split_of
 from insync.training.curation.quality import Gates, clip_metrics, picture_faults, sound_verdict
@@ -76,7 +76,7 @@ def curate(folder: Path, out: Path, face_models: Path, rigid: Floats, gates: Gat
     if not clips:
         raise FileNotFoundError(f"no clip in {folder.name}; file names must end in {', '.join(CLIP_ENDINGS)}")
     (out / PARTS).mkdir(parents=True, exist_ok=True)
-    before = read_manifest(out / FILE) if (out / FILE).exists() else []
+    before = read_manifest(out / FILE, older=True) if (out / FILE).exists() else []
     undone = [path for path in clips if not is_done(path, out)]
     if undone:
         finder, visibility = FaceFinder(face_models, threads=2), Visibility(face_models.parents[1])
@@ -202,7 +202,8 @@ def _measured(part: Part, run: Run) -> Row:
         stored=run.stored == run.frames and run.frames > 0 and run.verdict != ABSENT,
         face_px=middle("eyes_px"), sharpness=middle("sharpness"), yaw=middle("yaw"), pitch=middle("pitch"),
         visible=float(np.percentile(visible, 10)) if len(visible) else 1.0,
-        has_sound=part.audio is not None, silence=silence_share(sound), music=music_share(around),
+        has_sound=part.audio is not None, silence=silence_share(sound), voice=voice_share(sound),
+        music=music_share(around),
     )  # fmt: skip
 
 

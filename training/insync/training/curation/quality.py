@@ -20,6 +20,7 @@ class Gates:
         min_sharpness: minimum variance of the mouth region's Laplacian, of grey values in [0, 255]; it is lower in dark pictures.
         min_visible: minimum visible share of the lips in the worst tenth of the frames.
         max_silence: maximum silent share of a segment's audio for learning speech from it.
+        min_voice: minimum share of it with a voice.
         max_music: maximum share of it that has tonal sound under the speech, unless the confidence is high.
         min_confidence: minimum LSE-C of SyncNet at the best offset.
         sure_confidence: LSE-C from which a segment's own offset is trusted, and music does not matter.
@@ -32,6 +33,7 @@ class Gates:
     min_sharpness: float = 4.0
     min_visible: float = 0.55
     max_silence: float = 0.8
+    min_voice: float = 0.15
     max_music: float = 0.5
     min_confidence: float = 0.05
     sure_confidence: float = 0.1
@@ -81,6 +83,8 @@ def sound_verdict(row: Row, clip: SyncMetrics | None, gates: Gates) -> Row:
     faults = []
     if row.silence > gates.max_silence:
         faults.append(f"silent for {row.silence:.0%} of the time")
+    if row.voice < gates.min_voice:
+        faults.append(f"a voice for {row.voice:.0%} of the time only")
     if confidence < gates.min_confidence:
         faults.append(
             f"mouth and sound do not match: confidence {confidence:.2f}, must be at least {gates.min_confidence:g}"

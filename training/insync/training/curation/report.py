@@ -143,7 +143,9 @@ def _measurements(row: Row) -> dict[str, str]:
         "sharpness": f"{row.sharpness:.1f}",
         "yaw, pitch": f"{row.yaw:+.0f}°, {row.pitch:+.0f}°",
         "lips visible": f"{row.visible:.0%}",
-        "silence, music": f"{row.silence:.0%}, {row.music:.0%}" if row.has_sound else "no audio",
+        "silence, voice, music": f"{row.silence:.0%}, {row.voice:.0%}, {row.music:.0%}"
+        if row.has_sound
+        else "no audio",
         "LSE-C, LSE-D": "–" if math.isnan(row.lse_c) else f"{row.lse_c:.2f}, {row.lse_d:.2f}",
     }
 

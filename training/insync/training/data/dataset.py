@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from insync.core.mouth import POINTS, MouthBasis, aperture
-from insync.core.spec import MOUTH
+from insync.core.spec import CROP_SIZE, MOUTH
 from insync.training.data.audio import read_stored, windows
 from insync.training.data.crops import read_crops
 from insync.training.data.manifest import FILE, Row, read_manifest
 from insync.training.data.segments import Segment
 
 Floats = npt.NDArray[np.float32]
+_CROP = (CROP_SIZE, CROP_SIZE, 3)
 
 
 class Dataset:
@@ -26,6 +27,7 @@ class Dataset:
     Args:
         folder: the data set.
         split: train, held_out, or None for both.
+        pictures: whether to load the crops, 12 GB an hour; without them `crops` is empty.
 
     Attributes:
         crops: uint8 [N, 256, 256, 3].
@@ -38,18 +40,21 @@ class Dataset:
         has_manifest: whether there is a manifest, which has the audio offsets and the segments with usable speech.
         speaks: for each segment, whether its audio matches its picture; without a manifest, whether it has audio.
         people: for each segment, the name of the person; without a manifest, the clip.
+        offsets_s: for each segment, the seconds by which its audio trails its picture; 0 without a manifest.
+        folder: the data set.
 
     Raises:
         FileNotFoundError: the folder is not a data set.
         ValueError: the manifest keeps no segment, or the curation was interrupted.
     """
 
-    def __init__(self, folder: Path, split: str | None = None) -> None:
+    def __init__(self, folder: Path, split: str | None = None, pictures: bool = True) -> None:
         missing = [name for name in ("segments.json", "frames.npz") if not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(
                 f"{folder.name} is not a data set, {' and '.join(missing)} missing: create one with `insync curate`"
             )
+        self.folder = folder
         self.segments = [Segment(**entry) for entry in json.loads((folder / "segments.json").read_text())]
         with np.load(folder / "frames.npz") as rows:
             columns = {name: rows[name] for name in rows.files}
@@ -67,8 +72,10 @@ class Dataset:
             columns, manifest = self._select(columns, kept), [manifest[i] for i in kept]
             self.speaks = [row.spoken for row in manifest]
             self.people = [row.person for row in manifest]
+            self.offsets_s = [row.used_offset_s for row in manifest]
             self._shift(folder, manifest, columns)
         else:
+            self.offsets_s = [0.0] * len(self.segments)
             self.speaks = [segment.has_sound for segment in self.segments]
             self.people = [segment.clip for segment in self.segments]
         self.landmarks = columns["landmarks"]
@@ -77,7 +84,7 @@ class Dataset:
         self.time_s: Floats = columns["time_s"]
         self.segment_of = columns["segment"]
         # Read into memory: random access to a memory-mapped file of this size is slower than the training step.
-        self.crops = read_crops(folder, self.segments, columns)
+        self.crops = read_crops(folder, self.segments, columns) if pictures else np.zeros((0, *_CROP), np.uint8)
         self.apertures = np.array([aperture(shape) for shape in self.shapes], np.float32)
 
     def _select(self, columns: dict[str, npt.NDArray[Any]], kept: list[int]) -> dict[str, npt.NDArray[Any]]:

@@ -40,6 +40,7 @@ class Row:
         visible: visible share of the lips in the worst tenth of the frames.
         has_sound: whether the clip has an audio track.
         silence: silent share of the segment's audio.
+        voice: share of the segment's audio with a voice, by Silero's voice activity detector.
         music: share of the audio with tonal sound under the speech; a heuristic.
         offset_s: seconds by which the audio trails the picture; the data set's log-mel windows are read that much later.
         lse_c: SyncNet's confidence at its best offset; NaN if it was not measured.
@@ -69,6 +70,7 @@ class Row:
     visible: float = 0.0
     has_sound: bool = False
     silence: float = 1.0
+    voice: float = 1.0
     music: float = 0.0
     offset_s: float = 0.0
     lse_c: float = float("nan")
@@ -116,8 +118,12 @@ def write_manifest(rows: Sequence[Row], path: Path) -> None:
     os.replace(part, path)
 
 
-def read_manifest(path: Path) -> list[Row]:
+def read_manifest(path: Path, older: bool = False) -> list[Row]:
     """Read a manifest.
+
+    Args:
+        path: the file.
+        older: accept one that lacks columns, with their defaults: for curating again.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -129,13 +135,13 @@ def read_manifest(path: Path) -> list[Row]:
         raise FileNotFoundError(f"{path.name} is not in {path.parent.name}: run `insync curate` first")
     table = pq.read_table(path)
     missing = {f.name for f in fields(Row)} - set(table.column_names)
-    if missing:
+    if missing and not (older and missing.isdisjoint({"segment", "clip"})):
         raise ValueError(f"{path.name}: columns {', '.join(sorted(missing))} are missing: run `insync curate` again")
     names = {f.name for f in fields(Row)}
     rows = []
     for entry in table.to_pylist():
         known = {name: value for name, value in entry.items() if name in names}
-        known |= {"curve": tuple(entry["curve"] or ()), "overrule": entry["overrule"] or ""}
+        known |= {"curve": tuple(entry.get("curve") or ()), "overrule": entry.get("overrule") or ""}
         rows.append(_checked(Row(**known)))
     return rows
 

@@ -40,6 +40,7 @@ from insync.training.evaluation.report import ClipPictures, markdown, page
 from insync.training.metrics import published
 from insync.training.metrics.frechet import MISSING, FeatureNetwork, Networks, distances
 from insync.training.metrics.identity import Likeness
+from insync.training.metrics.speech_judge import SpeechJudge
 from insync.training.metrics.summary import COMPARED, Metrics, best_lag, correlation, lagged, means, table
 from insync.training.metrics.sync import SyncJudge
 
@@ -134,6 +135,7 @@ class Evaluation:
         self._finder = FaceFinder(repository / "lipsync_face" / "1", threads)
         self._basis = MouthBasis.load(repository / "lipsync_twin" / "1" / "mouth_basis.npz")
         self._mel, self._sync, self._likeness = LogMel(), SyncJudge(), Likeness()
+        self._judge = SpeechJudge(self._basis.aperture_row)
 
     def read(self, path: Path, seconds: float, share: float = FOOTAGE_SHARE) -> Footage:
         """Read the first `seconds` of a clip. The twin is registered from the first `share` of them.
@@ -223,6 +225,7 @@ class Evaluation:
             self._against(footage, drawing, landmarks, apertures, lag) if filmed else dict.fromkeys(COMPARED, NOTHING)
         )
         lse_c, lse_d, offset = self._in_sync(footage, results, sound)
+        heard_corr, heard_offset = self.heard(footage, apertures, sound)
         return Metrics(
             clip=clip,
             condition=condition,
@@ -235,6 +238,8 @@ class Evaluation:
             lse_c=lse_c,
             lse_d=lse_d,
             offset=offset,
+            heard_corr=heard_corr,
+            heard_offset=heard_offset,
             **compared,
         )
 
@@ -271,6 +276,15 @@ class Evaluation:
         if sound is not None and sound.any():
             known = self._sync.metrics(results, footage.times_s[footage.first :], sound)
         return (NOTHING,) * 3 if known is None else (known.lse_c, known.lse_d, float(known.offset))
+
+    def heard(self, footage: Footage, apertures: Floats, sound: Floats | None) -> tuple[float, float]:
+        """Return the correlation of apertures [N] with what the speech judge hears, and its offset in frames; NaN without sound."""
+        if sound is None or not sound.any():
+            return NOTHING, NOTHING
+        expected = self._judge.apertures(sound, footage.times_s[footage.first :])
+        lag = best_lag(apertures, expected)
+        # The judge hears a mouth earlier or later than it is filmed: a positive lag is a mouth behind its sound.
+        return lagged(apertures, expected, lag), -float(lag)
 
     def neutral(self, footage: Footage) -> Floats:
         """Return the resting mouth shape of a clip's twin, float32 [44, 2]."""

@@ -50,6 +50,9 @@ class Metrics:
             (`insync.training.metrics.sync`); larger is better. Only comparable with values of this SyncNet.
         lse_d: smallest distance of our SyncNet; smaller is better.
         offset: frames of 40 ms by which that audio trails the picture, according to our SyncNet.
+        heard_corr: correlation of the mouth's aperture with the one that the speech judge hears in that audio, at its best offset
+            (`insync.training.metrics.speech_judge`). Filmed people, under `untouched`, are the yardstick.
+        heard_offset: frames by which that audio trails the picture, according to the judge; at most ±5.
     """
 
     clip: str
@@ -70,6 +73,8 @@ class Metrics:
     lse_c: float
     lse_d: float
     offset: float
+    heard_corr: float
+    heard_offset: float
 
 
 def correlation(a: Floats, b: Floats) -> float:

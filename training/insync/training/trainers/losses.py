@@ -1,4 +1,4 @@
-"""The losses of the renderer."""
+"""The losses of the renderer, and that of mouth codes."""
 
 from __future__ import annotations
 
@@ -80,3 +80,12 @@ def squared_gradient(critic: Discriminator, view: Tensor, codes: Tensor) -> Tens
     score, _ = critic(view, codes)
     (slope,) = torch.autograd.grad(score.mean((1, 2, 3)).sum(), view, create_graph=True)
     return slope.square().sum((1, 2, 3)).mean()
+
+
+def code_loss(predicted: Tensor, real: Tensor, weights: Tensor, aperture: Tensor) -> Tensor:
+    """Compute the weighted squared error of mouth codes [N, 12], plus one minus the concordance (Lin, 1989) of the aperture, which penalizes too little movement."""
+    error = (weights * (predicted - real) ** 2).sum(1).mean() / weights.sum()
+    a, b = predicted @ aperture, real @ aperture
+    covariance = ((a - a.mean()) * (b - b.mean())).mean()
+    concordance = 2 * covariance / (a.var() + b.var() + (a.mean() - b.mean()) ** 2 + 1e-8)
+    return error + 0.5 * (1 - concordance)

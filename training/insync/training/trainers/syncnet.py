@@ -2,7 +2,7 @@
 
 First, two networks are trained, each on half of the people, and each then measures the offsets of the other half, because a network that
 was trained on a clip with a wrong offset has learned that offset. Then one network is trained on all takes with corrected offsets. The
-initial offsets come from the manifest of the data set, or, without one, from the `speech` stage, which uses the aperture of the mouth.
+initial offsets come from the manifest of the data set.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ LEARNING_RATE = 2e-3
 NEAR = (0.6, 0.2)  # target probabilities of the frame itself and of each neighbour: 40 ms are hardly distinguishable
 CODE_WEIGHT = 0.3  # loss weight of predicting the mouth code from both embeddings, which makes them depend on lips instead of people
 FOLD_SHARE = 0.2  # share of the time for each of the two networks that correct offsets
-EDGE = 6  # frames: limit of the speech stage's search; a best offset at the limit is not reliable
 MIN_FRAMES = 30  # minimum length of a segment whose offset is measured
 MIN_CONFIDENCE = 0.03  # LSE-C below which a segment is not used
 MAX_CORRECTED = 8  # frames; larger offsets are assumed to be chance
@@ -74,7 +73,7 @@ class Take:
 class Footage:
     """The training data of SyncNet in memory: mouths uint8 [N, 68, 68], log-mel float16 [N, 80, 40], mouth codes float32 [N, 12], and takes."""
 
-    def __init__(self, dataset: Dataset, basis: MouthBasis, offsets: dict[int, int] | None) -> None:
+    def __init__(self, dataset: Dataset, basis: MouthBasis) -> None:
         self.mouths = np.concatenate(
             [mouths_of(dataset.crops[i : i + 512], MARGIN) for i in range(0, len(dataset.time_s), 512)]
         )
@@ -87,15 +86,14 @@ class Footage:
             grid, nearest = _grid(dataset.time_s[rows])
             if not segment.has_sound or len(grid) < 2 * MOUTH_FRAMES:
                 continue
-            known = dataset.speaks[number] if offsets is None else number in offsets
             self.takes.append(
                 Take(
                     f"{segment.clip} {number}",
                     dataset.people[number],
                     rows.start + nearest,
                     rows.start + nearest[:, MOUTH_FRAMES // 2],
-                    0 if offsets is None else offsets.get(number, 0),
-                    bool(known),
+                    0,
+                    bool(dataset.speaks[number]),
                 )
             )
 
@@ -314,10 +312,13 @@ def train_syncnet(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float
         seed: random seed.
 
     Raises:
-        FileNotFoundError: the data set has no manifest, and the run has no `offsets.csv`.
-        ValueError: fewer than two segments have a mouth that matches its audio.
+        ValueError: the data set has no manifest; fewer than two segments have a mouth that matches its audio.
     """
-    footage = Footage(dataset, basis, None if dataset.has_manifest else read_offsets(out / "offsets.csv"))
+    if not dataset.has_manifest:
+        raise ValueError(
+            f"{dataset.folder.name} has no manifest, which has the audio offsets: run `insync curate` again"
+        )
+    footage = Footage(dataset, basis)
     log.info("SyncNet: %d takes, %d of them in sync", len(footage.takes), sum(take.in_sync for take in footage.takes))
     report = out / "syncnet_offsets.json"
     halves = footage.halves()
@@ -338,15 +339,3 @@ def train_syncnet(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float
     all_takes = list(range(len(footage.takes)))
     net = fit(footage, all_takes, minutes, out / "syncnet_last.pt", "SyncNet", seed + 2, Log(out / "syncnet.csv"))
     save_weights(net, out / "syncnet.npz")
-
-
-def read_offsets(path: Path) -> dict[int, int]:
-    """Read the segments in sync, and their offsets in frames, as found by the `speech` stage.
-
-    Raises:
-        FileNotFoundError: that stage has not been run in this folder.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"{path.name} is not in the run's folder: finish the speech stage first")
-    rows = np.atleast_1d(np.genfromtxt(path, delimiter=",", names=True))
-    return {int(row["segment"]): int(row["offset"]) for row in rows if row["kept"] and abs(row["offset"]) < EDGE}
