@@ -128,7 +128,7 @@ def _a_new_speech_network_is_joined_with_what_is_served(run: Path) -> None:
         if not name.startswith(SPEECH_PARTS):
             torch.testing.assert_close(network.state_dict()[name], weight)
     (run / "speech.pt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"renderer\.pt, speech\.pt, occlusion\.pt"):
+    with pytest.raises(FileNotFoundError, match=r"speech\.pt, renderer\.pt, occlusion\.pt"):
         load_network(run, served)
 
 

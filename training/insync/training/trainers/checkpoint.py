@@ -18,11 +18,8 @@ OCCLUSION_PARTS = ("source.occluder",)
 RENDERER_PARTS = ("source", "reference", "alignment", "placing", "inpainter")
 
 SPEECH_PARTS = ("projection.", "mapping.")
-STAGES = (
-    "renderer",
-    "speech",
-    "occlusion",
-)  # in this order: the occlusion branch is a part of the renderer's source encoder
+# In this order: the occlusion branch is a part of the renderer's source encoder.
+STAGES = ("speech", "renderer", "occlusion")
 
 # Predictions regress to the mean: on unseen speakers, the predicted aperture varies less than the real one. Scaling the codes
 # restores the aperture_std_ratio, does not change any correlation, and keeps the resting mouth (a code of zeros) at rest.
