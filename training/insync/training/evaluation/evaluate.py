@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol
@@ -135,7 +136,11 @@ class Evaluation:
         self._finder = FaceFinder(repository / "lipsync_face" / "1", threads)
         self._basis = MouthBasis.load(repository / "lipsync_twin" / "1" / "mouth_basis.npz")
         self._mel, self._sync, self._likeness = LogMel(), SyncJudge(), Likeness()
-        self._judge = SpeechJudge(self._basis.aperture_row)
+
+    @cached_property
+    def _judge(self) -> SpeechJudge:
+        """The speech judge: loading its teacher takes seconds, which what only draws need not wait for."""
+        return SpeechJudge(self._basis.aperture_row)
 
     def read(self, path: Path, seconds: float, share: float = FOOTAGE_SHARE) -> Footage:
         """Read the first `seconds` of a clip. The twin is registered from the first `share` of them.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from insync.core.mouth import MouthBasis
 from insync.ensemble.models.log_mel import LogMel
-from insync.training.data.dataset import Dataset
+from insync.training.data.dataset import Dataset, half_of
 from insync.training.data.sequences import UNHEARD, Spoken, of_footage, of_recordings, read_recordings
 from insync.training.data.teacher import STEP_S, Features, Teacher
 from insync.training.metrics.speech_judge import REACH, TEACHER, WEIGHTS, FeaturesToMouth, save_judge
@@ -77,7 +76,8 @@ def train_reader_of_features(
     Raises:
         ValueError: there is no sequence.
     """
-    draw = Draw(sequences, seed)
+    around = ((REACH, REACH), (0, 0))
+    draw = Draw([replace(one, features=np.pad(one.features, around)) for one in sequences], seed)
     reader = FeaturesToMouth(sequences[0].features.shape[1])
     average = copy.deepcopy(reader)
     optimizer = torch.optim.AdamW(reader.parameters(), lr=learning_rate, weight_decay=0.03)
@@ -88,11 +88,8 @@ def train_reader_of_features(
             group["lr"] = learning_rate * cosine(budget.share)
         parts = draw(BATCH, STEPS)
         real = padded([(one.codes[start : start + n], n) for one, start, n in parts], STEPS)
-        around = [
-            (np.pad(one.features, ((REACH, REACH), (0, 0)))[start : start + n + 2 * REACH], n + 2 * REACH)
-            for one, start, n in parts
-        ]
-        features = padded(around, STEPS + 2 * REACH).transpose(1, 2)
+        heard = [(one.features[start : start + n + 2 * REACH], n + 2 * REACH) for one, start, n in parts]
+        features = padded(heard, STEPS + 2 * REACH).transpose(1, 2)
         known = torch.arange(STEPS)[None] < torch.tensor([n for _, _, n in parts])[:, None]
         loss = code_loss(reader(features)[known], real[known], weights, aperture)
         optimizer.zero_grad()
@@ -144,11 +141,6 @@ def targets(
         *(sum(len(s.codes) for s in sequences if s.filmed is f) * STEP_S / 60 for f in (True, False)),
     )
     return sequences
-
-
-def half_of(person: str) -> int:
-    """Return 0 or 1, always the same for the same person."""
-    return zlib.crc32(person.encode()) % 2
 
 
 def train_judge(dataset: Dataset, basis: MouthBasis, out: Path, minutes: float, seed: int = 0) -> None:

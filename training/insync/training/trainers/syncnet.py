@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from insync.core.mouth import MouthBasis
 from insync.core.spec import MOUTH
 from insync.network.blocks import channels_last
 from insync.network.syncnet import EMBEDDING, MOUTH_FRAMES, MOUTH_SIZE, SyncNet
-from insync.training.data.dataset import Dataset
+from insync.training.data.dataset import Dataset, half_of
 from insync.training.metrics.sync import MAX_OFFSET, curve_of, frame_grid, metrics_of_curve, mouths_of, save_weights
 from insync.training.trainers.run import Budget, Log, cosine, load_checkpoint, save_checkpoint
 from insync.training.trainers.speech import augment
@@ -101,7 +100,7 @@ class Footage:
         """Split the takes by person into two halves, by a hash of the name, so that the split stays the same when footage is added."""
         sides: tuple[list[int], list[int]] = ([], [])
         for number, take in enumerate(self.takes):
-            sides[zlib.crc32(take.person.encode()) & 1].append(number)
+            sides[half_of(take.person)].append(number)
         return sides
 
 
