@@ -156,6 +156,10 @@ def test_recordings_without_audio_are_left_out(tmp_path: Path) -> None:
         read_recordings(tmp_path)
     (tmp_path / "voice.wav").write_bytes((ROOT / "samples" / "speech.wav").read_bytes())
     assert list(read_recordings(tmp_path)) == ["voice.wav"]
+    (tmp_path / "more").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "more", target_is_directory=True)
+    (tmp_path / "voice.wav").rename(tmp_path / "more" / "voice.wav")
+    assert list(read_recordings(tmp_path)) == ["link/voice.wav", "more/voice.wav"]
     with pytest.raises(FileNotFoundError, match="no such folder"):
         read_recordings(tmp_path / "nowhere")
 

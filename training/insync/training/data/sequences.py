@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,9 @@ def read_recordings(folder: Path) -> dict[str, Floats]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder.name}: no such folder")
     found = {}
-    for path in tqdm(sorted(folder.rglob("*")), desc=f"read {folder.name}", unit="file"):
+    # Not `Path.rglob`, which leaves out folders that are links.
+    inside = (Path(at) / name for at, _, names in os.walk(folder, followlinks=True) for name in names)
+    for path in tqdm(sorted(inside), desc=f"read {folder.name}", unit="file"):
         if path.suffix.lower() not in ENDINGS:
             continue
         try:

@@ -238,10 +238,9 @@ def train_speech(
     options = options or SpeechOptions()
     kept = out / "speech_targets.npz"
     last = load_checkpoint(out / "speech_last.pt")
-    if last is None or not kept.exists():
+    if not kept.exists():
         sequences = targets(dataset, basis, recordings, minutes * READER_SHARE, clock, seed)
         save_targets(sequences, [] if noise is None else voiceless(noise), kept)
-        last = None
     sequences, without_voice = load_targets(kept)
     draw, voices = Draw(sequences, seed), Noise(without_voice, seed)
     training = _Training(options, last)
