@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from benchmarks import reports
 from insync.client import Client, InsyncError
-from insync.client.media.reader import AudioFile
+from insync.client.media.audio_reader import AudioFile
 from insync.client.streaming.timings import StageClock
 from insync.core import spec
 from insync.ensemble.server.processes import processes

@@ -28,7 +28,7 @@ import tritonclient.grpc.aio as grpc_aio
 from numpy.typing import NDArray
 
 from benchmarks import reports
-from insync.client.media.reader import AudioFile
+from insync.client.media.audio_reader import AudioFile
 from insync.core import spec
 from insync.core.head import head_of
 from insync.core.images import encode_jpeg

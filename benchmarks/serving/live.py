@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insync.client import Client
-from insync.client.media.reader import AudioFile
+from insync.client.media.audio_reader import AudioFile
 
 FPS = 25
 IN_FLIGHT = 4

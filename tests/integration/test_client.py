@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from insync.client import BadInput, Client, NotFound, ServerUnavailable, Twin
-from insync.client.media.reader import AudioFile
+from insync.client.media.audio_reader import AudioFile
 from insync.client.streaming.audio_windows import slices
 from insync.client.streaming.stream import SyncedFrame
 from insync.core.images import encode_jpeg

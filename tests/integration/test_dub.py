@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from insync.cli.main import main
 from insync.client import BadInput, NotFound
 from insync.client.dub import DubOptions, dub
-from insync.client.media.reader import AudioFile, VideoFile
+from insync.client.media.audio_reader import AudioFile
+from insync.client.media.reader import VideoFile
 from insync.client.media.yuv import plane_views
 from insync.ensemble.server.embedded import EmbeddedServer
 
@@ -177,7 +178,7 @@ def test_a_phone_held_upright_and_wide_pixels(
             )
             assert (report.frames, report.changed) == (5, 5)
             video = VideoFile(out)
-            assert video.turns == (turns if suffix == ".mp4" else 0)
+            assert video.orientation.turns == (turns if suffix == ".mp4" else 0)
             assert video.pixel_aspect == aspect
             shown = video.picture(next(video.frames()).frame)
             source = VideoFile(clip)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from insync.cli.main import main
 from insync.client import Client, Overloaded, ServerError, Twin
-from insync.client.media.reader import AudioFile
+from insync.client.media.audio_reader import AudioFile
 from insync.client.streaming.stream import SyncedFrame
 from insync.client.streaming.timings import StageClock
 from insync.core.spec import ALL_MODELS

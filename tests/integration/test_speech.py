@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from insync.client import Client
-from insync.client.media.reader import AudioFile
+from insync.client.media.audio_reader import AudioFile
 from insync.client.streaming.audio_windows import slices
 from insync.core.mouth import MouthBasis
 from insync.core.spec import SAMPLE_RATE_HZ

@@ -54,6 +54,19 @@ def add_dub(commands: Any) -> None:
         help="quality of OUT; lossless keeps every pixel outside the mouth exactly (default: %(default)s)",
     )
     dub.add_argument(
+        "--chroma",
+        choices=("420", "source"),
+        default="420",
+        help="colour resolution of OUT: 4:2:0, which every player shows, or that of VIDEO, as --quality lossless keeps it "
+        "(default: %(default)s)",
+    )
+    dub.add_argument(
+        "--video-track", metavar="N", type=int, help="video track of VIDEO, from 1 (default: the file's default track)"
+    )
+    dub.add_argument(
+        "--audio-track", metavar="N", type=int, help="audio track of AUDIO, from 1 (default: the file's default track)"
+    )
+    dub.add_argument(
         "--in-flight",
         metavar="N",
         type=int,
@@ -117,6 +130,9 @@ def _dub(options: argparse.Namespace) -> int:
         late=options.late,
         retry_s=options.retry,
         tls=tls,
+        video_track=options.video_track,
+        audio_track=options.audio_track,
+        chroma=options.chroma,
     )
     job = DubJob(options.video, options.audio, options.out, dub_options)  # checks the files before a server is started
     with nullcontext(options.server) if options.server is not None else embedded_server() as address:

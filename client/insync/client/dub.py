@@ -13,8 +13,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from insync.client.client import REGISTRATION_FRAMES, RETRY_S, Client, Twin
+from insync.client.media.audio_reader import AudioFile
 from insync.client.media.extension import EXTENSIONS, extended
-from insync.client.media.reader import AudioFile, VideoFile
+from insync.client.media.reader import VideoFile
 from insync.client.media.writer import QUALITIES, VideoWriter, carries_display_matrix, check_output
 from insync.client.media.yuv import YuvPicture, copy_frame
 from insync.client.provenance.manifest import Mark, can_be_signed
@@ -29,6 +30,7 @@ from insync.core.spec import SAMPLE_RATE_HZ
 __all__ = ["DubJob", "DubOptions", "DubReport", "dub", "registration_pictures"]
 
 MAX_FPS = Fraction(240)  # that a server admits for one stream
+CHROMA = ("420", "source")
 REGISTRATION_S = 24  # of the video's beginning are used to register; twice what a twin needs
 
 
@@ -86,6 +88,10 @@ class DubOptions:
             `deadline_s`.
         retry_s: seconds for which requests are sent again while no server responds.
         tls: certificates and keys for TLS with the server; None connects without TLS.
+        video_track: number of the video's video track, from 1; None takes the file's default one.
+        audio_track: number of the audio file's audio track, likewise.
+        chroma: "420" writes 4:2:0 with even sides, which every player shows; "source" keeps the source's form, as "lossless"
+            always does.
 
     Raises:
         BadInput: an option is not allowed.
@@ -103,12 +109,17 @@ class DubOptions:
     late: Late = "wait"
     retry_s: float = RETRY_S
     tls: TlsOptions | None = None
+    video_track: int | None = None
+    audio_track: int | None = None
+    chroma: str = "420"
 
     def __post_init__(self) -> None:
         if self.extend not in EXTENSIONS:
             raise BadInput(f"extend is {self.extend!r}; it must be one of {', '.join(EXTENSIONS)}")
         if self.quality not in QUALITIES:
             raise BadInput(f"quality is {self.quality!r}; it must be one of {', '.join(QUALITIES)}")
+        if self.chroma not in CHROMA:
+            raise BadInput(f"chroma is {self.chroma!r}; it must be one of {', '.join(CHROMA)}")
         StreamOptions(in_flight=self.in_flight, deadline_s=self.deadline_s, late=self.late)  # checks these three
 
 
@@ -162,8 +173,13 @@ class DubJob:
         self._options = options or DubOptions()
         self._out = Path(out)
         check_output(self._out, Path(video), Path(audio))
-        self._video = VideoFile(Path(video), upright=not carries_display_matrix(self._out))
-        self._audio = AudioFile(Path(audio))
+        self._video = VideoFile(
+            Path(video),
+            upright=not carries_display_matrix(self._out),
+            track=self._options.video_track,
+            playable=self._options.chroma == "420" and self._options.quality != "lossless",
+        )
+        self._audio = AudioFile(Path(audio), self._options.audio_track)
         self._times: dict[int, int] = {}  # pts of the frames in flight
 
     def run(self, server: str) -> DubReport:
@@ -271,6 +287,9 @@ class DubJob:
         if unsigned:
             yield f"{self._out} has a metadata tag that marks it as synthetic, but it is not signed: {unsigned}"
         yield from video.notes
+        yield from audio.notes
+        if video.mended:
+            yield f"{video.path}: {video.mended} frames had no time, or a wrong one: they follow at the usual distance"
         if video.skipped:
             yield f"{video.path}: {video.skipped} damaged packets were skipped"
         if self._options.extend == "none" and not video.photo and audio.duration_s > end_s + Fraction(1, 20):

@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
+from insync.client.media.audio_reader import AudioFile
 from insync.client.media.extension import extended
-from insync.client.media.reader import AudioFile, VideoFile
+from insync.client.media.reader import VideoFile
 from insync.client.media.writer import VideoWriter, check_output
 from insync.client.media.yuv import plane_views
 from insync.core.compositing import Placed
@@ -169,16 +170,21 @@ def test_wide_pixels_rate_and_mpeg(tmp_path: Path) -> None:
 def test_rotation_is_kept_as_a_tag_or_applied(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "in.mp4", [512 * k for k in range(6)], matrix=QUARTER_TURN)
     source, audio = VideoFile(clip), AudioFile(write_sound(tmp_path / "a.wav", 0.3))
-    assert source.turns == 1
+    assert source.orientation.turns == 1
     upright = source.picture(next(source.frames()).frame)
     assert (upright.width, upright.height) == (64, 96)
 
     copy_through(source, audio, tmp_path / "out.mp4")
     result = VideoFile(tmp_path / "out.mp4")
-    assert (result.turns, result.matrix, result.width, result.height) == (1, QUARTER_TURN, 96, 64)
+    assert (result.orientation.turns, result.orientation.matrix, result.width, result.height) == (
+        1,
+        QUARTER_TURN,
+        96,
+        64,
+    )
 
     turned = VideoFile(clip, upright=True)
-    assert (turned.turns, turned.width, turned.height) == (0, 64, 96)
+    assert (turned.orientation.turns, turned.width, turned.height) == (0, 64, 96)
     copy_through(turned, audio, tmp_path / "out.mkv")
     lying, standing = read(clip), read(tmp_path / "out.mkv")
     for (_, before), (_, after) in zip(lying, standing, strict=True):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from insync.client.media.reader import AudioFile
+from insync.client.media.audio_reader import AudioFile
 from insync.client.streaming.resampler import Resampler
 from insync.core.mono import MonoMixer
 from insync.core.spec import SAMPLE_RATE_HZ

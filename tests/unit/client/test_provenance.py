@@ -18,7 +18,8 @@ from tests.support.certificates import authority
 from insync.cli.exit_codes import EXIT_ALTERED, EXIT_TAGGED, EXIT_UNMARKED
 from insync.cli.main import main
 from insync.client import InsyncError, UnreadableMedia
-from insync.client.media.reader import AudioFile, VideoFile
+from insync.client.media.audio_reader import AudioFile
+from insync.client.media.reader import VideoFile
 from insync.client.media.writer import VideoWriter
 from insync.client.provenance.certificates import KEY, local_authority, local_identity
 from insync.client.provenance.manifest import Mark, State, Verdict, metadata_tag, read_mark

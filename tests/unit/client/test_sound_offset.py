@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from insync.client.media.audio_reader import AudioFile
 from insync.client.media.extension import extended
-from insync.client.media.reader import AudioFile, VideoFile
+from insync.client.media.reader import VideoFile
 from insync.client.media.writer import VideoWriter
 from insync.client.streaming.audio_windows import AudioWindows
 from insync.core.spec import SAMPLE_RATE_HZ, WINDOW_PAST_SAMPLES

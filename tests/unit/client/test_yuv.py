@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 
+from insync.client.media.orientation import Orientation
 from insync.client.media.yuv import NATIVE_FORMATS, YuvPicture, copy_frame, plane_views, rgb_to_yuv, yuv_to_rgb
 from insync.client.streaming.region import Region
 from insync.core.compositing import Placed
@@ -113,7 +114,7 @@ def test_an_opaque_patch_reads_back_as_its_colour() -> None:
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_a_turned_frame_behaves_as_its_upright_picture(turns: int) -> None:
-    straight, turned = YuvPicture(noise("yuv444p")), YuvPicture(noise("yuv444p"), turns)
+    straight, turned = YuvPicture(noise("yuv444p")), YuvPicture(noise("yuv444p"), Orientation(turns))
     upright = np.rot90(straight.rgb(), turns)
     assert (turned.height, turned.width) == upright.shape[:2]
     np.testing.assert_array_equal(turned.rgb(), upright)

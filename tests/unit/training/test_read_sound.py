@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from insync.client.media.reader import AudioFile
+from insync.client.media.audio_reader import AudioFile
 from insync.core.spec import SAMPLE_RATE_HZ
 from insync.training.data.audio import read_sound
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from insync.core.mono import MonoMixer
 from insync.core.spec import SAMPLE_RATE_HZ
 
-__all__ = ["packed", "shifted", "speech_chunks"]
+__all__ = ["packed", "shifted", "silence", "speech_chunks"]
 
 CHUNK_SAMPLES = SAMPLE_RATE_HZ // 2  # not smaller: each chunk costs its consumer time
 SILENCE_SAMPLES = 1_024  # of a frame of silence
@@ -73,12 +73,7 @@ def shifted(frames: Iterator[Any], lead: int) -> Iterator[Any]:
             yield frame
             break
         if lead > 0:
-            samples = packed(frame)[:1]
-            silent = np.full_like(samples, 128 if frame.format.name.startswith("u8") else 0)
-            while lead > 0:
-                count = min(lead, SILENCE_SAMPLES)
-                yield _like(frame, np.repeat(silent, count, axis=0))
-                lead -= count
+            yield from silence(frame, lead)
             yield frame
             break
         if frame.samples > -lead:
@@ -86,6 +81,16 @@ def shifted(frames: Iterator[Any], lead: int) -> Iterator[Any]:
             break
         lead += frame.samples
     yield from frames
+
+
+def silence(frame: Any, count: int) -> Iterator[Any]:
+    """Yield frames of `count` silent samples in another frame's format; none for planar frames with eight channels or more."""
+    if frame.format.is_planar and frame.layout.nb_channels >= PLANES:
+        return
+    silent = np.full_like(packed(frame)[:1], 128 if frame.format.name.startswith("u8") else 0)
+    while count > 0:
+        yield _like(frame, np.repeat(silent, min(count, SILENCE_SAMPLES), axis=0))
+        count -= SILENCE_SAMPLES
 
 
 def _like(frame: Any, samples: NDArray[Any]) -> Any:

@@ -15,7 +15,9 @@ from typing import Any
 import av
 import av.error
 
-from insync.client.media.reader import AudioFile, VideoFile
+from insync.client.media.audio_reader import AudioFile
+from insync.client.media.files import ffmpeg_name
+from insync.client.media.reader import VideoFile
 from insync.client.provenance.manifest import Mark, mark_as_synthetic, metadata_tag
 from insync.core.errors import BadInput, UnwritableMedia
 
@@ -118,7 +120,7 @@ class VideoWriter:
         self.mark, self.unsigned = Mark.TAGGED if provenance else Mark.NONE, ""
         with self._writing():
             options = {"movflags": "+faststart"} if kind.format in ("mp4", "mov") else {}
-            self._container = av.open(str(self._temporary), "w", format=kind.format, options=options)
+            self._container = av.open(ffmpeg_name(self._temporary), "w", format=kind.format, options=options)
             if provenance:
                 self._container.metadata["comment"] = metadata_tag()
             try:
@@ -180,7 +182,7 @@ class VideoWriter:
         context.time_base = video.time_base
         context.sample_aspect_ratio = video.pixel_aspect
         if carries_display_matrix(self._out):
-            stream.set_display_matrix(video.matrix)
+            stream.set_display_matrix(video.orientation.matrix)
         context.colorspace, context.color_range, context.color_primaries, context.color_trc = video.colours
         return stream
 

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from insync.client.media.orientation import UPRIGHT, Orientation
 from insync.client.streaming.region import Region
 from insync.core.compositing import Placed
 from insync.core.images import Image, resize
@@ -68,15 +69,15 @@ class YuvPicture:
 
     Args:
         frame: an av.VideoFrame in one of `NATIVE_FORMATS`.
-        turns: counter-clockwise quarter turns that make the frame upright (its rotation tag). The picture's coordinates
-            are upright; the frame's planes stay as stored.
+        orientation: how the frame is turned and mirrored for display. The picture's coordinates are those of the display;
+            the frame's planes stay as stored.
         pixel_aspect: a stored pixel's width divided by its height.
     """
 
-    def __init__(self, frame: Any, turns: int = 0, pixel_aspect: float = 1.0) -> None:
+    def __init__(self, frame: Any, orientation: Orientation = UPRIGHT, pixel_aspect: float = 1.0) -> None:
         self.frame = frame
-        self._turns = turns % 4
-        sideways = self._turns % 2 == 1
+        self._orientation = orientation
+        sideways = orientation.sideways
         self.width, self.height = (frame.height, frame.width) if sideways else (frame.width, frame.height)
         self.pixel_aspect = 1 / pixel_aspect if sideways else pixel_aspect
         full, self._across, self._down = NATIVE_FORMATS[frame.format.name]
@@ -91,14 +92,14 @@ class YuvPicture:
     def cut(self, region: Region) -> Image:
         """Return the region, scaled to its sent size; see `Picture`."""
         x0, y0, x1, y1 = self._stored_box(region.x0, region.y0, region.x1, region.y1)
-        size = (region.width, region.height) if self._turns % 2 == 0 else (region.height, region.width)
+        size = (region.height, region.width) if self._orientation.sideways else (region.width, region.height)
         luma, *chroma = self._views()
         across, down = self._across, self._down
         parts = [resize(luma[y0:y1, x0:x1], size)] + [
             resize(plane[y0 // down : -(-y1 // down), x0 // across : -(-x1 // across)], size) for plane in chroma
         ]
         image = cv2.transform(cv2.merge(parts), yuv_to_rgb(*self._colours))
-        return np.ascontiguousarray(np.rot90(image, self._turns))
+        return np.ascontiguousarray(self._orientation.upright(image))
 
     def paste(self, placed: Placed) -> None:
         """Blend a patch in; see `Picture`."""
@@ -107,8 +108,8 @@ class YuvPicture:
             self.frame.make_writable()
             self._planes, self._own = None, True
         x0, y0, x1, y1 = self._stored_box(placed.x0, placed.y0, placed.x1, placed.y1)
-        patch = cv2.transform(np.ascontiguousarray(np.rot90(placed.rgb, -self._turns)), rgb_to_yuv(*self._colours))
-        alpha = np.ascontiguousarray(np.rot90(placed.alpha, -self._turns))
+        patch = cv2.transform(np.ascontiguousarray(self._orientation.stored(placed.rgb)), rgb_to_yuv(*self._colours))
+        alpha = np.ascontiguousarray(self._orientation.stored(placed.alpha))
         luma, *chroma = self._views()
         _mix(luma[y0:y1, x0:x1], cv2.extractChannel(patch, 0), alpha)
 
@@ -134,12 +135,15 @@ class YuvPicture:
         return self._planes
 
     def _stored_box(self, x0: int, y0: int, x1: int, y1: int) -> tuple[int, int, int, int]:
-        """Convert an upright box to coordinates of the stored frame."""
-        if self._turns == 1:
+        """Convert a box of the display to coordinates of the stored frame."""
+        turns = self._orientation.turns
+        if self._orientation.mirrored:
+            x0, x1 = self.width - x1, self.width - x0
+        if turns == 1:
             return self.height - y1, x0, self.height - y0, x1
-        if self._turns == 2:
+        if turns == 2:
             return self.width - x1, self.height - y1, self.width - x0, self.height - y0
-        if self._turns == 3:
+        if turns == 3:
             return y0, self.width - x1, y1, self.width - x0
         return x0, y0, x1, y1
 

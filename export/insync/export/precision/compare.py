@@ -162,7 +162,7 @@ def _sound(name: str, footage: Footage, speech: Path | None) -> Floats:
         return footage.sound
     if speech is None:
         raise ValueError(f"{name} has no sound: give a file with speech (--speech)")
-    from insync.client.media.reader import AudioFile
+    from insync.client.media.audio_reader import AudioFile
 
     return np.concatenate(list(AudioFile(speech).speech())).astype(np.float32)
 

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from insync.client.media.reader import AudioFile, VideoFile
+from insync.client.media.audio_reader import AudioFile
+from insync.client.media.reader import VideoFile
 from insync.core.images import Image
 from insync.loadtest.errors import LoadTestError
 
