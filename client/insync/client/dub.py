@@ -199,7 +199,14 @@ class DubJob:
         async with Client(server, tls=options.tls, retry_s=options.retry_s) as client:
             twin = options.twin or await self._register(client)
             clock.restart()
-            with VideoWriter(self._out, video, self._audio, options.quality, options.provenance) as writer:
+            with VideoWriter(
+                self._out,
+                video,
+                self._audio,
+                options.quality,
+                options.provenance,
+                self._audio.duration_s if options.trim else None,
+            ) as writer:
                 pictures = self._pictures()
                 stream = client.stream(
                     pictures if options.deadline_s is None else _paced(pictures),
@@ -227,7 +234,9 @@ class DubJob:
             stages=clock.stages(frames),
             mark=writer.mark,
             failed_to_sign=writer.unsigned if can_be_signed(self._out) else "",
-            notes=tuple([*self._notes(frames, changed, end_s, writer.unsigned), *_failover_notes(clock)]),
+            notes=tuple(
+                [*self._notes(frames, changed, end_s, writer.unsigned), *writer.notes, *_failover_notes(clock)]
+            ),
         )
 
     async def _write(

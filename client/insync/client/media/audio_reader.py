@@ -43,6 +43,7 @@ class AudioFile:
         channels: number of channels.
         samples: number of samples per channel, with the silence.
         wide: whether samples have more than 16 bits.
+        language: of the track, as the file has it ("deu"); empty if unknown.
         notes: messages for the user.
 
     Raises:
@@ -58,6 +59,7 @@ class AudioFile:
         self.layout = "mono"
         self.channels = 1
         self.wide = False
+        self.language = ""
         self.notes: list[str] = []
         self._converted = False  # whether the track's form changes midway
         self._filled = 0  # samples of silence in holes
@@ -101,6 +103,7 @@ class AudioFile:
             track, notes = chosen(self.path, "audio", tracks, self._track)
             if not self.samples:
                 self.notes = notes
+                self.language = track.language if track.language not in (None, "und") else ""
             try:
                 decoded = (frame for packet in container.demux(track) for frame in _decoded(packet))
                 begins = list(itertools.islice(decoded, 2))

@@ -16,6 +16,7 @@ import av
 import av.error
 
 from insync.client.media.audio_reader import AudioFile
+from insync.client.media.companions import companions_of, language_for
 from insync.client.media.files import ffmpeg_name
 from insync.client.media.reader import VideoFile
 from insync.client.provenance.manifest import Mark, mark_as_synthetic, metadata_tag
@@ -101,8 +102,10 @@ class VideoWriter:
         audio: the new audio.
         quality: one of `QUALITIES`.
         provenance: mark the file as synthetic, with a signed manifest if the container supports it, and a metadata tag.
+        end_s: end of the output, in seconds, where the video is cut; None if it is not.
 
     Attributes:
+        notes: messages for the user about what the source had and the output cannot hold.
         mark: the file's mark, once it is complete.
         unsigned: the reason why it has no signed manifest; empty if it has one, or should not have one.
 
@@ -110,7 +113,15 @@ class VideoWriter:
         UnwritableMedia: the output cannot be written.
     """
 
-    def __init__(self, out: Path, video: VideoFile, audio: AudioFile, quality: str, provenance: bool = True) -> None:
+    def __init__(
+        self,
+        out: Path,
+        video: VideoFile,
+        audio: AudioFile,
+        quality: str,
+        provenance: bool = True,
+        end_s: Fraction | None = None,
+    ) -> None:
         if quality not in QUALITIES:
             raise BadInput(f"quality is {quality!r}; it must be one of {', '.join(QUALITIES)}")
         check_output(out, video.path, audio.path)
@@ -121,15 +132,22 @@ class VideoWriter:
         with self._writing():
             options = {"movflags": "+faststart"} if kind.format in ("mp4", "mov") else {}
             self._container = av.open(ffmpeg_name(self._temporary), "w", format=kind.format, options=options)
-            if provenance:
-                self._container.metadata["comment"] = metadata_tag()
+            companions = companions_of(video.path, video.photo)
+            companions.add_to(self._container, metadata_tag() if provenance else "", end_s)
             try:
                 self._picture = self._add_video(QUALITIES[quality])
+                self._picture.metadata.update(companions.picture_tags)
                 self._sound = self._add_audio(QUALITIES[quality], kind.lossless_audio)
+                if audio.language:
+                    self._sound.metadata["language"] = language_for(self._container, audio.language)
                 self._audio_frames: Iterator[Any] = audio.frames()
+                for packet, track in list(companions.subtitles(self._container)):
+                    packet.stream = track
+                    self._container.mux(packet)
             except BaseException:
                 self._remove()
                 raise
+        self.notes = companions.notes
         self._muxed_samples = 0  # samples muxed
         self._frames = 0
         # An interrupted job discards the file while another thread may still be writing a frame to it.
