@@ -266,9 +266,12 @@ class DubJob:
 
     def _pictures(self) -> Iterator[TimedFrame]:
         video, options = self._video, self._options
-        for index, decoded in enumerate(extended(video, self._audio.duration_s, options.extend, options.trim)):
-            self._times[index] = decoded.frame.pts = decoded.pts
-            yield TimedFrame(video.picture(decoded.frame), decoded.pts * video.time_base)
+        lead = round(video.lead_s / video.time_base)
+        frames = extended(video, self._audio.duration_s - video.lead_s, options.extend, options.trim)
+        for index, decoded in enumerate(frames):
+            pts = decoded.pts + lead
+            self._times[index] = decoded.frame.pts = pts
+            yield TimedFrame(video.picture(decoded.frame), pts * video.time_base)
 
     async def _register(self, client: Client) -> Twin:
         video = self._video

@@ -171,3 +171,15 @@ def test_a_click_is_at_its_time_after_the_first_picture_of_a_dub(
             writer.write(frame.frame, frame.pts)
         writer.write_audio(None)
     assert written_s(tmp_path / f"out{out}") == pytest.approx(AT_S + start_s, abs=MOST_S)
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mov", ".mkv", ".ts"])
+def test_sound_that_begins_before_the_pictures_keeps_its_distance(tmp_path: Path, ending: str) -> None:
+    """A file's own sound, taken out of it, is in sync with the file again: its pictures begin `lead_s` later."""
+    path = write(tmp_path / f"late{ending}", 44_100, first_picture_s=0.32)
+    assert float(VideoFile(path).lead_s) == pytest.approx(0.32, abs=0.03)
+    # The sound as its own file begins with its first sample.
+    if ending == ".mkv":
+        assert heard_s(path) == pytest.approx(AT_S, abs=MOST_S)
+    together = write(tmp_path / f"together{ending}", 44_100, first_picture_s=0)
+    assert float(VideoFile(together).lead_s) == pytest.approx(0, abs=0.03)

@@ -13,15 +13,13 @@ import av.error
 import numpy as np
 from numpy.typing import NDArray
 
-from insync.client.media.files import chosen, kinds, opened, pictures, sounds
+from insync.client.media.files import LONGEST_DELAY_SAMPLES, LONGEST_LEAD_S, chosen, kinds, opened, pictures, sounds
 from insync.client.media.speech import packed, shifted, silence, speech_chunks
 from insync.core.errors import BadInput, NoAudioTrack, UnreadableMedia
 from insync.core.spec import SAMPLE_RATE_HZ
 
 __all__ = ["AudioFile"]
 
-LONGEST_DELAY_SAMPLES = 2_112  # that an encoder puts before the sound: the AAC encoder of Apple
-LONGEST_LEAD_S = 60  # of silence before a track, or in it; a longer gap is a damaged or a live stream's timestamp
 SHORTEST_HOLE_S = Fraction(15, 1000)  # between two packets; containers round times to as much as 10 ms
 
 

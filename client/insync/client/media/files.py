@@ -14,8 +14,12 @@ from av.sidedata import sidedata
 
 from insync.core.errors import BadInput, UnreadableMedia
 
-__all__ = ["chosen", "ffmpeg_name", "kinds", "opened", "pictures"]
+__all__ = ["LONGEST_DELAY_SAMPLES", "LONGEST_LEAD_S", "chosen", "ffmpeg_name", "kinds", "opened", "pictures", "sounds"]
 
+LONGEST_DELAY_SAMPLES = 2_112  # that an encoder puts before the sound: the AAC encoder of Apple
+LONGEST_LEAD_S = (
+    60  # between the starts of two tracks, or between two packets; more is a damaged or a live stream's timestamp
+)
 # Formats that FFmpeg recognises in plain text; never meant as a video.
 _NOT_MEDIA = {"tty", "lrc", "srt", "webvtt", "ass"}
 

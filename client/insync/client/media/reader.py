@@ -12,11 +12,12 @@ from typing import Any
 import av
 import av.error
 
-from insync.client.media.files import chosen, kinds, opened, pictures
+from insync.client.media.files import LONGEST_DELAY_SAMPLES, LONGEST_LEAD_S, chosen, kinds, opened, pictures, sounds
 from insync.client.media.orientation import UPRIGHT, Orientation, orientation_of
 from insync.client.media.photo import ANIMATION_TIME_BASE, animation, frame_of, read_still
 from insync.client.media.yuv import NATIVE_FORMATS, YuvPicture, plane_views
 from insync.core.errors import NoVideoTrack, UnreadableMedia
+from insync.core.spec import SAMPLE_RATE_HZ
 
 __all__ = ["DecodedFrame", "VideoFile"]
 
@@ -91,6 +92,8 @@ class VideoFile:
         step: usual time between two frames, in units of `time_base`.
         frames_expected: number of frames according to the file's header; 0 if unknown.
         orientation: how the frames that `frames` yields are turned and mirrored for display.
+        lead_s: seconds by which the file's own sound begins before its first picture; less than an encoder's delay counts as 0.
+            Sound that replaces it begins there too.
         pixel_aspect: a pixel's width divided by its height.
         colours: (colour space, range, primaries, transfer), as FFmpeg's numbers.
         photo: whether this is a still picture.
@@ -111,7 +114,7 @@ class VideoFile:
         self._mended = 0  # frames whose time was wrong
         self._even = False  # whether frames are cropped to even sides
         self._start = 0
-        self.pixel_aspect = Fraction(1)
+        self.pixel_aspect, self.lead_s = Fraction(1), Fraction(0)
         self._still = self._animated = None
         if path.is_file():  # whatever else it is, `opened` says
             self._still = read_still(path)
@@ -211,6 +214,7 @@ class VideoFile:
             self.fps = Fraction(track.average_rate or track.guessed_rate or PHOTO_FPS)
             self.time_base = Fraction(track.time_base)
             self.frames_expected = int(track.frames) or self._frames_by_duration(container, track)
+            self.lead_s = _lead_s(container, track)
             # The container's aspect wins over the codec's, as in players.
             aspect = track.sample_aspect_ratio or track.codec_context.sample_aspect_ratio
             if aspect and aspect > 0:
@@ -355,6 +359,19 @@ class VideoFile:
                 frame = frame.reformat(format=self.format)
             frame.pts, frame.time_base = pts, time_base
         return _upright(frame, orientation) if orientation.turns or orientation.mirrored else frame
+
+
+def _lead_s(container: Any, track: Any) -> Fraction:
+    """Return by how many seconds a file's first audio track begins before a video track; see `VideoFile`."""
+    (sound, *_) = sounds(container) or [None]
+    if sound is None or sound.start_time is None or track.start_time is None:
+        return Fraction(0)
+    lead_s = track.start_time * Fraction(track.time_base) - sound.start_time * Fraction(sound.time_base)
+    return (
+        lead_s
+        if Fraction(LONGEST_DELAY_SAMPLES, sound.rate or SAMPLE_RATE_HZ) < lead_s <= LONGEST_LEAD_S
+        else Fraction(0)
+    )
 
 
 def _lost(pixel_format: str) -> str:
