@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from insync.client.client import REGISTRATION_FRAMES, RETRY_S, Client, Twin
 from insync.client.media.audio_reader import AudioFile
-from insync.client.media.extension import EXTENSIONS, extended
+from insync.client.media.extension import EXTENSIONS, extended, filled
 from insync.client.media.reader import VideoFile
 from insync.client.media.writer import QUALITIES, VideoWriter, carries_display_matrix, check_output
 from insync.client.media.yuv import YuvPicture, copy_frame
@@ -181,6 +181,7 @@ class DubJob:
         )
         self._audio = AudioFile(Path(audio), self._options.audio_track)
         self._times: dict[int, int] = {}  # pts of the frames in flight
+        self._added = 0  # frames
 
     def run(self, server: str) -> DubReport:
         """Run the job on a server, and write the output. Do not call it inside a running event loop.
@@ -267,8 +268,10 @@ class DubJob:
     def _pictures(self) -> Iterator[TimedFrame]:
         video, options = self._video, self._options
         lead = round(video.lead_s / video.time_base)
-        frames = extended(video, self._audio.duration_s - video.lead_s, options.extend, options.trim)
-        for index, decoded in enumerate(frames):
+        until_s = self._audio.duration_s - video.lead_s
+        frames = extended(video, until_s, options.extend, options.trim)
+        for index, (decoded, added) in enumerate(filled(frames, video, until_s)):
+            self._added += added
             pts = decoded.pts + lead
             self._times[index] = decoded.frame.pts = pts
             yield TimedFrame(video.picture(decoded.frame), pts * video.time_base)
@@ -304,6 +307,8 @@ class DubJob:
             yield f"{video.path}: {video.mended} frames had no time, or a wrong one: they follow at the usual distance"
         if video.skipped:
             yield f"{video.path}: {video.skipped} damaged packets were skipped"
+        if self._added:
+            yield f"{self._added} frames were added where the video holds a picture while somebody speaks"
         if self._options.extend == "none" and not video.photo and audio.duration_s > end_s + Fraction(1, 20):
             yield f"the audio ({float(audio.duration_s):.1f} s) was cut at the video's end ({float(end_s):.1f} s)"
         if not changed:

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from insync.client.media.audio_reader import AudioFile
-from insync.client.media.extension import extended
+from insync.client.media.extension import extended, filled
 from insync.client.media.orientation import orientation_of
 from insync.client.media.reader import VideoFile
 from insync.client.media.writer import VideoWriter
@@ -352,3 +352,44 @@ def test_interlaced_footage_is_deinterlaced_with_a_note(tmp_path: Path) -> None:
     luma: Any = frames[2].frame.to_ndarray(format="gray").astype(int)
     combs = np.abs(luma[1:-1:2] - luma[:-2:2]).mean()
     assert combs < 4  # stored, every second line is 6 pixels off: about 30
+
+
+# -- held pictures
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+@pytest.mark.parametrize("fps", [1, 5, 10, 15])
+def test_a_mouth_gets_frames_where_the_video_has_few(tmp_path: Path, suffix: str, fps: int) -> None:
+    pictures = [np.roll(corners(), 8 * n, axis=1) for n in range(3 * fps)]
+    ticks = [n * 25 // fps for n in range(len(pictures))] if suffix == ".avi" else None
+    unit = Fraction(1, 25) if suffix == ".avi" else Fraction(1, fps)
+    pts = ticks or list(range(len(pictures)))
+    video = VideoFile(write_video(tmp_path / f"slow{suffix}", pictures, pts=pts, unit=unit))
+    assert video.time_base <= Fraction(1, 1000)
+    frames = list(filled(video.frames(), video, Fraction(2)))
+    at = [float(frame.pts * video.time_base) for frame, _ in frames]
+    spoken = [t for t in at if t < 2]
+    assert max(np.diff(spoken)) < 0.061
+    assert [t for t in at if t >= 2.2] == [
+        t for t in (float(f.pts * video.time_base) for f in video.frames()) if t >= 2.2
+    ]
+    own = [frame.pts for frame, added in frames if not added]
+    assert own == [frame.pts for frame in video.frames()]
+
+
+@pytest.mark.parametrize("rate", [Fraction(24_000, 1001), Fraction(25), Fraction(60)])
+def test_ordinary_video_gets_no_frames(tmp_path: Path, rate: Fraction) -> None:
+    path = write_video(tmp_path / "c.mp4", [corners()] * 20, pts=list(range(20)), unit=1 / rate)
+    video = VideoFile(path)
+    assert not any(added for _, added in filled(video.frames(), video, Fraction(5)))
+
+
+@pytest.mark.parametrize("extend", ["bounce", "loop", "freeze"])
+def test_coarse_times_are_refined_in_every_extension(tmp_path: Path, extend: str) -> None:
+    pictures = [np.roll(corners(), 8 * n, axis=1) for n in range(20)]
+    video = VideoFile(write_video(tmp_path / "c.avi", pictures, unit=Fraction(1, 25)))
+    frames = list(extended(video, Fraction(2), extend, trim=False))
+    assert np.diff([float(f.pts * video.time_base) for f in frames]) == pytest.approx(
+        [0.04] * (len(frames) - 1), abs=2e-3
+    )
+    assert len(frames) == 50

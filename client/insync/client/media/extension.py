@@ -1,4 +1,4 @@
-"""Extension of a video whose audio is longer: the order of its frames."""
+"""The frames of an output: a video is extended where its audio is longer, and gets more frames where it holds a picture while somebody speaks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from insync.client.media.reader import DecodedFrame, VideoFile
 from insync.client.media.yuv import copy_frame
 from insync.core.errors import BadInput
 
-__all__ = ["EXTENSIONS", "extended"]
+__all__ = ["EXTENSIONS", "extended", "filled"]
 
 EXTENSIONS = ("bounce", "loop", "freeze", "none")
+HELD_S = Fraction(6, 100)  # a picture that lasts longer is held: a mouth needs more frames than that
+SPOKEN_STEP_S = Fraction(1, 25)  # at most, between the frames of a mouth that speaks
 _CHUNK_BYTES = 96 * 2**20  # bytes of frames in memory while a video plays backwards
 
 
@@ -80,3 +82,30 @@ def _backwards(video: VideoFile, times: list[int]) -> Iterator[DecodedFrame]:
     for end in range(len(times), 0, -size):
         chunk = times[max(0, end - size) : end]
         yield from reversed(video.between(chunk[0], chunk[-1]))
+
+
+def filled(frames: Iterator[DecodedFrame], video: VideoFile, until_s: Fraction) -> Iterator[tuple[DecodedFrame, bool]]:
+    """Yield frames, with copies between those that lie far apart, while somebody speaks.
+
+    Args:
+        frames: in order.
+        video: where they are from.
+        until_s: end of the audio, in seconds.
+
+    Yields:
+        Frames with increasing pts, and whether each was added.
+    """
+    held, step, end = HELD_S / video.time_base, SPOKEN_STEP_S / video.time_base, until_s / video.time_base
+    last = next(frames, None)
+    while last is not None:
+        following = next(frames, None)
+        gap = 0 if following is None else following.pts - last.pts
+        count = -int(-gap // step) if gap > held else 1  # of frames in the gap, the first with it
+        copies = [copy_frame(last.frame) for _ in range(1, count)] if last.pts < end else []
+        yield last, False
+        for number, copy in enumerate(copies, 1):
+            pts = last.pts + round(number * Fraction(gap, count))
+            if pts >= end:
+                break
+            yield DecodedFrame(pts, copy), True
+        last = following

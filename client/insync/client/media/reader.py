@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ __all__ = ["DecodedFrame", "VideoFile"]
 PHOTO_FPS = 25
 PHOTO_MAX_SIDE = 1920  # pixels; larger photos are scaled down to this
 LONGEST_STEP_S = 60  # between two frames; a longer one is a damaged time stamp, or the joint of two files
+COARSEST = Fraction(1, 1000)  # time base, in seconds
 _PHOTO_TIME_BASE = Fraction(1, 12_800)
 _BT709 = 1
 _LIMITED_RANGE = 1
@@ -47,25 +49,31 @@ class _Times:
 
     Where a file has no time, or one before the last frame's, or one a minute after it, the frame comes one usual step after the last; later times are
     counted from there.
+
+    Args:
+        step: usual time between two frames.
+        time_base: unit of the times.
+        scale: by which the file's times are multiplied.
     """
 
-    def __init__(self, step: int, time_base: Fraction) -> None:
-        self._step, self._longest = step, int(LONGEST_STEP_S / time_base)
+    def __init__(self, step: int, time_base: Fraction, scale: int = 1) -> None:
+        self._step, self._longest, self._scale = step, int(LONGEST_STEP_S / time_base), scale
         self._last: int | None = None
         self._shift = 0
         self.mended = 0  # frames
 
     def __call__(self, pts: int | None) -> int:
         """Return the time of the next frame, from its time in the file."""
+        pts = None if pts is None else int(pts) * self._scale
         if self._last is None:
-            self._shift = -int(pts or 0)
+            self._shift = -(pts or 0)
             self._last = 0
             self.mended += pts is None
             return 0
-        now = self._last + self._step if pts is None else int(pts) + self._shift
+        now = self._last + self._step if pts is None else pts + self._shift
         if not self._last < now <= self._last + self._longest:
             now = self._last + self._step
-            self._shift = now - int(pts or 0)
+            self._shift = now - (pts or 0)
             self.mended += 1
         elif pts is None:
             self.mended += 1
@@ -112,6 +120,7 @@ class VideoFile:
         self.skipped = 0
         self._upright, self._number, self._playable = upright, track, playable
         self._mended = 0  # frames whose time was wrong
+        self._scale = 1  # the file's time base divided by ours
         self._even = False  # whether frames are cropped to even sides
         self._start = 0
         self.pixel_aspect, self.lead_s = Fraction(1), Fraction(0)
@@ -152,7 +161,7 @@ class VideoFile:
 
     def frames(self) -> Iterator[DecodedFrame]:
         """Yield every frame from the first on."""
-        times = _Times(self.step, self.time_base)
+        times = _Times(self.step, self.time_base, self._scale)
         start: int | None = None
         for frame in self._smooth(self._raw()):
             if start is None:
@@ -170,11 +179,11 @@ class VideoFile:
         # Some files cannot be searched for a time, and mended times are not those of the file: then read from the start.
         for seek in (False,) if self._mended or self._animated else (True, False):
             found: list[DecodedFrame] = []
-            times = _Times(self.step, self.time_base)
-            for frame in self._smooth(self._raw(first + self._start if seek else None)):
+            times = _Times(self.step, self.time_base, self._scale)
+            for frame in self._smooth(self._raw(first // self._scale + self._start if seek else None)):
                 if seek and frame.pts is None:
                     break
-                pts = int(frame.pts) - self._start if seek else times(frame.pts)
+                pts = (int(frame.pts) - self._start) * self._scale if seek else times(frame.pts)
                 if seek and pts > first and not found:
                     break
                 if pts > last:
@@ -212,7 +221,9 @@ class VideoFile:
             track, notes = self._track(container)
             self.notes += notes
             self.fps = Fraction(track.average_rate or track.guessed_rate or PHOTO_FPS)
-            self.time_base = Fraction(track.time_base)
+            # Fine enough for frames between those of a file that has few.
+            self._scale = math.ceil(Fraction(track.time_base) / COARSEST)
+            self.time_base = Fraction(track.time_base) / self._scale
             self.frames_expected = int(track.frames) or self._frames_by_duration(container, track)
             self.lead_s = _lead_s(container, track)
             # The container's aspect wins over the codec's, as in players.
@@ -291,17 +302,20 @@ class VideoFile:
                 graph = av.filter.Graph()
                 ends = (
                     graph.add_buffer(
-                        width=frame.width, height=frame.height, format=frame.format, time_base=self.time_base
+                        width=frame.width,
+                        height=frame.height,
+                        format=frame.format,
+                        time_base=self.time_base * self._scale,
                     ),
                     graph.add("bwdif", "mode=send_frame:deint=interlaced"),
                     graph.add("buffersink"),
                 )
                 graph.link_nodes(*ends).configure()
             graph.push(frame)
-            yield from _pulled(graph, self.time_base)
+            yield from _pulled(graph, self.time_base * self._scale)
         if graph is not None:
             graph.push(None)
-            yield from _pulled(graph, self.time_base)
+            yield from _pulled(graph, self.time_base * self._scale)
 
     @staticmethod
     def _frames_by_duration(container: Any, stream: Any) -> int:
