@@ -393,3 +393,40 @@ def test_coarse_times_are_refined_in_every_extension(tmp_path: Path, extend: str
         [0.04] * (len(frames) - 1), abs=2e-3
     )
     assert len(frames) == 50
+
+
+# -- backwards
+
+
+def test_a_long_video_with_one_key_frame_plays_backwards_at_the_cost_of_one_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [np.roll(corners(), n % 96, axis=1) for n in range(400)]
+    path = write_video(tmp_path / "c.mp4", pictures, options={"crf": "10", "g": "1000", "bf": "2"})
+    video = VideoFile(path)
+    decoded = 0
+    raw = VideoFile._raw
+
+    def counted(self: VideoFile, keyframes: bool = False) -> Any:
+        nonlocal decoded
+        for frame in raw(self, keyframes):
+            decoded += 1
+            yield frame
+
+    monkeypatch.setattr(VideoFile, "_raw", counted)
+    frames = list(extended(video, Fraction(16 + 12), "bounce", trim=False))
+    assert len(frames) == 700
+    assert decoded <= 2 * 400
+    for there, back in ((398, 400), (300, 498), (101, 697)):
+        assert_alike(video.picture(frames[back].frame).rgb(), video.picture(frames[there].frame).rgb(), most=0.01)
+    assert set(np.diff([frame.pts for frame in frames])) == {video.step}
+
+
+def test_it_plays_backwards_again(tmp_path: Path) -> None:
+    pictures = [np.roll(corners(), 3 * n, axis=1) for n in range(8)]
+    video = VideoFile(write_video(tmp_path / "c.mp4", pictures))
+    order = [*range(8), *range(6, -1, -1), *range(1, 8), *range(6, -1, -1), 1]
+    frames = list(extended(video, Fraction(len(order), 25), "bounce", trim=False))
+    assert len(frames) == len(order)
+    for frame, number in zip(frames, order, strict=True):
+        assert_alike(video.picture(frame.frame).rgb(), pictures[number], most=8)

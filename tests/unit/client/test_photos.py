@@ -101,8 +101,6 @@ def test_an_animated_webp_is_a_video_with_its_own_times(tmp_path: Path) -> None:
     assert video.frames_expected == 4
     for number, frame in enumerate(frames):
         assert_alike(video.picture(frame.frame).rgb(), np.roll(corners(), 8 * number, axis=1))
-    again = video.between(frames[1].pts, frames[2].pts)
-    assert [f.pts for f in again] == [frames[1].pts, frames[2].pts]
 
 
 def test_transparent_parts_become_black_with_a_note(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 
+from insync.client.media.backwards import Spool
 from insync.client.media.reader import DecodedFrame, VideoFile
 from insync.client.media.yuv import copy_frame
 from insync.core.errors import BadInput
@@ -14,7 +16,6 @@ __all__ = ["EXTENSIONS", "extended", "filled"]
 EXTENSIONS = ("bounce", "loop", "freeze", "none")
 HELD_S = Fraction(6, 100)  # a picture that lasts longer is held: a mouth needs more frames than that
 SPOKEN_STEP_S = Fraction(1, 25)  # at most, between the frames of a mouth that speaks
-_CHUNK_BYTES = 96 * 2**20  # bytes of frames in memory while a video plays backwards
 
 
 def extended(video: VideoFile, until_s: Fraction, extend: str, trim: bool) -> Iterator[DecodedFrame]:
@@ -54,34 +55,43 @@ def extended(video: VideoFile, until_s: Fraction, extend: str, trim: bool) -> It
         return
     if len(times) == 1:
         extend = "loop"  # one frame cannot play backwards
-    forwards = extend == "loop"
-    while now + video.step < end:
-        if forwards:
-            offset = now + video.step if extend == "loop" else now
-            source = video.frames()
-            if extend == "bounce":
-                next(source, None)  # the frame at the turning point was already shown
-            for frame in source:
-                if offset + frame.pts >= end:
-                    return
-                now = offset + frame.pts
-                yield DecodedFrame(now, frame.frame)
-        else:
-            offset = now + times[-1]
-            for frame in _backwards(video, times[:-1]):
-                if offset - frame.pts >= end:
-                    return
-                now = offset - frame.pts
-                yield DecodedFrame(now, frame.frame)
-        forwards = extend == "loop" or not forwards
+    forwards, spool = extend == "loop", None
+    try:
+        while now + video.step < end:
+            if forwards:
+                offset = now + video.step if extend == "loop" else now
+                source = video.frames()
+                if extend == "bounce":
+                    next(source, None)  # the frame at the turning point was already shown
+                for frame in source:
+                    if offset + frame.pts >= end:
+                        return
+                    now = offset + frame.pts
+                    yield DecodedFrame(now, frame.frame)
+            else:
+                # The frames after this time play backwards, and no others are needed.
+                spool = spool or _spooled(video, max(0, 2 * times[-1] - math.ceil(end)))
+                offset = now + times[-1]
+                for number in range(len(spool) - 1):
+                    pts = times[-2 - number]
+                    if offset - pts >= end:
+                        return
+                    now = offset - pts
+                    yield DecodedFrame(now, spool[len(spool) - 2 - number])
+            forwards = extend == "loop" or not forwards
+    finally:
+        if spool is not None:
+            spool.close()
 
 
-def _backwards(video: VideoFile, times: list[int]) -> Iterator[DecodedFrame]:
-    """Yield the frames with these pts in reverse, decoded again in chunks that fit into memory."""
-    size = max(8, _CHUNK_BYTES // (video.width * video.height * 3))
-    for end in range(len(times), 0, -size):
-        chunk = times[max(0, end - size) : end]
-        yield from reversed(video.between(chunk[0], chunk[-1]))
+def _spooled(video: VideoFile, since: int) -> Spool:
+    """Keep a video's frames from `since` on, decoded once, for playing backwards."""
+    spool = Spool(video.width, video.height, video.format)
+    for frame in video.frames():
+        if frame.pts >= since:
+            spool.add(frame.frame)
+    spool.finish()
+    return spool
 
 
 def filled(frames: Iterator[DecodedFrame], video: VideoFile, until_s: Fraction) -> Iterator[tuple[DecodedFrame, bool]]:

@@ -14,6 +14,7 @@ import av
 import av.error
 
 from insync.client.media.files import LONGEST_DELAY_SAMPLES, LONGEST_LEAD_S, chosen, kinds, opened, pictures, sounds
+from insync.client.media.hdr import HLG, PQ, table
 from insync.client.media.orientation import UPRIGHT, Orientation, orientation_of
 from insync.client.media.photo import ANIMATION_TIME_BASE, animation, frame_of, read_still
 from insync.client.media.yuv import NATIVE_FORMATS, YuvPicture, plane_views
@@ -106,6 +107,7 @@ class VideoFile:
         colours: (colour space, range, primaries, transfer), as FFmpeg's numbers.
         photo: whether this is a still picture.
         skipped: number of packets that could not be decoded.
+        mended: number of frames whose time was missing or wrong, once `frames` has run to its end.
         notes: messages for the user about conversions.
 
     Raises:
@@ -117,12 +119,10 @@ class VideoFile:
     def __init__(self, path: Path, upright: bool = False, track: int | None = None, playable: bool = False) -> None:
         self.path = path
         self.notes: list[str] = []
-        self.skipped = 0
+        self.skipped = self.mended = 0
         self._upright, self._number, self._playable = upright, track, playable
-        self._mended = 0  # frames whose time was wrong
         self._scale = 1  # the file's time base divided by ours
         self._even = False  # whether frames are cropped to even sides
-        self._start = 0
         self.pixel_aspect, self.lead_s = Fraction(1), Fraction(0)
         self._still = self._animated = None
         if path.is_file():  # whatever else it is, `opened` says
@@ -133,12 +133,14 @@ class VideoFile:
         if first is None:
             raise UnreadableMedia(f"{path}: no video frame can be decoded; the file may be damaged")
         self._deinterlaced = bool(first.interlaced_frame)
+        self._hdr = int(first.color_trc) if int(first.color_trc) in (PQ, HLG) else 0
         self.orientation = UPRIGHT if self.photo else orientation_of(first)
         if self.photo or self._animated:
             self._describe_picture(first)
         else:
             self._describe_track()
         self.step = max(1, round(1 / (self.fps * self.time_base)))
+        first = next(self._smooth(self._raw()))
         self.format = self._target_format(first)
         shown = self._converted(first)
         self._note_changes()
@@ -162,44 +164,13 @@ class VideoFile:
     def frames(self) -> Iterator[DecodedFrame]:
         """Yield every frame from the first on."""
         times = _Times(self.step, self.time_base, self._scale)
-        start: int | None = None
         for frame in self._smooth(self._raw()):
-            if start is None:
-                start = int(frame.pts or 0)
             yield DecodedFrame(times(frame.pts), self._converted(frame))
-        self._start, self._mended = start or 0, times.mended
-
-    @property
-    def mended(self) -> int:
-        """Number of frames whose time was missing or wrong, once `frames` has run to its end."""
-        return self._mended
-
-    def between(self, first: int, last: int) -> list[DecodedFrame]:
-        """Return the frames with first ≤ pts ≤ last, decoded again. `frames` must have run to its end before."""
-        # Some files cannot be searched for a time, and mended times are not those of the file: then read from the start.
-        for seek in (False,) if self._mended or self._animated else (True, False):
-            found: list[DecodedFrame] = []
-            times = _Times(self.step, self.time_base, self._scale)
-            for frame in self._smooth(self._raw(first // self._scale + self._start if seek else None)):
-                if seek and frame.pts is None:
-                    break
-                pts = (int(frame.pts) - self._start) * self._scale if seek else times(frame.pts)
-                if seek and pts > first and not found:
-                    break
-                if pts > last:
-                    return found
-                if pts >= first:
-                    found.append(DecodedFrame(pts, self._converted(frame)))
-            else:
-                if found:
-                    return found
-        raise UnreadableMedia(
-            f"{self.path}: the frames around {float(first * self.time_base):.2f} s cannot be read again"
-        )
+        self.mended = times.mended
 
     def keyframes(self) -> Iterator[Any]:
         """Yield only the key frames, as av.VideoFrames; skipping the others is fast."""
-        for frame in self._raw(keyframes=True):
+        for frame in self._smooth(self._raw(keyframes=True), keyframes=True):
             yield self._converted(frame)
 
     def picture(self, frame: Any) -> YuvPicture:
@@ -252,14 +223,12 @@ class VideoFile:
             )
         if self._deinterlaced:
             self.notes.append("interlaced video: it is deinterlaced, one frame from two fields")
+        if self._hdr:
+            name = "PQ" if self._hdr == PQ else "HLG"
+            self.notes.append(f"HDR video ({name}): it is tone-mapped to SDR (BT.709, 8 bits); the result is no HDR")
 
-    def _raw(self, seek: int | None = None, keyframes: bool = False) -> Iterator[Any]:
-        """Yield the decoded frames unconverted; skip and count packets that cannot be decoded.
-
-        Args:
-            seek: start at the key frame before this time, in the track's time base; None starts at the beginning.
-            keyframes: yield only key frames.
-        """
+    def _raw(self, keyframes: bool = False) -> Iterator[Any]:
+        """Yield the decoded frames, or only the key frames, unconverted; skip and count packets that cannot be decoded."""
         if self._still is not None:
             yield frame_of(self._still.rgb, 0)
             return
@@ -271,8 +240,6 @@ class VideoFile:
             if keyframes:
                 track.codec_context.skip_frame = "NONKEY"
             try:
-                if seek is not None:
-                    container.seek(seek, stream=track, backward=True)
                 # AVI has no times of display, and FFmpeg's guess is wrong with B-frames. Frames come in that order, so they take the times of decoding in turn.
                 unknown = container.format.name == "avi"
                 waiting: deque[int] = deque()
@@ -291,31 +258,41 @@ class VideoFile:
             except (av.error.FFmpegError, OSError) as exc:
                 raise UnreadableMedia(f"{self.path}: reading failed: {exc}") from exc
 
-    def _smooth(self, frames: Iterator[Any]) -> Iterator[Any]:
-        """Yield frames without the combs of interlacing (bwdif), one for each."""
-        if not self._deinterlaced:
+    def _smooth(self, frames: Iterator[Any], keyframes: bool = False) -> Iterator[Any]:
+        """Yield frames in SDR and without the combs of interlacing, one for each.
+
+        Args:
+            frames: decoded frames, in order.
+            keyframes: whether they are only the key frames, which cannot help each other.
+        """
+        steps = []
+        if self._deinterlaced:
+            steps.append(
+                ("estdif", "mode=frame:deint=interlaced")
+                if keyframes
+                else ("bwdif", "mode=send_frame:deint=interlaced")
+            )
+        if self._hdr:
+            steps += [
+                ("scale", "in_color_matrix=bt2020:in_range=auto:out_range=pc"), ("format", "gbrp10le"), ("lut3d", str(table(self._hdr))),
+                ("scale", "in_range=pc:out_color_matrix=bt709:out_range=tv"), ("format", "yuv420p"),
+                ("setparams", "colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"),
+            ]  # fmt: skip
+        if not steps:
             yield from frames
             return
-        graph: Any = None
+        unit, graph = self.time_base * self._scale, None
         for frame in frames:
             if graph is None:
                 graph = av.filter.Graph()
-                ends = (
-                    graph.add_buffer(
-                        width=frame.width,
-                        height=frame.height,
-                        format=frame.format,
-                        time_base=self.time_base * self._scale,
-                    ),
-                    graph.add("bwdif", "mode=send_frame:deint=interlaced"),
-                    graph.add("buffersink"),
-                )
-                graph.link_nodes(*ends).configure()
+                source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=unit)
+                nodes = [source, *(graph.add(*step) for step in steps), graph.add("buffersink")]
+                graph.link_nodes(*nodes).configure()
             graph.push(frame)
-            yield from _pulled(graph, self.time_base * self._scale)
+            yield from _pulled(graph, unit)
         if graph is not None:
             graph.push(None)
-            yield from _pulled(graph, self.time_base * self._scale)
+            yield from _pulled(graph, unit)
 
     @staticmethod
     def _frames_by_duration(container: Any, stream: Any) -> int:
