@@ -217,7 +217,9 @@ def test_a_face_that_is_not_in_every_frame(
     audio = write_noise(tmp_path / "a.wav", 0.6)
     report = dub(clip, audio, tmp_path / "out.mp4", server=server.grpc_url, options=DubOptions(progress=False))
     assert (report.frames, report.changed) == (15, 10)
-    assert report.notes == ("5 of 15 frames show no face that can be synced and passed through unchanged",)
+    cuts, faceless = report.notes
+    assert cuts.startswith("2 cuts")
+    assert faceless == "5 of 15 frames show no face that can be synced and passed through unchanged"
 
 
 @pytest.mark.parametrize("late", ["wait", "skip", "repeat"])
@@ -370,3 +372,32 @@ def test_twins_on_the_command_line(
     capsys.readouterr()
     assert main(["twin", "show", twin]) == 1
     assert twin in capsys.readouterr().err
+
+
+def test_after_a_cut_the_face_is_searched_for_anew(
+    server: EmbeddedServer, images: list[NDArray[np.uint8]], sample_speech: Path, tmp_path: Path
+) -> None:
+    """Left, then right, then nobody: no mouth hangs where the last shot had a face."""
+    height, width = images[0].shape[:2]
+    room = np.random.default_rng(3).integers(60, 200, (9, 16, 3)).astype(np.uint8)
+    empty = np.kron(room, np.ones((-(-height // 9), -(-2 * width // 16), 1), np.uint8))[:height, : 2 * width]
+
+    def shot(image: NDArray[np.uint8] | None, left: int) -> NDArray[np.uint8]:
+        frame = empty.copy() if left == 0 else np.ascontiguousarray(empty[::-1, ::-1])
+        if image is not None:
+            frame[:, left : left + width] = image
+        return frame
+
+    frames = [shot(image, 0) for image in images[:6]] + [shot(image, width) for image in images[6:12]]
+    frames += [255 - empty] * 6
+    source, out = write_video(tmp_path / "cuts.mp4", frames), tmp_path / "out.mp4"
+    options = DubOptions(quality="lossless", extend="none", progress=False)
+    report = dub(source, sample_speech, out, server=server.grpc_url, options=options)
+    assert report.changed == 12
+    assert any("2 cuts" in note for note in report.notes)
+    before, after = read(source)[1], read(out)[1]
+    for number in range(12):
+        x0, _, x1, _ = changed_box(before[number], after[number])
+        assert (x1 <= width) if number < 6 else (x0 >= width)
+    for number in range(12, 18):
+        assert all(np.array_equal(a, b) for a, b in zip(before[number], after[number], strict=True))

@@ -16,6 +16,7 @@ from insync.client.client import REGISTRATION_FRAMES, RETRY_S, Client, Twin
 from insync.client.media.audio_reader import AudioFile
 from insync.client.media.extension import EXTENSIONS, extended, filled
 from insync.client.media.reader import VideoFile
+from insync.client.media.scenes import SMALL, Scenes
 from insync.client.media.writer import QUALITIES, VideoWriter, carries_display_matrix, check_output
 from insync.client.media.yuv import YuvPicture, copy_frame
 from insync.client.provenance.manifest import Mark, can_be_signed
@@ -181,7 +182,7 @@ class DubJob:
         )
         self._audio = AudioFile(Path(audio), self._options.audio_track)
         self._times: dict[int, int] = {}  # pts of the frames in flight
-        self._added = 0  # frames
+        self._added = self._cuts = 0
 
     def run(self, server: str) -> DubReport:
         """Run the job on a server, and write the output. Do not call it inside a running event loop.
@@ -268,13 +269,16 @@ class DubJob:
     def _pictures(self) -> Iterator[TimedFrame]:
         video, options = self._video, self._options
         lead = round(video.lead_s / video.time_base)
-        until_s = self._audio.duration_s - video.lead_s
+        until_s, scenes = self._audio.duration_s - video.lead_s, Scenes()
         frames = extended(video, until_s, options.extend, options.trim)
         for index, (decoded, added) in enumerate(filled(frames, video, until_s)):
             self._added += added
+            picture = video.picture(decoded.frame)
+            cut = not added and scenes.cut(picture.small(SMALL))
+            self._cuts += cut and index > 0
             pts = decoded.pts + lead
             self._times[index] = decoded.frame.pts = pts
-            yield TimedFrame(video.picture(decoded.frame), pts * video.time_base)
+            yield TimedFrame(picture, pts * video.time_base, cut)
 
     async def _register(self, client: Client) -> Twin:
         video = self._video
@@ -309,6 +313,8 @@ class DubJob:
             yield f"{video.path}: {video.skipped} damaged packets were skipped"
         if self._added:
             yield f"{self._added} frames were added where the video holds a picture while somebody speaks"
+        if self._cuts:
+            yield f"{self._cuts} cuts to another shot were found: whoever is seen after one gets the mouth of the person who was registered"
         if self._options.extend == "none" and not video.photo and audio.duration_s > end_s + Fraction(1, 20):
             yield f"the audio ({float(audio.duration_s):.1f} s) was cut at the video's end ({float(end_s):.1f} s)"
         if not changed:

@@ -14,10 +14,11 @@ import numpy.typing as npt
 import pytest
 
 from insync.cli.main import main
+from insync.client.media.scenes import Scenes
 from insync.core.mouth import MouthBasis
 from insync.core.spec import SAMPLE_RATE_HZ
 from insync.training.curation import pipeline as curation
-from insync.training.curation.clip import ABSENT, GOOD, Run, Visibility, _Scenes, pose_degrees
+from insync.training.curation.clip import ABSENT, GOOD, Run, Visibility, pose_degrees
 from insync.training.curation.pipeline import _joined, curate
 from insync.training.curation.report import REPORT, curve_svg, outcome, write_report
 from insync.training.data.audio import read_speech
@@ -211,7 +212,7 @@ def test_outcomes_and_curves() -> None:
 def test_scene_cuts_are_detected_and_fades_are_not() -> None:
     rng = np.random.default_rng(0)
     first, second = (rng.integers(0, 255, (36, 64, 3)).astype(np.uint8).repeat(4, 0).repeat(4, 1) for _ in range(2))
-    scenes = _Scenes()
+    scenes = Scenes()
     drifting = [np.roll(first, i, 1) for i in range(6)]
     assert [scenes.cut(image) for image in drifting] == [True] + [False] * 5
     assert scenes.cut(second)

@@ -129,6 +129,10 @@ class YuvPicture:
         """Return the whole frame; see `Picture`."""
         return self.cut(Region(0, 0, self.width, self.height, self.width, self.height, whole=True))
 
+    def small(self, size: tuple[int, int]) -> Image:
+        """Return the whole frame in RGB, scaled to a size (width, height)."""
+        return self.cut(Region(0, 0, self.width, self.height, *size, whole=True))
+
     def _views(self) -> list[NDArray[np.uint8]]:
         if self._planes is None:
             self._planes = plane_views(self.frame)

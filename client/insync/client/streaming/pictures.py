@@ -61,10 +61,12 @@ class TimedFrame:
     Attributes:
         frame: uint8 [H, W, 3] RGB, or the bytes of a JPEG or PNG.
         time_s: seconds on the audio's clock (0 is the audio's first sample), not before the previous frame's.
+        cut: whether another shot begins: the face is searched for anew, not where it was.
     """
 
     frame: Any
     time_s: float | Fraction
+    cut: bool = False
 
 
 class RgbPicture:

@@ -159,7 +159,7 @@ class Stream:
         self._windows = AudioWindows(options.audio_rate_hz)
         self._frames = Source(frames, "frames")
         self._audio = Source(slices(audio, options.audio_rate_hz) if isinstance(audio, np.ndarray) else audio, "audio")
-        self._tracker = RegionTracker(options.region and options.composite == "client")
+        self._tracker = self._new_tracker()
         self._slots = asyncio.Semaphore(options.in_flight)
         # Never full: each entry but the end marker holds a slot.
         self._queue: asyncio.Queue[_Ticket | None] = asyncio.Queue(options.in_flight + 1)
@@ -254,8 +254,9 @@ class Stream:
                     return
                 name = f"frame {index}"
                 time_s = Fraction(index) / Fraction(self._options.fps)
+                cut = index == 0
                 if isinstance(item, TimedFrame):
-                    item, time_s = item.frame, Fraction(item.time_s)
+                    item, time_s, cut = item.frame, Fraction(item.time_s), cut or item.cut
                 if time_s < last:
                     raise BadInput(
                         f"{name} has time {float(time_s):.4f} s, before the previous frame's; times must not decrease"
@@ -265,13 +266,15 @@ class Stream:
                 await self._receive_audio(time_s)
                 window = self._windows.window_at(time_s)
                 ready_s = time.perf_counter()
+                if cut:  # frames before it that are still on their way keep their own
+                    self._tracker = self._new_tracker()
                 task = None
                 if index == 0 or self._dropper is None or self._dropper.due(ready_s):
-                    task = asyncio.create_task(self._sync(index, time_s, picture, window))
+                    task = asyncio.create_task(self._sync(index, time_s, picture, window, self._tracker))
                     self._tasks.add(task)
                     task.add_done_callback(self._on_done)
                 self._queue.put_nowait(_Ticket(index, float(time_s), ready_s, task))
-                if index == 0 and task is not None:
+                if cut and task is not None:
                     # The face's position decides which region of later frames is sent, so waiting for it once pays off.
                     await asyncio.wait({task})
                 index += 1
@@ -287,16 +290,21 @@ class Stream:
             else:
                 self._windows.finish()
 
-    async def _sync(self, index: int, time_s: Fraction, picture: Picture, window: NDArray[np.float32]) -> SyncedFrame:
+    def _new_tracker(self) -> RegionTracker:
+        return RegionTracker(self._options.region and self._options.composite == "client")
+
+    async def _sync(
+        self, index: int, time_s: Fraction, picture: Picture, window: NDArray[np.float32], tracker: RegionTracker
+    ) -> SyncedFrame:
         start = time.perf_counter()
         name = f"frame {index}"
         if self._options.composite == "server":
-            return await self._composited(index, time_s, picture, window, start)
+            return await self._composited(index, time_s, picture, window, tracker, start)
 
         async def call(region: Region, hint: NDArray[np.float32]) -> RegionResult:
             return await self._call(name, picture, window, region, hint)
 
-        result = await self._tracker.locate(index, picture.width, picture.height, picture.pixel_aspect, call)
+        result = await tracker.locate(index, picture.width, picture.height, picture.pixel_aspect, call)
         changed = await self._in_thread("paste", _paste, picture, result)
         return SyncedFrame(
             index=index,
@@ -332,14 +340,20 @@ class Stream:
         )
 
     async def _composited(
-        self, index: int, time_s: Fraction, picture: Picture, window: NDArray[np.float32], start: float
+        self,
+        index: int,
+        time_s: Fraction,
+        picture: Picture,
+        window: NDArray[np.float32],
+        tracker: RegionTracker,
+        start: float,
     ) -> SyncedFrame:
         name = f"frame {index}"
         region = RegionTracker(enabled=False).propose(picture.width, picture.height)
         data = await self._in_thread("prepare", _encoded, picture, region, self._options.jpeg_quality)
-        outputs = await self._timed_infer("lipsync", data, window, self._tracker.hint, name)
+        outputs = await self._timed_infer("lipsync", data, window, tracker.hint, name)
         confidence = float(outputs["CONFIDENCE"][0])
-        self._tracker.follow(index, outputs["FACE"])
+        tracker.follow(index, outputs["FACE"])
         encoded = outputs["SYNCED"].tobytes()
         image = await self._in_thread("paste", decode_image, encoded, f"{name} as the server returned it")
         return SyncedFrame(

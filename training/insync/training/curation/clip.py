@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from insync.client.media.scenes import Scenes
 from insync.core.mouth import OUTER_LIPS, RIGID, skull_fixed
 from insync.core.spec import MEL_BANDS, MEL_FRAMES, SAMPLE_RATE_HZ
 from insync.ensemble.models.face import Face, FaceFinder, take_crop
@@ -37,11 +38,8 @@ MAX_UPSCALE = 2.1  # crop pixels per pixel of the footage
 YAW_RANGE = (0.24, 0.76)  # position of the nose between the cheeks, as a share of the face's width
 MAX_PITCH = 30.0  # degrees
 FACE_CUT = 28.0  # mean absolute difference of consecutive upper-face crops, of 255
-SCENE_CUT = 22.0  # the same of whole, downscaled frames, ...
-SCENE_CUT_RATIO = 5.0  # ... which must also be this many times the usual difference
 JUMP = 0.5  # of the face's size: a larger move between two frames means another face
 EVERY_VISIBLE = 5  # frames; the occlusion head is run on every fifth
-SMALL = (64, 36)  # pixels of the downscaled frames for scene detection
 VIEW_HEIGHT = 112  # pixels
 MAX_LATE_S = 10.0  # maximum start of a track after the start of the file
 EYES = (33, 263)  # outer corners
@@ -146,25 +144,6 @@ def _verdict(face: Face, pitch: float) -> str:
     if not YAW_RANGE[0] < turned < YAW_RANGE[1] or abs(pitch) > MAX_PITCH:
         return TURNED
     return GOOD
-
-
-class _Scenes:
-    """A detector of scene cuts."""
-
-    def __init__(self) -> None:
-        self._last: Floats | None = None
-        self._usual = 2.0
-
-    def cut(self, image: Picture) -> bool:
-        """Return whether a scene starts with this frame."""
-        small = cv2.resize(image, SMALL, interpolation=cv2.INTER_AREA).astype(np.float32)
-        last, self._last = self._last, small
-        if last is None:
-            return True
-        change = float(np.abs(small - last).mean())
-        found = change > SCENE_CUT and change > SCENE_CUT_RATIO * self._usual
-        self._usual = 0.9 * self._usual + 0.1 * min(change, SCENE_CUT)
-        return found
 
 
 class _Builder:
@@ -286,7 +265,7 @@ def make_part(path: Path, out: Path, finder: FaceFinder, visibility: Visibility,
                 zero_s = float(container.start_time or 0) / av.time_base
                 audio = None if audio is None else _on_clock(audio, begins_s - zero_s)
                 fps = float(container.streams.video[0].average_rate or 25)
-                scenes, hint, last_s = _Scenes(), None, -1.0
+                scenes, hint, last_s = Scenes(), None, -1.0
                 for frame in container.decode(video=0):
                     image = frame.to_ndarray(format="rgb24")
                     time_s = float(frame.time) - zero_s if frame.time is not None else last_s + 1 / fps
