@@ -389,7 +389,7 @@ def test_after_a_cut_the_face_is_searched_for_anew(
         return frame
 
     frames = [shot(image, 0) for image in images[:6]] + [shot(image, width) for image in images[6:12]]
-    frames += [255 - empty] * 6
+    frames += [np.invert(empty)] * 6
     source, out = write_video(tmp_path / "cuts.mp4", frames), tmp_path / "out.mp4"
     options = DubOptions(quality="lossless", extend="none", progress=False)
     report = dub(source, sample_speech, out, server=server.grpc_url, options=options)

@@ -42,7 +42,7 @@ from insync.training.metrics import published
 from insync.training.metrics.frechet import MISSING, FeatureNetwork, Networks, distances
 from insync.training.metrics.identity import Likeness
 from insync.training.metrics.speech_judge import SpeechJudge
-from insync.training.metrics.summary import COMPARED, Metrics, best_lag, correlation, lagged, means, table
+from insync.training.metrics.summary import COMPARED, HEARD_LAG, Metrics, best_lag, correlation, lagged, means, table
 from insync.training.metrics.sync import SyncJudge
 
 log = logging.getLogger(__name__)
@@ -287,7 +287,7 @@ class Evaluation:
         if sound is None or not sound.any():
             return NOTHING, NOTHING
         expected = self._judge.apertures(sound, footage.times_s[footage.first :])
-        lag = best_lag(apertures, expected)
+        lag = best_lag(apertures, expected, HEARD_LAG)
         # The judge hears a mouth earlier or later than it is filmed: a positive lag is a mouth behind its sound.
         return lagged(apertures, expected, lag), -float(lag)
 
