@@ -183,3 +183,46 @@ def test_sound_that_begins_before_the_pictures_keeps_its_distance(tmp_path: Path
         assert heard_s(path) == pytest.approx(AT_S, abs=MOST_S)
     together = write(tmp_path / f"together{ending}", 44_100, first_picture_s=0)
     assert float(VideoFile(together).lead_s) == pytest.approx(0, abs=0.03)
+
+
+ENCODERS = {"aac": "aac", "opus": "libopus", "mp3": "libmp3lame", "flac": "flac", "pcm": "pcm_s16le"}
+MATRIX = [
+    *((".mp4", codec) for codec in ENCODERS), *((".mkv", codec) for codec in ENCODERS),
+    *((".mov", codec) for codec in ("aac", "mp3", "pcm")), (".webm", "opus"),
+    *((".ts", codec) for codec in ("aac", "opus", "mp3")), *((".avi", codec) for codec in ("aac", "mp3", "flac", "pcm")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("with_pictures", [True, False])
+@pytest.mark.parametrize(("ending", "codec"), MATRIX)
+def test_two_clicks_are_at_their_times_in_every_container_and_codec(
+    tmp_path: Path, ending: str, codec: str, with_pictures: bool
+) -> None:
+    rate_hz, at_s = 48_000, (0.5, 1.0)
+    t = np.arange(round(1.6 * rate_hz)) / rate_hz
+    sound = sum(0.8 * np.exp(-(((t - at) / 0.0004) ** 2)) for at in at_s)
+    path = tmp_path / f"clicks{ending}"
+    with av.open(str(path), "w") as container:
+        video: Any = None
+        if with_pictures:
+            video = container.add_stream("libvpx-vp9" if ending == ".webm" else "libx264", rate=25)
+            video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        audio = container.add_stream(ENCODERS[codec], rate=rate_hz, layout="mono")
+        for number in range(40 if with_pictures else 0):
+            picture = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 6 * number, np.uint8), format="rgb24")
+            picture.pts, picture.time_base = number, Fraction(1, 25)
+            container.mux(video.encode(picture.reformat(format="yuv420p")))
+        for start in range(0, len(t), 960):
+            part = np.asarray(sound, np.float32)[None, start : start + 960]
+            frame = av.AudioFrame.from_ndarray(part, format="flt", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = rate_hz, start, Fraction(1, rate_hz)
+            container.mux(audio.encode(frame))
+        for stream in filter(None, (audio, video)):
+            container.mux(stream.encode(None))
+    read = AudioFile(path)
+    speech = np.concatenate(list(read.speech()))
+    for at in at_s:
+        first = round((at - 0.2) * SAMPLE_RATE_HZ)
+        found_s = (first + int(np.abs(speech[first : first + round(0.4 * SAMPLE_RATE_HZ)]).argmax())) / SAMPLE_RATE_HZ
+        assert found_s == pytest.approx(at, abs=MOST_S)
+    assert read.notes == []

@@ -20,6 +20,10 @@ from insync.core.spec import SAMPLE_RATE_HZ
 
 __all__ = ["AudioFile"]
 
+# Samples of delay that no encoder can do without, where the container does not say it: MDCT's overlap, and with MP3 its filter bank.
+_UNSAID_DELAYS = {"aac": 1_024, "mp3": 1_105, "mp3float": 1_105, "opus": 312, "libopus": 312}
+_UNSAYING = ("avi", "aac", "mpegts")  # MPEG-TS says it by the pictures' times, if it has any
+_TIMELESS = ("avi",)  # FFmpeg computes times of packets from their sizes
 SHORTEST_HOLE_S = Fraction(15, 1000)  # between two packets; containers round times to as much as 10 ms
 
 
@@ -108,8 +112,10 @@ class AudioFile:
                 if len(begins) == 2 and _form(begins[0]) != _form(begins[1]) and begins[0].samples < begins[1].samples:
                     begins = begins[1:]  # the rest of an encoder's delay, with the rate that FFmpeg guessed
                 if begins:
-                    lead = _lead(container, begins[0])
-                    whole = self._without_holes(itertools.chain(begins, decoded))
+                    lead = _lead(container, track, begins[0])
+                    whole: Iterator[Any] = itertools.chain(begins, decoded)
+                    if container.format.name not in _TIMELESS:
+                        whole = self._without_holes(whole)
                     yield from shifted(self._in_one_form(whole), lead)
             except av.error.InvalidDataError:
                 return  # the container is truncated here; use what was decoded
@@ -172,9 +178,11 @@ def _decoded(packet: Any) -> list[Any]:
         return []  # a damaged packet; the rest of the track may be good
 
 
-def _lead(container: Any, first: Any) -> int:
+def _lead(container: Any, track: Any, first: Any) -> int:
     """Return how many samples after time 0 an audio track's first frame starts; see `AudioFile`."""
     videos = pictures(container)
+    if container.format.name in _UNSAYING and not (videos and container.format.name == "mpegts"):
+        return -_UNSAID_DELAYS.get(track.codec_context.name, 0)
     if first.pts is None or not first.time_base:
         return 0
     if videos and videos[0].start_time is not None:
