@@ -374,7 +374,7 @@ def test_twins_on_the_command_line(
     assert twin in capsys.readouterr().err
 
 
-def test_after_a_cut_the_face_is_searched_for_anew(
+def test_after_a_cut_no_mouth_hangs_where_the_last_shot_had_a_face(
     server: EmbeddedServer, images: list[NDArray[np.uint8]], sample_speech: Path, tmp_path: Path
 ) -> None:
     """Left, then right, then nobody: no mouth hangs where the last shot had a face."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from tests.unit.client.test_odd_media import corners, tone, write_wav
+from tests.support.media import corners, tone, write_wav
 
 from insync.client.media.audio_reader import AudioFile
 from insync.client.media.reader import VideoFile

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import wave
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.support.media import assert_alike, corners, tone, write_wav
 
 from insync.client.media.audio_reader import AudioFile
 from insync.client.media.extension import extended, filled
@@ -21,20 +21,9 @@ from insync.core.compositing import Placed
 from insync.core.errors import BadInput
 
 Picture = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 
 ONE = 65_536
 TURNS = {0: (1, 0, 0, 1), 1: (0, -1, 1, 0), 2: (-1, 0, 0, -1), 3: (0, 1, -1, 0)}  # a, b, c, d of the display matrix
-
-
-def corners(width: int = 96, height: int = 64) -> Picture:
-    """Return a picture whose four quarters have different colours."""
-    picture = np.zeros((height, width, 3), np.uint8)
-    picture[: height // 2, : width // 2] = (200, 40, 40)
-    picture[: height // 2, width // 2 :] = (40, 160, 40)
-    picture[height // 2 :, : width // 2] = (40, 40, 200)
-    picture[height // 2 :, width // 2 :] = (220, 220, 60)
-    return picture
 
 
 def matrix(turns: int, mirrored: bool, scale: float = 1.0) -> tuple[int, ...]:
@@ -84,24 +73,6 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
-
-
-def write_wav(path: Path, samples: Floats, rate_hz: int = 16_000, channels: int = 1) -> Path:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(channels)
-        file.setsampwidth(2)
-        file.setframerate(rate_hz)
-        file.writeframes(np.repeat((samples * 32_767).astype("<i2"), channels).tobytes())
-    return path
-
-
-def tone(seconds: float, rate_hz: int, hz: float = 440) -> Floats:
-    return np.asarray(0.5 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate_hz)) / rate_hz), np.float32)
-
-
-def assert_alike(got: Picture, wanted: Picture, most: float = 6) -> None:
-    assert got.shape == wanted.shape
-    assert np.abs(got.astype(int) - wanted).mean() < most
 
 
 # -- mirrored and turned footage

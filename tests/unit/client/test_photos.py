@@ -11,6 +11,7 @@ import pillow_heif
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
+from tests.support.media import assert_alike, corners
 
 from insync.client.media.reader import VideoFile
 from insync.core.errors import UnreadableMedia
@@ -31,16 +32,6 @@ STORED: dict[int, Callable[[Picture], Picture]] = {
 }
 
 
-def corners(width: int = 96, height: int = 64) -> Picture:
-    """Return a picture whose four quarters have different colours."""
-    picture = np.zeros((height, width, 3), np.uint8)
-    picture[: height // 2, : width // 2] = (200, 40, 40)
-    picture[: height // 2, width // 2 :] = (40, 160, 40)
-    picture[height // 2 :, : width // 2] = (40, 40, 200)
-    picture[height // 2 :, width // 2 :] = (220, 220, 60)
-    return picture
-
-
 def save(path: Path, stored: Picture, orientation: int | None = None, **options: object) -> Path:
     image = Image.fromarray(np.ascontiguousarray(stored))
     if orientation is not None:
@@ -57,11 +48,6 @@ def save(path: Path, stored: Picture, orientation: int | None = None, **options:
 def shown(video: VideoFile) -> Picture:
     (frame,) = list(video.frames())
     return video.picture(frame.frame).rgb()
-
-
-def assert_alike(got: Picture, wanted: Picture) -> None:
-    assert got.shape == wanted.shape
-    assert np.abs(got.astype(int) - wanted).mean() < 6
 
 
 @pytest.mark.parametrize("orientation", STORED)

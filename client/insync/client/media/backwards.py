@@ -8,7 +8,7 @@ from typing import Any
 
 import av
 
-from insync.client.media.yuv import plane_views
+from insync.client.media.yuv import copy_frame
 from insync.core.errors import UnreadableMedia
 
 __all__ = ["Spool"]
@@ -26,7 +26,6 @@ class Spool:
 
     def __init__(self, width: int, height: int, pixel_format: str) -> None:
         self._file = tempfile.TemporaryFile(prefix="insync-")  # noqa: SIM115  closed by `close`
-        self._format, self._size = pixel_format, (width, height)
         self._places: list[tuple[int, int]] = []  # of each frame's packet: position and bytes
         self._tags: list[tuple[int, int, int, int]] = []
         encoder: Any = av.CodecContext.create("libx264", "w")
@@ -43,9 +42,7 @@ class Spool:
 
     def add(self, frame: Any) -> None:
         """Keep a frame; it stays as it is."""
-        copy = av.VideoFrame(*self._size, self._format)
-        for target, source in zip(plane_views(copy), plane_views(frame), strict=True):
-            target[...] = source
+        copy = copy_frame(frame)
         copy.pts, copy.time_base = len(self._tags), Fraction(1, 25)
         self._tags.append(
             (int(frame.colorspace), int(frame.color_range), int(frame.color_primaries), int(frame.color_trc))

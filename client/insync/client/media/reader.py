@@ -17,7 +17,7 @@ from insync.client.media.files import LONGEST_DELAY_SAMPLES, LONGEST_LEAD_S, cho
 from insync.client.media.hdr import HLG, PQ, table
 from insync.client.media.orientation import UPRIGHT, Orientation, orientation_of
 from insync.client.media.photo import ANIMATION_TIME_BASE, animation, frame_of, read_still
-from insync.client.media.yuv import NATIVE_FORMATS, YuvPicture, plane_views
+from insync.client.media.yuv import NATIVE_FORMATS, YuvPicture, plane_views, tag_like
 from insync.core.errors import NoVideoTrack, UnreadableMedia
 from insync.core.spec import SAMPLE_RATE_HZ
 
@@ -140,7 +140,8 @@ class VideoFile:
         else:
             self._describe_track()
         self.step = max(1, round(1 / (self.fps * self.time_base)))
-        first = next(self._smooth(self._raw()))
+        if self._deinterlaced or self._hdr:
+            first = next(self._smooth(self._raw()))
         self.format = self._target_format(first)
         shown = self._converted(first)
         self._note_changes()
@@ -155,11 +156,6 @@ class VideoFile:
             int(shown.color_primaries),
             int(shown.color_trc),
         )
-
-    @property
-    def sideways(self) -> bool:
-        """Whether width and height are swapped for display."""
-        return self.orientation.sideways
 
     def frames(self) -> Iterator[DecodedFrame]:
         """Yield every frame from the first on."""
@@ -306,6 +302,8 @@ class VideoFile:
         if self.photo:
             return "yuv420p"
         name = str(frame.format.name)
+        if self._playable:
+            return self._playable_format(frame, name)
         across, down = 64 // max(1, frame.format.chroma_width(64)), 64 // max(1, frame.format.chroma_height(64))
         target = name if name in NATIVE_FORMATS else ""
         if not target:
@@ -313,8 +311,6 @@ class VideoFile:
                 target = "yuv420p"
             else:
                 target = "yuv422p" if across >= 2 else "yuv444p"
-        if self._playable:
-            return self._playable_format(frame, name)
         if (NATIVE_FORMATS[target][1] == 2 and frame.width % 2) or (
             NATIVE_FORMATS[target][2] == 2 and frame.height % 2
         ):
@@ -342,13 +338,7 @@ class VideoFile:
         if self._even:
             frame = _cropped(frame)
         if frame.format.name != self.format:
-            pts, time_base = frame.pts, frame.time_base
-            if frame.format.is_rgb:
-                frame = frame.reformat(format=self.format, dst_colorspace=_BT709, dst_color_range=_LIMITED_RANGE)
-                frame.colorspace, frame.color_range = _BT709, _LIMITED_RANGE
-            else:
-                frame = frame.reformat(format=self.format)
-            frame.pts, frame.time_base = pts, time_base
+            frame = _reformatted(frame, self.format)
         return _upright(frame, orientation) if orientation.turns or orientation.mirrored else frame
 
 
@@ -372,20 +362,27 @@ def _lost(pixel_format: str) -> str:
     return ""
 
 
-def _cropped(frame: Any) -> Any:
-    """Copy a frame without the last column or row of odd sides; chroma is sampled at every pixel then."""
+def _reformatted(frame: Any, pixel_format: str) -> Any:
+    """Return a frame in a YUV format, at the same time; RGB becomes BT.709 in limited range."""
     pts, time_base = frame.pts, frame.time_base
     if frame.format.is_rgb:
-        frame = frame.reformat(format="yuv444p", dst_colorspace=_BT709, dst_color_range=_LIMITED_RANGE)
+        frame = frame.reformat(format=pixel_format, dst_colorspace=_BT709, dst_color_range=_LIMITED_RANGE)
         frame.colorspace, frame.color_range = _BT709, _LIMITED_RANGE
-    elif frame.format.name not in ("yuv444p", "yuvj444p"):
-        frame = frame.reformat(format="yuvj444p" if frame.format.name.startswith("yuvj") else "yuv444p")
+    else:
+        frame = frame.reformat(format=pixel_format)
+    frame.pts, frame.time_base = pts, time_base
+    return frame
+
+
+def _cropped(frame: Any) -> Any:
+    """Copy a frame without the last column or row of odd sides; chroma is sampled at every pixel then."""
+    if frame.format.name not in ("yuv444p", "yuvj444p"):
+        frame = _reformatted(frame, "yuvj444p" if frame.format.name.startswith("yuvj") else "yuv444p")
     even = av.VideoFrame(frame.width // 2 * 2, frame.height // 2 * 2, frame.format.name)
     for target, source in zip(plane_views(even), plane_views(frame), strict=True):
         target[...] = source[: even.height, : even.width]
-    even.colorspace, even.color_range = frame.colorspace, frame.color_range
-    even.color_primaries, even.color_trc = frame.color_primaries, frame.color_trc
-    even.pts, even.time_base = pts, time_base
+    tag_like(even, frame)
+    even.pts, even.time_base = frame.pts, frame.time_base
     return even
 
 
@@ -419,7 +416,6 @@ def _upright(frame: Any, orientation: Orientation) -> Any:
     shown = av.VideoFrame(width, height, frame.format.name)
     for target, source in zip(plane_views(shown), plane_views(frame), strict=True):
         target[...] = orientation.upright(source)
-    shown.colorspace, shown.color_range = frame.colorspace, frame.color_range
-    shown.color_primaries, shown.color_trc = frame.color_primaries, frame.color_trc
+    tag_like(shown, frame)
     shown.pts, shown.time_base = frame.pts, frame.time_base
     return shown

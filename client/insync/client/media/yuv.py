@@ -19,7 +19,7 @@ from insync.client.streaming.region import Region
 from insync.core.compositing import Placed
 from insync.core.images import Image, resize
 
-__all__ = ["NATIVE_FORMATS", "YuvPicture", "copy_frame", "rgb_to_yuv", "yuv_to_rgb"]
+__all__ = ["NATIVE_FORMATS", "YuvPicture", "copy_frame", "plane_views", "rgb_to_yuv", "tag_like", "yuv_to_rgb"]
 
 # By pixel format: whether it is full range by definition, and horizontal and vertical luma pixels per chroma sample.
 NATIVE_FORMATS: dict[str, tuple[bool, int, int]] = {
@@ -127,7 +127,7 @@ class YuvPicture:
 
     def rgb(self) -> Image:
         """Return the whole frame; see `Picture`."""
-        return self.cut(Region(0, 0, self.width, self.height, self.width, self.height, whole=True))
+        return self.small((self.width, self.height))
 
     def small(self, size: tuple[int, int]) -> Image:
         """Return the whole frame in RGB, scaled to a size (width, height)."""
@@ -165,10 +165,15 @@ def copy_frame(frame: Any) -> Any:
     copy = av.VideoFrame(frame.width, frame.height, frame.format.name)
     for target, source in zip(plane_views(copy), plane_views(frame), strict=True):
         target[...] = source
-    copy.colorspace, copy.color_range = frame.colorspace, frame.color_range
-    copy.color_primaries, copy.color_trc = frame.color_primaries, frame.color_trc
+    tag_like(copy, frame)
     copy.pts = frame.pts
     return copy
+
+
+def tag_like(frame: Any, source: Any) -> None:
+    """Give a frame another one's colour tags."""
+    frame.colorspace, frame.color_range = source.colorspace, source.color_range
+    frame.color_primaries, frame.color_trc = source.color_primaries, source.color_trc
 
 
 def _mix(part: NDArray[np.uint8], patch: NDArray[np.uint8], alpha: NDArray[np.float32]) -> None:

@@ -61,7 +61,7 @@ class TimedFrame:
     Attributes:
         frame: uint8 [H, W, 3] RGB, or the bytes of a JPEG or PNG.
         time_s: seconds on the audio's clock (0 is the audio's first sample), not before the previous frame's.
-        cut: whether another shot begins: the face is searched for anew, not where it was.
+        cut: whether another shot begins: the whole frame is searched for a face, not where the last one was.
     """
 
     frame: Any
